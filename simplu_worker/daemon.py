@@ -33,6 +33,7 @@ from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.queues import Monitoring
@@ -40,7 +41,8 @@ from simplu_worker.status.replica import TOP_TENANTS_INTERVAL_S, ReplicaStatus
 from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import ServerTls, WatchedFiles
-from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
+from simplu_worker.telemetry import systemd
+from simplu_worker.telemetry.systemd import SystemdNotifier
 from simplu_worker.timing.waits import repeat_every, shared_pause_s
 from simplu_worker.vocabulary import TargetKind
 
@@ -80,9 +82,8 @@ async def run_worker(settings: Settings) -> None:
         port = await _serve_http(serving, settings, replica, signals)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
-        health = HealthRegistry()
         await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping, notifier)
-        _show_parts(parts, health, replica)
+        _show_parts(parts, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
         for source in unset_sources(settings):
@@ -92,7 +93,7 @@ async def run_worker(settings: Settings) -> None:
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
             "top tenants": partial(repeat_every, TOP_TENANTS_INTERVAL_S, replica.note_top_tenants),
         }
-        background = heartbeat | _background_tasks(settings, parts, health, signals)
+        background = heartbeat | _background_tasks(settings, parts, replica.health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
     _require_drained(parts.consumers)
     log.info("worker.stopped", replica=replica.name)
@@ -130,21 +131,19 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         replica.certificate = WatchedFiles(TLS_FILES, tls.read)
         signals.files.append(replica.certificate)
     operator, viewer = settings.api_token, settings.api_viewer_token
-    http = open_http(
-        settings.http_host,
-        settings.http_port,
-        tokens=Tokens(
+    guard = Guard(
+        Tokens(
             operator=None if operator is None else operator.get_secret_value(),
             viewer=None if viewer is None else viewer.get_secret_value(),
             listed=tokens,
         ),
-        replica=replica,
-        letters=LetterRequests(settings),
+        settings.http_host,
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
         is_behind_tls=settings.http_behind_tls,
-        tls=None if tls is None else tls.context,
     )
+    context = None if tls is None else tls.context
+    http = open_http(guard, settings.http_port, replica, LetterRequests(settings), tls=context)
     try:
         return await stack.enter_async_context(http)
     except OSError as exc:
@@ -157,10 +156,12 @@ async def _ensure_dead_letter_queue(
 ) -> None:
     if settings.sqs_dead_letter_queue_url is None and settings.dead_letter_queue_url is not None:
         url = settings.dead_letter_queue_url
-        await ensure_default_queue(consumers.sqs, url, stopping, on_failure=notifier.extend_start)
+        await ensure_default_queue(
+            consumers.sqs, url, stopping, on_failure=partial(notifier.notify, systemd.EXTEND_START)
+        )
 
 
-def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
+def _show_parts(parts: Parts, replica: ReplicaStatus) -> None:
     shards, consumers = parts.shards, parts.consumers
     monitoring = Monitoring(
         consumers.receivers, consumers.all_queues(), consumers.orders, parts.cache, parts.cache_admin
@@ -172,7 +173,6 @@ def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) ->
         fleet=consumers.fleet,
         feed=None if parts.feed is None else parts.feed.feed,
         monitoring=monitoring,
-        health=health,
     )
 
 
@@ -221,16 +221,16 @@ async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) ->
         instruments.EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - wanted))
         if not was_ready and replica.readiness_problem() is None:
             was_ready = True
-            notifier.notify_ready()
+            notifier.notify(systemd.READY)
             log.info("worker.ready", replica=replica.name)
         is_starting = not was_ready and not replica.stopping.is_set()  # a drain has a time limit of its own
         # What a live worker waits for comes back without a restart. A start that is stuck runs into systemd's limit.
         if is_starting and time.monotonic() >= extend_at and replica.liveness_problem() is None:
-            notifier.extend_start()
-            extend_at = time.monotonic() + START_EXTENSION_S / 4
+            notifier.notify(systemd.EXTEND_START)
+            extend_at = time.monotonic() + systemd.START_EXTENSION_S / 4
         interval_s = notifier.watchdog_interval_s
         if interval_s is not None and time.monotonic() >= watchdog_at and replica.liveness_problem() is None:
-            notifier.notify_watchdog()
+            notifier.notify(systemd.WATCHDOG)
             watchdog_at = time.monotonic() + interval_s
 
 
@@ -257,7 +257,7 @@ async def _run_until_drained(
                 feed = keep_running(TargetKind.REPLICA, "feed", "feed", run_feed, stopping=stopping)
                 sources.create_task(feed, name="feed")
             await stopping.wait()
-            notifier.notify_stopping()
+            notifier.notify(systemd.STOPPING)
             log.info("worker.draining", grace_s=grace_s)
             deadline.reschedule(loop.time() + grace_s)
         flush_s = min(FLUSH_S, ((deadline.when() or 0.0) - loop.time()) / 2)

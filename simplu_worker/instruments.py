@@ -15,30 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from simplu_worker.vocabulary import (
-    CacheOutcome,
-    CitrusEndpoint,
-    CitrusOutcome,
-    DeadLetterReason,
-    FeedDelivery,
-    FeedFileOutcome,
-    HoldReason,
-    LeaseState,
-    LeaseTake,
-    MessageOutcome,
-    MoveOutcome,
-    OperationKind,
-    OperationOutcome,
-    ProvisioningOutcome,
-    QueueCall,
-    Retry,
-    ShardMapOutcome,
-    ShardProblem,
-    Source,
-    StreamReader,
-    SubscriptionEvent,
-    TargetKind,
-)
+from simplu_worker import vocabulary
 
 # A `_created` series beside each counter and histogram would double the scraped data; no rule reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
@@ -54,8 +31,6 @@ LATENCY_BUCKETS_S = (
 )
 # One request to a service near by; no client waits much longer than 10 s for an answer.
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# For visibility timeouts from seconds to hours.
-LEASE_MARGIN_BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0)
 # A Postgres shard answers a probe within a millisecond or two.
 SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
 
@@ -121,15 +96,11 @@ OPERATION_LATENCY = BatchHistogram(
     "simplu_operation_latency_seconds",
     "Time from the arrival of an operation at its source until its commit.",
     label="source",
-    label_values=Source,
+    label_values=vocabulary.Source,
     buckets=LATENCY_BUCKETS_S,
 )
 RETRIES = Counter("simplu_retries_total", "Batches, messages and requests tried again.", ["source", "reason"])
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records and messages stored as dead letters.", ["reason"])
-REJECTIONS_UNNOTED = Counter(
-    "simplu_rejections_unnoted_total",
-    "Dead letters without a row on a shard: their request ids answer `unknown`, not `rejected`.",
-)
 SCHEMA_FINDINGS = Counter(
     "simplu_schema_findings_total",
     "Operations whose document does not fit its JSON Schema, by the place in the schema; beyond 100 places `other`.",
@@ -146,9 +117,6 @@ HELD_RETENTION = Gauge(
     "simplu_held_retention_ratio",
     "Age of the oldest held operation of a stream shard over the stream's retention; at 1 the operation is lost.",
     ["stream_shard"],
-)
-CATCH_UPS = Gauge(
-    "simplu_catch_ups", "Running catch-ups, which read a stream shard again for targets that are no longer held."
 )
 CATCH_UP_LAG = Gauge(
     "simplu_catch_up_lag_seconds",
@@ -170,10 +138,6 @@ KINESIS_LAG_RETENTION = Gauge(
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
-KINESIS_LEASE_TAKES = Counter("simplu_kinesis_lease_takes_total", "Leases taken.", ["how"])
-KINESIS_RENEWAL_AGE = Gauge(
-    "simplu_kinesis_lease_renewal_age_seconds", "Time since the renewal of the held lease that was renewed longest ago."
-)
 KINESIS_EXPIRED = Counter(
     "simplu_kinesis_expired_positions_total",
     "Stream shards read too late: records between the checkpoint and the oldest retained one are lost.",
@@ -181,9 +145,9 @@ KINESIS_EXPIRED = Counter(
 KINESIS_GET_RECORDS = Histogram(
     "simplu_kinesis_get_records_seconds", "Time of a GetRecords call.", buckets=REQUEST_BUCKETS_S
 )
-KINESIS_READS = Counter("simplu_kinesis_reads_total", "Replies of GetRecords, and pushed events.", ["reader"])
-KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in these replies.", ["reader"])
-KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in these replies.", ["reader"])
+KINESIS_READ_RECORDS = Counter(
+    "simplu_kinesis_read_records_total", "Records in replies of GetRecords, and in pushed events.", ["reader"]
+)
 KINESIS_STREAM_SHARD_BYTES = Counter(
     "simplu_kinesis_stream_shard_bytes_total",
     "Bytes, partition keys included, that the main reader has read, each once.",
@@ -198,11 +162,6 @@ KINESIS_WRONG_KEYS = Counter(
     "simplu_kinesis_wrong_partition_keys_total",
     "Operations with a wrong partition key. They are applied, perhaps not in order.",
 )
-KINESIS_SUBSCRIPTIONS = Counter(
-    "simplu_kinesis_subscriptions_total",
-    "With KINESIS_READ=fan-out: what happened to subscriptions to stream shards.",
-    ["event"],
-)
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages decided.", ["queue", "outcome"])
@@ -215,29 +174,6 @@ SQS_OLDEST_MESSAGE = Gauge(
     "Time since the oldest message was sent, of those in flight or received in the last two minutes; 0 without one.",
     ["queue"],
 )
-SQS_OLDEST_IN_HAND = Gauge(
-    "simplu_sqs_oldest_in_hand_seconds",
-    "Time since the receive of the message that is in flight longest; 0 without one.",
-    ["queue"],
-)
-SQS_LEASE_MARGIN = Histogram(
-    "simplu_sqs_lease_margin_seconds",
-    "Visibility timeout that messages had left when they were decided; near 0 it is too short.",
-    ["queue"],
-    buckets=LEASE_MARGIN_BUCKETS_S,
-)
-SQS_HEARTBEAT_LATENESS = Histogram(
-    "simplu_sqs_heartbeat_lateness_seconds",
-    "Delay of the extension of visibility timeouts.",
-    ["queue"],
-    buckets=REQUEST_BUCKETS_S,
-)
-SQS_STALE_RECEIPTS = Counter(
-    "simplu_sqs_stale_receipts_total",
-    "Receipt handles that SQS refused: another receiver got the message, or it is gone.",
-    ["queue", "call"],
-)
-SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls, up to 4.", ["queue"])
 REPETITIONS_LATE = Counter(
     "simplu_repetitions_late_total",
     "Order events dropped because an event sent over five minutes before used their deduplicationId; redeliveries and "
@@ -329,7 +265,6 @@ MOVE_PAUSE = Histogram(
     buckets=SHARD_BUCKETS_S,
 )
 MOVE_ROWS = Counter("simplu_move_rows_total", "Rows copied by these moves.")
-MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and not ended.")
 MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
     "Time since the last progress of the unfinished move that has stood still longest; 0 without one.",
@@ -342,7 +277,6 @@ CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources not yet invalid
 CACHE_UNREACHABLE = Gauge(
     "simplu_cache_unreachable_seconds", "Time since Redis became unreachable; 0 while it is reachable or not used."
 )
-FEED_SHARDS = Gauge("simplu_feed_shards", "Postgres shards that this replica publishes.")
 FEED_LAG = Gauge(
     "simplu_feed_lag_seconds",
     "Age of the oldest event that the destination does not have, of the shards that this replica publishes.",
@@ -351,14 +285,6 @@ FEED_LAG = Gauge(
 FEED_DELIVERIES = Counter(
     "simplu_feed_deliveries_total", "Answers of destinations to events.", ["destination", "outcome"]
 )
-FEED_REFUSALS = Counter(
-    "simplu_feed_refusals_total", "Events that the destination refused for good, and that are kept.", ["destination"]
-)
-FEED_WAITING_SHARDS = Gauge(
-    "simplu_feed_waiting_shards",
-    "Postgres shards that wait for the feed of another one, after a move.",
-    ["destination"],
-)
 FEED_STOPPED_SHARDS = Gauge(
     "simplu_feed_stopped_shards", "Postgres shards whose feed has stopped and waits for a person.", ["destination"]
 )
@@ -366,9 +292,6 @@ FEED_STOPPED_SHARDS = Gauge(
 BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels name the running version.", ["version", "python"])
 INTERNAL_ERRORS = Counter(
     "simplu_internal_errors_total", "Defects of the worker that stopped a target, by its kind.", ["target"]
-)
-TARGETS_IN_TROUBLE = Gauge(
-    "simplu_targets_in_trouble", "Targets that such a defect stopped in the last two minutes, by kind.", ["target"]
 )
 UNREADY = Gauge(
     "simplu_unready", "1 for the reason for which this replica does no work, as `/readyz` tells it; else 0.", ["reason"]
@@ -392,22 +315,19 @@ def set_build_info(version: str) -> None:
 
 def start_queue_at_zero(queue: str) -> None:
     """Create the series of a queue."""
-    _start_at_zero(SQS_MESSAGES, [queue], MessageOutcome)
-    _start_at_zero(SQS_STALE_RECEIPTS, [queue], QueueCall)
-    for metric in (
-        *(SQS_IN_FLIGHT, SQS_OLDEST_MESSAGE, SQS_OLDEST_IN_HAND, SQS_LEASE_MARGIN, SQS_HEARTBEAT_LATENESS, SQS_POLLS),
-    ):
+    _start_at_zero(SQS_MESSAGES, [queue], vocabulary.MessageOutcome)
+    for metric in (SQS_IN_FLIGHT, SQS_OLDEST_MESSAGE):
         _start_at_zero(metric, [queue])
 
 
-_FEED_GAUGES = (FEED_LAG, FEED_WAITING_SHARDS, FEED_STOPPED_SHARDS)
+_FEED_GAUGES = (FEED_LAG, FEED_STOPPED_SHARDS)
 
 
 def start_feed_at_zero(destinations: Iterable[str]) -> None:
     """Create the series of the feed's destinations."""
     for name in destinations:
-        _start_at_zero(FEED_DELIVERIES, [name], FeedDelivery)
-        for metric in (FEED_REFUSALS, *_FEED_GAUGES):
+        _start_at_zero(FEED_DELIVERIES, [name], vocabulary.FeedDelivery)
+        for metric in _FEED_GAUGES:
             _start_at_zero(metric, [name])
 
 
@@ -489,25 +409,20 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
         metric.labels(*labels)
 
 
-_start_at_zero(OPERATIONS, Source, OperationKind, OperationOutcome)
-_start_at_zero(RETRIES, Source, Retry)
-_start_at_zero(RETRIES, ["citrus"], CitrusEndpoint)
-_start_at_zero(DEAD_LETTERS, DeadLetterReason)
-_start_at_zero(HELD_TARGETS, HoldReason)
-_start_at_zero(HELD_AGE, HoldReason)
-_start_at_zero(SHARD_PROBLEMS, ShardProblem)
-_start_at_zero(KINESIS_READS, StreamReader)
-_start_at_zero(KINESIS_READ_BYTES, StreamReader)
-_start_at_zero(KINESIS_READ_RECORDS, StreamReader)
-_start_at_zero(KINESIS_SUBSCRIPTIONS, SubscriptionEvent)
-_start_at_zero(KINESIS_LEASES, LeaseState)
-_start_at_zero(KINESIS_LEASE_TAKES, LeaseTake)
-_start_at_zero(CITRUS_REQUEST, CitrusEndpoint, CitrusOutcome)
-_start_at_zero(PROVISIONING, ProvisioningOutcome)
-_start_at_zero(SHARD_MAP_RELOADS, ShardMapOutcome)
-_start_at_zero(FEED_FILE_RELOADS, FeedFileOutcome)
-_start_at_zero(CACHE_INVALIDATIONS, CacheOutcome)
-_start_at_zero(MOVES, MoveOutcome)
+_start_at_zero(OPERATIONS, vocabulary.Source, vocabulary.OperationKind, vocabulary.OperationOutcome)
+_start_at_zero(RETRIES, vocabulary.Source, vocabulary.Retry)
+_start_at_zero(RETRIES, ["citrus"], vocabulary.CitrusEndpoint)
+_start_at_zero(DEAD_LETTERS, vocabulary.DeadLetterReason)
+_start_at_zero(HELD_TARGETS, vocabulary.HoldReason)
+_start_at_zero(HELD_AGE, vocabulary.HoldReason)
+_start_at_zero(SHARD_PROBLEMS, vocabulary.ShardProblem)
+_start_at_zero(KINESIS_READ_RECORDS, vocabulary.StreamReader)
+_start_at_zero(KINESIS_LEASES, vocabulary.LeaseState)
+_start_at_zero(CITRUS_REQUEST, vocabulary.CitrusEndpoint, vocabulary.CitrusOutcome)
+_start_at_zero(PROVISIONING, vocabulary.ProvisioningOutcome)
+_start_at_zero(SHARD_MAP_RELOADS, vocabulary.ReloadOutcome)
+_start_at_zero(FEED_FILE_RELOADS, vocabulary.ReloadOutcome)
+_start_at_zero(CACHE_INVALIDATIONS, vocabulary.CacheOutcome)
+_start_at_zero(MOVES, vocabulary.MoveOutcome)
 _start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
-_start_at_zero(INTERNAL_ERRORS, TargetKind)
-_start_at_zero(TARGETS_IN_TROUBLE, TargetKind)
+_start_at_zero(INTERNAL_ERRORS, vocabulary.TargetKind)

@@ -342,17 +342,6 @@ class SubscriptionLoss(StrEnum):
     SILENT = "silent"  # no event came
 
 
-class SubscriptionEvent(StrEnum):
-    """What happened to a subscription to a stream shard."""
-
-    ACCEPTED = "accepted"
-    ENDED = SubscriptionLoss.ENDED
-    TAKEN_OVER = SubscriptionLoss.TAKEN_OVER
-    SILENT = SubscriptionLoss.SILENT
-    DEFERRED = "deferred"  # the call is made later
-    REFUSED = "refused"  # the call
-
-
 class CitrusEndpoint(StrEnum):
     """The requests to the shard manager."""
 
@@ -392,18 +381,11 @@ class ProvisioningOutcome(StrEnum):
     UNDONE = "undone"  # created on two shards at once, and removed from one
 
 
-class QueueCall(StrEnum):
-    """A call with receipt handles, which SQS may refuse."""
-
-    DELETE = "delete"
-    CHANGE_VISIBILITY = "change_visibility"
-
-
-class ShardMapOutcome(StrEnum):
-    """How the reload of a static map ended."""
+class ReloadOutcome(StrEnum):
+    """How the reload of `SHARD_MAP_FILE` or `FEED_FILE` ended."""
 
     APPLIED = "applied"
-    REFUSED = "refused"  # the previous map stays in effect
+    REFUSED = "refused"  # the previous one stays in effect
 
 
 class CacheOutcome(StrEnum):
@@ -487,13 +469,6 @@ class DestinationKind(StrEnum):
     SQS = "sqs"  # a FIFO queue
     WEBHOOK = "webhook"
     NOTIFICATION = "notification"  # as the TypeScript worker sent it
-
-
-class FeedFileOutcome(StrEnum):
-    """How a reload of `FEED_FILE` ended."""
-
-    APPLIED = "applied"
-    REFUSED = "refused"  # the previous destinations stay in effect
 
 
 class FeedDelivery(StrEnum):

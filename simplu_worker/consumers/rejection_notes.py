@@ -19,7 +19,6 @@ import structlog
 
 from simplu_worker.consumers.operation_taps import TAPS
 from simplu_worker.errors import WorkerError
-from simplu_worker.instruments import REJECTIONS_UNNOTED
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import RejectedRecord, control_request_id, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
@@ -173,7 +172,6 @@ async def _try_each(
 
 def _report_dropped(count: int) -> None:
     if count > 0:
-        REJECTIONS_UNNOTED.inc(count)
         log.warning("rejection.unnoted", count=count)
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from contextlib import aclosing
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import unwrap
+from simplu_worker.aws.sqs_queue import Message, unwrap
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
-from simplu_worker.dead_letters.letter import ParsedDeadLetter
-from simplu_worker.dead_letters.plan import LettersRequest
-from simplu_worker.dead_letters.queue import DeadLetterBrowser, Narration
-from simplu_worker.dead_letters.service import open_browser
+from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter
+from simplu_worker.dead_letters.plan import ALL_LETTERS, LettersRequest
+from simplu_worker.dead_letters.queue import Narration
+from simplu_worker.dead_letters.service import delete_letters, open_browser
 from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.vocabulary import Source
 
@@ -131,35 +130,21 @@ async def erase_letters(
 ) -> ErasedLetters:
     """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them."""
     erased = ErasedLetters()
+
+    def choose(message: Message, parsed: ParsedDeadLetter | NotADeadLetterError) -> bool:
+        if isinstance(parsed, ParsedDeadLetter):
+            relation = judge_letter(parsed.letter, target)
+        else:  # such as a message that SQS itself has moved here
+            relation = relation_of(message.body.encode("utf-8", "surrogatepass"), None, None, target)
+        if relation is Relation.AMONG:
+            erased.among.append(message.message_id)
+        elif relation is Relation.MENTIONS:
+            erased.mentioning.append(message.message_id)
+        return relation is Relation.ABOUT
+
     async with open_browser(settings, narration) as browser:
-        while True:
-            found = await _find(browser, target, erased)
-            left = await browser.delete(found) if apply else set[str]()
-            erased.deleted += len(found) - len(left)
-            erased.left += len(left)
-            # A FIFO queue shows more of a group once the first are deleted.
-            if not (apply and browser.queue.is_fifo and found):
-                break
+        count, erased.left = await delete_letters(browser, LettersRequest(limit=ALL_LETTERS, apply=apply), choose)
+        erased.deleted = count - erased.left
         erased.hidden = browser.warn_of_hidden()
         erased.behind = await browser.count_behind()
     return erased
-
-
-async def _find(browser: DeadLetterBrowser, target: LetterTarget, erased: ErasedLetters) -> list[str]:
-    found: list[str] = []
-    async with aclosing(browser.read(LettersRequest())) as letters:
-        async for message, parsed in letters:
-            if isinstance(parsed, ParsedDeadLetter):
-                relation = judge_letter(parsed.letter, target)
-            else:  # such as a message that SQS itself has moved here
-                relation = relation_of(message.body.encode("utf-8", "surrogatepass"), None, None, target)
-            match relation:
-                case Relation.ABOUT:
-                    found.append(message.message_id)
-                case Relation.AMONG:
-                    erased.among.append(message.message_id)
-                case Relation.MENTIONS:
-                    erased.mentioning.append(message.message_id)
-                case Relation.NONE:
-                    pass
-    return found

@@ -13,7 +13,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, assert_never
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -161,34 +161,16 @@ def _head(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _source(letter: DeadLetter) -> dict[str, Any]:
-    origin = letter.origin
-    match origin.source:
-        case Source.KINESIS:
-            return {
-                "kind": origin.source,
-                "stream": origin.name,
-                "streamShard": origin.stream_shard_id,
-                "sequenceNumber": origin.sequence_number,
-                "subSequenceNumber": origin.sub_sequence_number,
-                "partitionKey": origin.partition_key,
-                "arrivedAt": _format_time(origin.arrived_at),
-            } | _without_absent({"partIndex": origin.part_index})
-        case Source.SQS:
-            return {
-                "kind": origin.source,
-                "queue": origin.name,
-                "messageId": origin.message_id,
-                "groupId": origin.group_id,
-                "arrivedAt": _format_time(origin.arrived_at),
-            } | _without_absent(
-                {
-                    "sequenceNumber": origin.sequence_number,
-                    "deduplicationId": letter.deduplication_id,
-                    "messageAttributes": dict(letter.message_attributes or {}) or None,
-                }
-            )
-        case _:
-            assert_never(origin.source)
+    origin, kind = letter.origin, letter.origin.source
+    place, known = (
+        {_WIRE_NAMES[name]: getattr(origin, name) for name in names[kind]} for names in (_PLACE, _PLACE_IF_KNOWN)
+    )
+    known |= {
+        "deduplicationId": letter.deduplication_id,
+        "messageAttributes": dict(letter.message_attributes or {}) or None,
+    }
+    about = {"kind": kind, "stream" if kind is Source.KINESIS else "queue": origin.name}
+    return about | place | {"arrivedAt": _format_time(origin.arrived_at)} | _without_absent(known)
 
 
 def _encode_excerpt(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str:
@@ -223,16 +205,24 @@ class _SourceMembers(msgspec.Struct, rename="camel"):
     kind: Source
     arrived_at: Time
     stream: str = ""
-    stream_shard: str | None = None
+    queue: str = ""
+    stream_shard_id: str | None = msgspec.field(name="streamShard", default=None)
     sequence_number: str | None = None
     sub_sequence_number: int = 0
     part_index: int | None = None
     partition_key: str | None = None
-    queue: str = ""
     message_id: str | None = None
     group_id: str | None = None
     deduplication_id: str | None = None
     message_attributes: dict[str, str] | None = None
+
+
+_WIRE_NAMES: Final = {one.name: one.encode_name for one in msgspec.structs.fields(_SourceMembers)}
+_PLACE: Final = {  # what a letter has of its origin, by source
+    Source.KINESIS: ("stream_shard_id", "sequence_number", "sub_sequence_number", "partition_key"),
+    Source.SQS: ("message_id", "group_id"),
+}
+_PLACE_IF_KNOWN: Final = {Source.KINESIS: ("part_index",), Source.SQS: ("sequence_number",)}
 
 
 class _PartsMembers(msgspec.Struct, rename="camel"):
@@ -265,19 +255,9 @@ class LetterMembers(msgspec.Struct, rename="camel"):
 
 
 def _origin_of(source: _SourceMembers) -> Origin:
-    of_stream = source.kind is Source.KINESIS
-    return Origin(
-        source=source.kind,
-        name=source.stream if of_stream else source.queue,
-        arrived_at=parse_timestamp(source.arrived_at),
-        stream_shard_id=source.stream_shard,
-        sequence_number=source.sequence_number,
-        sub_sequence_number=source.sub_sequence_number,
-        partition_key=source.partition_key,
-        part_index=source.part_index,
-        message_id=source.message_id,
-        group_id=source.group_id,
-    )
+    kind, name = source.kind, source.stream if source.kind is Source.KINESIS else source.queue
+    place = {one: getattr(source, one) for one in (*_PLACE[kind], *_PLACE_IF_KNOWN[kind])}
+    return Origin(kind, name, parse_timestamp(source.arrived_at), **place)
 
 
 def _parts_of(wire: _PartsMembers | None) -> BadParts | None:

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from simplu_worker.aws.sending import REQUEST_MAX_BYTES, REQUEST_MAX_COUNT, PutRecord
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, FifoIds, OutgoingMessage, unwrap
+from simplu_worker.aws.sending import PutRecord
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, unwrap
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, Part, deaggregate, unpack
 from simplu_worker.consumers.sqs.control_messages import with_timestamp
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, with_members_of_message
@@ -35,11 +35,6 @@ from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
 HIDDEN_PER_1000_S: Final = 80
-# Most entries and bytes of one request: PutRecords, SendMessageBatch.
-REQUEST_LIMITS: Final = {
-    Source.KINESIS: (REQUEST_MAX_COUNT, REQUEST_MAX_BYTES),
-    Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES),
-}
 LETTERS_DEFAULT: Final = 1000
 LETTERS_MAX: Final = 10_000  # in one answer over HTTP
 ALL_LETTERS: Final = sys.maxsize  # the limit of a command without one
@@ -60,6 +55,7 @@ LASTING_REASONS: Final = frozenset(
 
 MessageId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
 Time: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Resend: TypeAlias = Sequence[PutRecord] | OutgoingMessage  # what is sent for a letter, to its source
 
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -85,26 +81,6 @@ class LetterLeftError(Exception):
         super().__init__(detail)
         self.why = why
         self.detail = detail
-
-
-class Resend(msgspec.Struct, frozen=True):
-    """What to send for a letter to the source *name*; resends of one *group* keep their order."""
-
-    source: Source
-    name: str
-    group: str
-    records: Sequence[PutRecord] = ()
-    message: OutgoingMessage | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """The approximate size of the request."""
-        sizes = [len(record.data) + len(record.partition_key) for record in self.records]
-        if self.message is not None:
-            attributes = (self.message.attributes or {}).items()
-            texts = [self.message.body, *(text for pair in attributes for text in (*pair, "String"))]
-            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
-        return sum(sizes)
 
 
 class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -237,46 +213,14 @@ def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend:
     require_source(letter, rules)
     origin = letter.origin
     if origin.source is Source.SQS:
-        return _queue_resend(letter, rules)
+        return _message(letter, rules)
     if letter.parts is not None:
-        return _stream_resend(letter, _bad_parts(letter, letter.parts, rules))
+        return _bad_parts(letter, letter.parts, rules)
     if origin.part_index is None:
         parts = unpack(letter.record, order_group(letter), origin.sub_sequence_number)
         if parts is not None:
-            return _stream_resend(letter, _parts(letter, parts, rules))
-    return _stream_resend(letter, [_record(letter, rules)])
-
-
-class ResendRequest:
-    """The resends of one request, no two of one group: a request that is refused in part keeps no order.
-
-    A resend of several records has a request of its own, and so has one that is larger than the limit.
-    """
-
-    def __init__(self) -> None:
-        self.resends: list[Resend] = []
-        self._groups: set[str] = set()
-        self._size_bytes = 0
-
-    def has_room_for(self, resend: Resend) -> bool:
-        """Return whether *resend* may join this request."""
-        if not self.resends:
-            return True
-        first = self.resends[0]
-        most_count, most_bytes = REQUEST_LIMITS[resend.source]
-        return (
-            (first.source, first.name) == (resend.source, resend.name)
-            and len(self.resends) < most_count
-            and self._size_bytes + resend.size_bytes <= most_bytes
-            and resend.group not in self._groups
-            and max(len(first.records), len(resend.records)) <= 1
-        )
-
-    def add(self, resend: Resend) -> None:
-        """Add *resend*."""
-        self.resends.append(resend)
-        self._groups.add(resend.group)
-        self._size_bytes += resend.size_bytes
+            return _parts(letter, parts, rules)
+    return [_record(letter, rules)]
 
 
 def _record(letter: DeadLetter, rules: ReplayRules) -> PutRecord:
@@ -348,10 +292,6 @@ class _Split:
         self.records.append(PutRecord(record, partition_key))
 
 
-def _stream_resend(letter: DeadLetter, records: Sequence[PutRecord]) -> Resend:
-    return Resend(source=Source.KINESIS, name=letter.origin.name, group=order_group(letter), records=records)
-
-
 def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes:
     decoded = rules.decode(record, origin)
     if isinstance(decoded, RejectedRecord):
@@ -371,7 +311,7 @@ def _returning(error: str) -> LetterLeftError:
     )
 
 
-def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend:
+def _message(letter: DeadLetter, rules: ReplayRules) -> OutgoingMessage:
     origin = letter.origin
     try:
         body = letter.record.decode()
@@ -388,8 +328,7 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend:
     # A new id: under the old one SQS would drop a message sent within five minutes, and the letter would be deleted.
     # The same one for every letter of this message, so that SQS drops a message that is sent again after a kill.
     again = hashlib.sha256(f"replay\0{origin.name}\0{origin.message_id}".encode()).hexdigest()
-    message = OutgoingMessage(body, FifoIds(origin.group_id or "replay", again), attributes)
-    return Resend(Source.SQS, origin.name, order_group(letter), message=message)
+    return OutgoingMessage(body, FifoIds(origin.group_id or "replay", again), attributes)
 
 
 def _order_event(

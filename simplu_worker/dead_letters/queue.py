@@ -5,8 +5,7 @@ that. A letter that is stored twice is harmless, because a replay is de-duplicat
 
 Read the dead-letter queue without removing anything.
 
-Letters are hidden from other readers by a short visibility timeout, which is renewed while the reading goes on, and
-are
+Letters are hidden from other readers by a short visibility timeout, which is renewed while the reading goes on, and are
 returned at the end; after a kill, when the timeout expires.
 """
 

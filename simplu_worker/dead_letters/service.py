@@ -6,22 +6,33 @@ A letter is deleted only after its record was sent; after a kill in between, the
 from __future__ import annotations
 
 import base64
-import heapq
 import math
 import uuid
+from bisect import insort
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import groupby
+from operator import attrgetter
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
 
+from simplu_worker.aws import sending
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.sending import PUT_TIMEOUT_S, Producer, PutRecord, queue_producer, stream_producer
-from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.aws.sending import Producer, PutRecord, RequestBounds
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, Message, OutgoingMessage, Queue
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream, stream_name
@@ -35,8 +46,8 @@ from simplu_worker.dead_letters.plan import (
     OrderKey,
     ReplayRules,
     Resend,
-    ResendRequest,
     edit_record,
+    order_group,
     plan_resend,
     require_source,
     sort_key,
@@ -50,6 +61,10 @@ SQS_ATTEMPTS: Final = 3
 FETCH_POLLS: Final = 5  # a reply may be empty though there are records
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
 KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024  # of the letters of a replay; the others are in a file
+REQUEST_BOUNDS: Final = {
+    Source.KINESIS: RequestBounds(sending.REQUEST_MAX_COUNT, sending.REQUEST_MAX_BYTES),
+    Source.SQS: RequestBounds(BATCH_MAX_COUNT, SEND_MAX_BYTES),
+}
 QUEUES: Final = {  # by setting: whether the queue holds order events
     "sqs_shard_creation_queue_url": False,
     "sqs_order_events_queue_url": True,
@@ -124,9 +139,9 @@ class DeadLetterService:
         They are the first that SQS shows, or with `newest` the newest of the whole queue, as far as it was read in
         *read_s*. `matched` counts those that were seen, `isCut`: there may be more than are listed.
         """
-        shelf = _Shelf(request, room_bytes)
+        found: list[tuple[datetime, str, int, dict[str, Any]]] = []  # by the time of the failure
         foreign: list[dict[str, str]] = []
-        is_cut = False
+        matched, is_cut = 0, False
         async with (
             open_browser(self._settings, narration) as browser,
             aclosing(browser.read(request, to_act=False, within_s=read_s)) as letters,
@@ -134,20 +149,25 @@ class DeadLetterService:
             async for message, parsed in letters:
                 if isinstance(parsed, NotADeadLetterError):
                     foreign.append({"messageId": message.message_id, "problem": str(parsed)})
-                elif is_cut := shelf.is_full:
+                    continue
+                if is_cut := not request.newest and (len(found) == request.limit or room_bytes < 0):
                     break
-                else:
-                    shelf.add(_members(message, parsed, with_record=request.records), len(message.body))
+                size_bytes = len(message.body) if request.records else 0
+                row = _members(message, parsed, with_record=request.records)
+                insort(found, (row["failedAt"], row["messageId"], size_bytes, row))
+                matched, room_bytes = matched + 1, room_bytes - size_bytes
+                while request.newest and (len(found) > request.limit or (room_bytes < 0 and len(found) > 1)):
+                    room_bytes += found.pop(0)[2]
             is_cut |= browser.ended_early
-            is_complete = request.is_complete(shelf.matched)
+            is_complete = request.is_complete(matched)
             hidden = 0 if is_cut or is_complete else browser.warn_of_hidden()
             behind = 0 if is_complete else await browser.count_behind()
-        rows = shelf.rows()
+        rows = [row for *_, row in found]
         return {
-            "letters": rows,
+            "letters": rows[::-1] if request.newest else rows,
             "notLetters": foreign,
-            "matched": shelf.matched,
-            "isCut": is_cut or shelf.matched > len(rows),
+            "matched": matched,
+            "isCut": is_cut or matched > len(rows),
             "hidden": hidden,
             "behind": behind,
         }
@@ -184,22 +204,15 @@ class DeadLetterService:
     async def discard(self, request: LettersRequest, narration: Narration) -> dict[str, Any]:
         """Delete the dead letters of a request, and with them their records; or return the plan."""
         alike: Counter[tuple[str, str, str]] = Counter()
-        count = left_count = 0
+
+        def choose(_: Message, parsed: ParsedDeadLetter | NotADeadLetterError) -> bool:
+            if isinstance(parsed, NotADeadLetterError):
+                return False
+            alike[parsed.letter.reason, *(tenant_of(parsed.letter) or ("", ""))] += 1
+            return True
+
         async with open_browser(self._settings, narration) as browser:
-            while True:
-                found: list[str] = []
-                async with aclosing(browser.read(request)) as letters:
-                    async for message, parsed in letters:
-                        if count + len(found) == request.limit:
-                            break
-                        if isinstance(parsed, ParsedDeadLetter):
-                            alike[parsed.letter.reason, *(tenant_of(parsed.letter) or ("", ""))] += 1
-                            found.append(message.message_id)
-                count += len(found)
-                left_count += len(await browser.delete(found)) if request.apply else 0
-                may_show_more = request.apply and browser.queue.is_fifo and found
-                if not may_show_more or request.is_complete(count) or count == request.limit:
-                    break
+            count, left_count = await delete_letters(browser, request, choose)
             unseen = await _unseen(browser, request, count)
         return {
             "applied": request.apply,
@@ -245,11 +258,34 @@ class DeadLetterService:
         }
 
 
-@asynccontextmanager
-async def open_sqs(settings: Settings) -> AsyncIterator[Client]:
+async def delete_letters(
+    browser: DeadLetterBrowser,
+    request: LettersRequest,
+    choose: Callable[[Message, ParsedDeadLetter | NotADeadLetterError], bool],
+) -> tuple[int, int]:
+    """Delete the letters of a request that *choose* takes; return how many these are, and how many could not go.
+
+    In rounds: a FIFO queue shows more letters of a group once the first are deleted.
+    """
+    count = left_count = 0
+    while True:
+        found: list[str] = []
+        async with aclosing(browser.read(request)) as letters:
+            async for message, parsed in letters:
+                if count + len(found) == request.limit:
+                    break
+                if choose(message, parsed):
+                    found.append(message.message_id)
+        count += len(found)
+        left_count += len(await browser.delete(found)) if request.apply else 0
+        may_show_more = request.apply and browser.queue.is_fifo and found
+        if not may_show_more or request.is_complete(count) or count == request.limit:
+            return count, left_count
+
+
+def open_sqs(settings: Settings) -> AbstractAsyncContextManager[Client]:
     """Open SQS."""
-    async with open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS) as client:
-        yield client
+    return open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS)
 
 
 @asynccontextmanager
@@ -265,8 +301,8 @@ async def open_browser(settings: Settings, narration: Narration) -> AsyncIterato
 @asynccontextmanager
 async def _open_stream(settings: Settings) -> AsyncIterator[tuple[Stream, Producer[PutRecord]]]:
     name = settings.kinesis_stream_name or ""
-    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        yield Stream(client, name), stream_producer(client, name)
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=sending.PUT_TIMEOUT_S) as client:
+        yield Stream(client, name), sending.stream_producer(client, name)
 
 
 def _rules_of(settings: Settings, queues: Mapping[str, bool] | None = None, *, force: bool = False) -> ReplayRules:
@@ -289,31 +325,6 @@ async def _unseen(browser: DeadLetterBrowser, request: LettersRequest, count: in
     return {"hidden": hidden, "behind": behind}
 
 
-class _Shelf:
-    def __init__(self, request: LettersRequest, room_bytes: int) -> None:
-        self._request = request
-        self._heap: list[tuple[datetime, str, int, dict[str, Any]]] = []
-        self._room_bytes = room_bytes
-        self.matched = 0
-
-    @property
-    def is_full(self) -> bool:
-        return not self._request.newest and (len(self._heap) == self._request.limit or self._room_bytes < 0)
-
-    def add(self, row: dict[str, Any], size_bytes: int) -> None:
-        self.matched += 1
-        size_bytes = size_bytes if self._request.records else 0
-        heapq.heappush(self._heap, (row["failedAt"], row["messageId"], size_bytes, row))
-        self._room_bytes -= size_bytes
-        while self._request.newest and (
-            len(self._heap) > self._request.limit or (self._room_bytes < 0 and len(self._heap) > 1)
-        ):
-            self._room_bytes += heapq.heappop(self._heap)[2]
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [row for *_, row in sorted(self._heap, reverse=self._request.newest, key=lambda one: one[:2])]
-
-
 def _letter_count(outcomes: Sequence[ReplayOutcome]) -> int:
     return sum(outcome.why is not LeftReason.NOT_A_LETTER for outcome in outcomes)
 
@@ -331,6 +342,7 @@ class _Chosen(NamedTuple):
 
     outcome: ReplayOutcome
     order: OrderKey
+    group: str
     offset: int
     size_bytes: int
 
@@ -363,31 +375,19 @@ class _Replay:
                     letter.failed_at,
                 )
                 text = message.body.encode("utf-8", "surrogatepass")
-                self._chosen.append(_Chosen(outcome, sort_key(letter), self._file.seek(0, 2), self._file.write(text)))
+                place = self._file.seek(0, 2), self._file.write(text)
+                self._chosen.append(_Chosen(outcome, sort_key(letter), order_group(letter), *place))
 
     async def run(self, limit: int) -> list[ReplayOutcome]:
-        chosen = sorted(self._chosen, key=lambda one: one.order)[:limit]
-        request, requested, done = ResendRequest(), list[ReplayOutcome](), 0
+        chosen, done = sorted(self._chosen, key=lambda one: one.order)[:limit], 0
         with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
             try:
-                for one in chosen:
-                    try:
-                        resend = await self._sources.plan(self._parse(one))
-                    except LetterLeftError as exc:
-                        self._leave(one.outcome, exc.why, exc.detail)
-                        continue
-                    if not request.has_room_for(resend):
-                        await self._send(request, requested)
-                        progress.show(done := done + len(requested))
-                        request, requested = ResendRequest(), []
-                    if (resend.name, resend.group) in self._blocked:
-                        detail = "an earlier record of the same key or group was not sent"
-                        self._leave(one.outcome, LeftReason.BEHIND_UNSENT, detail)
-                        continue
-                    request.add(resend)
-                    requested.append(one.outcome)
-                await self._send(request, requested)
-                progress.show(done + len(requested))
+                for (source, name), letters in groupby(chosen, key=lambda one: one.order[:2]):
+                    bounds = REQUEST_BOUNDS[source]
+                    of_one = {"key_of": attrgetter("group"), "size_of": attrgetter("size_bytes")}
+                    for request in sending.cut(letters, bounds, **of_one):
+                        await self._send(name, request)
+                        progress.show(done := done + len(request))
             except RetryableError as exc:
                 recorded = {outcome.message_id for outcome in self._outcomes}
                 for one in chosen:
@@ -399,23 +399,34 @@ class _Replay:
         self._file.seek(chosen.offset)
         return parse_dead_letter(self._file.read(chosen.size_bytes).decode("utf-8", "surrogatepass"))
 
-    async def _send(self, request: ResendRequest, requested: Sequence[ReplayOutcome]) -> None:
-        """Send, then delete the letters."""
+    async def _send(self, name: str, letters: Sequence[_Chosen]) -> None:
+        """Send records, no two of one group, as a request refused in part keeps no order, and delete the letters."""
+        planned: list[_Chosen] = []
+        resends: list[Resend] = []
+        for one in letters:
+            try:
+                if (name, one.group) in self._blocked:
+                    detail = "an earlier record of the same key or group was not sent"
+                    raise LetterLeftError(LeftReason.BEHIND_UNSENT, detail)  # noqa: TRY301
+                resends.append(await self._sources.plan(self._parse(one)))
+                planned.append(one)
+            except LetterLeftError as exc:
+                self._leave(one.outcome, exc.why, exc.detail)
         if not self._apply:
-            self._outcomes += requested
+            self._outcomes += [one.outcome for one in planned]
             return
-        refused = await self._sources.send(request.resends)
+        refused = await self._sources.send(name, resends)
         for index, error in refused.items():
-            self._blocked.add((request.resends[index].name, request.resends[index].group))
-            self._leave(requested[index], LeftReason.SEND_REFUSED, error)
-        sent = [one for index, one in enumerate(requested) if index not in refused]
+            self._blocked.add((name, planned[index].group))
+            self._leave(planned[index].outcome, LeftReason.SEND_REFUSED, error)
+        sent = [one.outcome for index, one in enumerate(planned) if index not in refused]
         kept = await self._browser.delete([one.message_id for one in sent])
-        for one in sent:
-            if one.message_id in kept:
+        for outcome in sent:
+            if outcome.message_id in kept:
                 detail = "the record was sent, but its letter was not deleted; sent again, the record would be dropped"
-                self._leave(one, LeftReason.NOT_DELETED, detail)
+                self._leave(outcome, LeftReason.NOT_DELETED, detail)
             else:
-                self._outcomes.append(msgspec.structs.replace(one, status=ReplayStatus.SENT))
+                self._outcomes.append(msgspec.structs.replace(outcome, status=ReplayStatus.SENT))
 
     def _leave(self, one: ReplayOutcome, why: LeftReason, detail: str) -> None:
         self._outcomes.append(msgspec.structs.replace(one, status=ReplayStatus.LEFT, why=why, detail=detail))
@@ -435,32 +446,27 @@ async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: boo
     return _Sources(stream, producer, queues, _rules_of(settings, holds_orders, force=force))
 
 
+@dataclass(frozen=True)
 class _Sources:
-    def __init__(
-        self,
-        stream: Stream | None,
-        producer: Producer[PutRecord] | None,
-        queues: Mapping[str, Queue],
-        rules: ReplayRules,
-    ) -> None:
-        self._stream = stream
-        self._producer = producer
-        self._queues = queues
-        self._rules = rules
+    stream: Stream | None
+    producer: Producer[PutRecord] | None
+    queues: Mapping[str, Queue]
+    rules: ReplayRules
 
     async def plan(self, parsed: ParsedDeadLetter) -> Resend:
         """Return what to send for a letter. Raises LetterLeftError."""
         letter = parsed.letter
-        require_source(letter, self._rules)
+        require_source(letter, self.rules)
         if parsed.whole is not None:
             letter = msgspec.structs.replace(letter, record=await self._fetch_record(letter, parsed.whole))
-        return plan_resend(letter, self._rules)
+        return plan_resend(letter, self.rules)
 
-    async def send(self, resends: Sequence[Resend]) -> dict[int, str]:
+    async def send(self, name: str, resends: Sequence[Resend]) -> dict[int, str]:
+        """Send to the source *name*; return what was refused, by index, with the errors."""
         if not resends:
             return {}
         try:
-            await self._send(resends)
+            await self._send(name, resends)
         except PermanentError as exc:
             if len(resends) == 1:
                 return {0: str(exc)}
@@ -468,28 +474,27 @@ class _Sources:
             return {}
         refused: dict[int, str] = {}
         for index, resend in enumerate(resends):  # alone, so that a bad entry does not fail the others
-            if error := await self.send([resend]):
+            if error := await self.send(name, [resend]):
                 refused[index] = error[0]
         return refused
 
-    async def _send(self, resends: Sequence[Resend]) -> None:
-        if (
-            resends[0].source is Source.KINESIS and self._producer is not None
-        ):  # without one `unknown_source` leaves all
-            await self._producer.send_all(record for resend in resends for record in resend.records)
-            return
-        queue = self._queues[resends[0].name]
-        messages = [resend.message for resend in resends if resend.message is not None]
-        if not queue.is_fifo:
-            messages = [msgspec.structs.replace(message, fifo=None) for message in messages]
-        await queue_producer(queue).send(messages)
+    async def _send(self, name: str, resends: Sequence[Resend]) -> None:
+        messages = [one for one in resends if isinstance(one, OutgoingMessage)]
+        records = [record for one in resends if not isinstance(one, OutgoingMessage) for record in one]
+        if self.producer is not None:  # without one `require_source` leaves all records
+            await self.producer.send_all(records)
+        if messages:
+            queue = self.queues[name]
+            if not queue.is_fifo:
+                messages = [msgspec.structs.replace(message, fifo=None) for message in messages]
+            await sending.queue_producer(queue).send_all(messages)
 
     async def _fetch_record(self, letter: DeadLetter, whole: WholeRecord) -> bytes:
-        if letter.origin.source is Source.SQS or self._stream is None:
+        if letter.origin.source is Source.SQS or self.stream is None:
             raise _gone("a message that was too long for its letter is stored nowhere else")
-        record = await self._read_record(self._stream, letter)
+        record = await self._read_record(self.stream, letter)
         if record is None:
-            raise _gone(f"the stream {self._stream.name} no longer has the record")
+            raise _gone(f"the stream {self.stream.name} no longer has the record")
         numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
         parts = [one for one in unpack(record.data, record.partition_key) or () if one.number in numbers]
         packer = AggregatePacker()

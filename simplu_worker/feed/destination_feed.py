@@ -259,7 +259,6 @@ class DestinationFeed:
         await keep_refusal(self.terms.name, event, refused.error)
         window.finish(refused.one)
         self._note_passed(event)
-        instruments.FEED_REFUSALS.labels(self.terms.name).inc()
         log.error(
             "feed.refused",
             shard_id=self._shard_id,

@@ -25,7 +25,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
-from simplu_worker.vocabulary import FeedFileOutcome, TargetKind
+from simplu_worker.vocabulary import ReloadOutcome, TargetKind
 
 LIST_S: Final = 60.0  # between two looks for new shards
 FIRST_PAUSE_S: Final = 0.02  # between the first connections to shards: 500 at once were all too late
@@ -168,10 +168,8 @@ class Feed:
         return list(self._pools.by_shard_id())
 
     def _measure(self) -> None:
-        instruments.FEED_SHARDS.set(self.published_count)
         for view in self._views_of(shard for shard in self._shards.values() if shard.is_publishing):
             instruments.FEED_LAG.labels(view.name).set(view.lag_s)
-            instruments.FEED_WAITING_SHARDS.labels(view.name).set(view.waiting_count)
             instruments.FEED_STOPPED_SHARDS.labels(view.name).set(len(view.stopped_shards))
 
 
@@ -221,9 +219,9 @@ class FeedFileReloader:
         try:
             new = await asyncio.to_thread(self._read)
         except ConfigurationError as exc:
-            FEED_FILE_RELOADS.labels(FeedFileOutcome.REFUSED).inc()
+            FEED_FILE_RELOADS.labels(ReloadOutcome.REFUSED).inc()
             log.error("feed_file.refused", problems=list(exc.problems))  # noqa: TRY400 - the problems tell it all
             return
         self._use(new)
-        FEED_FILE_RELOADS.labels(FeedFileOutcome.APPLIED).inc()
+        FEED_FILE_RELOADS.labels(ReloadOutcome.APPLIED).inc()
         log.info("feed_file.reloaded", destinations=[one.name for one in new.destinations])

@@ -338,26 +338,7 @@ class Refusal(Members):
     dead_letter_queue: str | UnsetType = UNSET
 
 
-class Tenant(Members):
-    """A tenant's row."""
-
-    business_id: str
-    location_id: str
-    state: str
-    shard_id: str
-    business_type: str | UnsetType = UNSET
-    moved_to: str | UnsetType | None = UNSET
-    created_at: datetime | UnsetType | None = UNSET
-    paused_until: datetime | UnsetType | None = UNSET
-    weight: float | UnsetType = UNSET
-    resources: Count | UnsetType | None = UNSET
-    operations: Count | UnsetType | None = UNSET
-    tenant: str | UnsetType = UNSET
-    held: TenantHold | UnsetType | None = UNSET
-    refused: Refusal | UnsetType | None = UNSET
-
-
-class NoTenant(Members):
+class NoTenant(Members, kw_only=True):
     """A tenant that no shard has."""
 
     state: str
@@ -366,6 +347,21 @@ class NoTenant(Members):
     tenant: str | UnsetType = UNSET
     held: TenantHold | UnsetType | None = UNSET
     refused: Refusal | UnsetType | None = UNSET
+
+
+class Tenant(NoTenant, kw_only=True):
+    """A tenant's row."""
+
+    business_id: str
+    location_id: str
+    shard_id: str
+    business_type: str | UnsetType = UNSET
+    moved_to: str | UnsetType | None = UNSET
+    created_at: datetime | UnsetType | None = UNSET
+    paused_until: datetime | UnsetType | None = UNSET
+    weight: float | UnsetType = UNSET
+    resources: Count | UnsetType | None = UNSET
+    operations: Count | UnsetType | None = UNSET
 
 
 class Resource(Members):

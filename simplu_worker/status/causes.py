@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from typing import Final
 
 import msgspec
 
 from simplu_worker.status.words import ProblemCause, Severity
-from simplu_worker.vocabulary import HoldReason
 
 ALERTS_PAGE: Final = "docs/monitoring.md"
 
@@ -44,12 +44,12 @@ class _Hold(Cause, frozen=True):
 
 class _Words(msgspec.Struct):
     causes: dict[ProblemCause, Cause]
-    held: dict[HoldReason, _Hold]
+    held: dict[str, _Hold]
 
 
 _WORDS: Final = msgspec.toml.decode(resources.files(__package__).joinpath("causes.toml").read_bytes(), type=_Words)
 CAUSES: Final = _WORDS.causes
-HELD: Final[dict[str, Cause]] = {**_WORDS.held}  # what is held for a reason
+HELD: Final[Mapping[str, Cause]] = _WORDS.held  # what is held for a reason
 
 
 def cause_of(cause: ProblemCause, reason: str | None) -> Cause:

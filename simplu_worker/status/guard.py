@@ -7,6 +7,7 @@ import ipaddress
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +24,6 @@ from simplu_worker.status.words import Role
 SHOWN_LENGTH: Final = 200  # of an id in the log
 LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content
 COMMAND: Final = "command"
-RESULT_WORDS: Final = frozenset({"how"})  # texts of answers that are of a closed set
 UNCOUNTED: Final = frozenset({"applied", "notes"})
 UNENDED: Final = "not ended: a part of it may be done"
 
@@ -87,12 +87,10 @@ def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply:
 
 
 def counts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of an answer and the lengths of its lists; no text but words of a closed set."""
+    """Return the numbers of an answer and the lengths of its lists; no text."""
     counts: dict[str, Any] = {}
     for name, value in answer.items():
-        if name in RESULT_WORDS:
-            counts[name] = str(value)
-        elif isinstance(value, int | float) and name not in UNCOUNTED:
+        if isinstance(value, int | float) and name not in UNCOUNTED:
             counts[name] = value
         elif isinstance(value, Sequence) and not isinstance(value, str) and name not in UNCOUNTED:
             counts[name] = len(value)
@@ -113,27 +111,19 @@ NOT_ENCRYPTED: Final = (
 )
 
 
+@dataclass(frozen=True)
 class Guard:
     """Admits requests by their token; destructive ones, and those without one, only if allowed."""
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        host: str | None,
-        *,
-        allow_destructive: bool = False,
-        opens_reads: bool = False,
-        is_behind_tls: bool = False,
-    ) -> None:
-        self._tokens = tokens
-        self._host = host
-        self._allow_destructive = allow_destructive
-        self._opens_reads = opens_reads
-        self._is_behind_tls = is_behind_tls
+    tokens: Tokens
+    host: str | None
+    allow_destructive: bool = False
+    opens_reads: bool = False
+    is_behind_tls: bool = False
 
     def caller_of(self, request: web.Request) -> Caller | None:
         """Return the caller, by the tokens as they are now; None without one."""
-        return self._tokens.caller_of(request.headers.get("Authorization", ""))
+        return self.tokens.caller_of(request.headers.get("Authorization", ""))
 
     def is_operator(self, request: web.Request) -> bool:
         """Return whether the caller is an operator."""
@@ -149,21 +139,21 @@ class Guard:
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             authorization = request.headers.get("Authorization")
-            if authorization is None and self._opens_reads and route.access is Access.COUNTS:
-                if is_own_host(request.headers.get("Host", ""), self._host):
+            if authorization is None and self.opens_reads and route.access is Access.COUNTS:
+                if is_own_host(request.headers.get("Host", ""), self.host):
                     return await respond(request, None)
                 return error_response(
                     HTTPStatus.FORBIDDEN,
                     "expected the value of HTTP_HOST, an IP address or localhost as Host, since no token was sent",
                 )
-            caller = None if authorization is None else self._tokens.caller_of(authorization)
+            caller = None if authorization is None else self.tokens.caller_of(authorization)
             if caller is None:
                 return self._refusal(roles, is_sent=authorization is not None)
             if caller.role not in roles:
                 return error_response(HTTPStatus.FORBIDDEN, _beyond_role(caller.role))
             if caller.role is Role.PRODUCER and (refusal := self._refusal_of_producer(caller, request)) is not None:
                 return refusal
-            is_refused = route.access is Access.DESTROYERS and not self._allow_destructive
+            is_refused = route.access is Access.DESTROYERS and not self.allow_destructive
             if caller.role is Role.OPERATOR:
                 log_call(request, route.path, refused=HTTPStatus.FORBIDDEN if is_refused else None)
             if is_refused:
@@ -177,7 +167,7 @@ class Guard:
 
     def _refusal_of_producer(self, caller: Caller, request: web.Request) -> web.Response | None:
         """Return why a producer may not call: it must not learn whether others' tenants exist."""
-        if not (self._is_behind_tls or is_encrypted(request)):
+        if not (self.is_behind_tls or is_encrypted(request)):
             return error_response(HTTPStatus.FORBIDDEN, NOT_ENCRYPTED)
         given = [
             [request.match_info[name]] if name in request.match_info else request.query.getall(name, [])
@@ -192,7 +182,7 @@ class Guard:
         return None
 
     def _refusal(self, roles: AbstractSet[Role], *, is_sent: bool) -> web.Response:
-        names = " or ".join(self._tokens.variables(roles))
+        names = " or ".join(self.tokens.variables(roles))
         if not names:
             names = " or ".join(VARIABLES[role] for role in VARIABLES if role in roles)
             return error_response(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -31,8 +32,8 @@ from simplu_worker.shards.lookups import NO_STREAM_SHARDS, LoggedOperation, Reje
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import StreamShards, TenantControls
 from simplu_worker.status.answers import Json, NoTenant, Resource
-from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.causes import advice_members
+from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.views import controls_error, controls_view, refused_view, shard_view, tenant_view
@@ -45,25 +46,16 @@ from simplu_worker.vocabulary import OTHER_REPLICA, Absence, TargetKind, TenantS
 LOOK_EVERY_S: Final = 0.2
 
 
+@dataclass(frozen=True)
 class Lookups:
     """The answers; each may raise `RetryableError` or `PermanentError`. *fleet* is None without a stream."""
 
-    def __init__(
-        self,
-        gateway: ShardGateway,
-        inspector: Callable[[], Awaitable[list[InspectedShard]]],
-        pools: Pools,
-        monitoring: Monitoring,
-        *,
-        fleet: Fleet | None,
-        runbook_url: str | None,
-    ) -> None:
-        self._gateway = gateway
-        self._inspector = inspector
-        self._pools = pools
-        self.monitoring = monitoring
-        self._fleet = fleet
-        self._runbook_url = runbook_url
+    gateway: ShardGateway
+    inspector: Callable[[], Awaitable[list[InspectedShard]]]
+    pools: Pools
+    monitoring: Monitoring
+    fleet: Fleet | None
+    runbook_url: str | None
 
     async def find_operation(
         self, request_id: str, business_id: str | None, location_id: str | None, role: Role
@@ -76,13 +68,13 @@ class Lookups:
         status = self._read_status(tenant_id)
         found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            answer = await self._gateway.lookups.find_operation(
+            answer = await self.gateway.lookups.find_operation(
                 request_id, tenant_id, names=names, stream=self._stream_shards(status)
             )
             found = answer.operation
             is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, names)
             if not isinstance(found, LoggedOperation) and not is_pending:
-                found = await self._gateway.lookups.find_rejection(request_id, tenant_id, names=names) or found
+                found = await self.gateway.lookups.find_rejection(request_id, tenant_id, names=names) or found
         except (RetryableError, PermanentError):
             held = None if names is None else self._own_hold_of(names, role)
             if held is None:
@@ -118,33 +110,33 @@ class Lookups:
                     with contain(TargetKind.REPLICA, "waits", "waits"), contextlib.suppress(WorkerError):
                         if self._hold_of(names, Role.PRODUCER) is not None:
                             return
-                        if await self._gateway.lookups.is_decided(tenant_id, business_id, request_id):
+                        if await self.gateway.lookups.is_decided(tenant_id, business_id, request_id):
                             return
                     await sleep_or_event(LOOK_EVERY_S - loop_time() % LOOK_EVERY_S, until=closing)
 
     def _readers(self) -> Sequence[StreamShardReader]:
-        return self._fleet.readers() if self._fleet else []
+        return self.fleet.readers() if self.fleet else []
 
     def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
-        return None if self._fleet is None else read_status(self._fleet.leases(), tenant_id)
+        return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
 
     def _stream_shards(self, status: ReadStatus | None) -> StreamShards:
-        if self._fleet is None or status is None:
+        if self.fleet is None or status is None:
             return NO_STREAM_SHARDS
-        return StreamShards(self._fleet.stream_name, status.stream_shard_ids)
+        return StreamShards(self.fleet.stream_name, status.stream_shard_ids)
 
     def _find_held(
         self, names: tuple[str, str], role: Role, absence: Absence | None, status: ReadStatus | None
     ) -> dict[str, Any] | None:
         if (held := self._own_hold_of(names, role)) is not None:
             return held
-        is_paused = self._gateway.paused_s(tenant_id_of(*names)) > 0
+        is_paused = self.gateway.paused_s(tenant_id_of(*names)) > 0
         reason = hold_reason(absence, status, is_paused=is_paused)
         return None if reason is None else {"reason": reason}
 
     def _may_tell(self, names: tuple[str, str], role: Role) -> bool:
         """Return whether *role* may see a hold of the joined id: it may be another pair's."""
-        is_tenant = self._gateway.is_tenant(*names)
+        is_tenant = self.gateway.is_tenant(*names)
         if is_tenant is None:  # no row was read, as of an unregistered tenant
             return role is not Role.PRODUCER or any(one.view.has_operations_of(names) for one in self._readers())
         return is_tenant
@@ -171,7 +163,7 @@ class Lookups:
         if held is None and (status is None or not status.held_in):
             return None
         held = held or {"reason": OTHER_REPLICA}
-        return held | advice_members(held["reason"], self._runbook_url)
+        return held | advice_members(held["reason"], self.runbook_url)
 
     def _is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         handlers: list[ReaderView | OrderHandler] = [
@@ -182,9 +174,9 @@ class Lookups:
 
     async def list_operations(self, business_id: str, location_id: str, request: ListRequest) -> HttpAnswer:
         """Answer `GET /operations`."""
-        page = await self._gateway.lookups.list_operations(business_id, location_id, request)
+        page = await self.gateway.lookups.list_operations(business_id, location_id, request)
         if isinstance(page, Absence):
-            state = self._gateway.lookups.absence_of((business_id, location_id), page)
+            state = self.gateway.lookups.absence_of((business_id, location_id), page)
             return 404, {"businessId": business_id, "locationId": location_id, "state": state}
         return 200, msgspec.to_builtins(page)
 
@@ -192,15 +184,15 @@ class Lookups:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
         names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
         try:
-            found = await self._gateway.lookups.find_tenant(tenant_id)
+            found = await self.gateway.lookups.find_tenant(tenant_id)
             key = control_request_id(*names)
-            refused = await self._gateway.lookups.find_rejection(key, tenant_id, names=names)
+            refused = await self.gateway.lookups.find_rejection(key, tenant_id, names=names)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc)), "held": self._hold_of(names, role)}
         held = {"held": self._hold_of(names, role)}
         asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
         if isinstance(found, Absence):
-            return 404, asked | {"state": self._gateway.lookups.absence_of(names, found)} | held
+            return 404, asked | {"state": self.gateway.lookups.absence_of(names, found)} | held
         shard_id, row = found
         if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
             return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
@@ -210,7 +202,7 @@ class Lookups:
         """Answer `GET /tenants/{tenantId}`: the id of a held target does not tell its two ids."""
         held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
         try:
-            found = await self._gateway.lookups.find_tenant(tenant_id)
+            found = await self.gateway.lookups.find_tenant(tenant_id)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc))} | held
         return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
@@ -219,9 +211,9 @@ class Lookups:
         self, business_id: str, location_id: str, resource_type: str, resource_id: str
     ) -> HttpAnswer:
         """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
-        found = await self._gateway.lookups.find_resource(business_id, location_id, resource_type, resource_id)
+        found = await self.gateway.lookups.find_resource(business_id, location_id, resource_type, resource_id)
         if isinstance(found, Absence):
-            return 404, NoTenant(found, business_id, location_id).json()
+            return 404, NoTenant(state=found, business_id=business_id, location_id=location_id).json()
         shard_id, row = found
         return 200, Resource(
             business_id,
@@ -238,7 +230,7 @@ class Lookups:
 
     async def set_controls(self, business_id: str, location_id: str, controls: TenantControls) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
-        found = await self._gateway.lookups.set_controls(business_id, location_id, controls)
+        found = await self.gateway.lookups.set_controls(business_id, location_id, controls)
         if not isinstance(found, tuple):
             is_here = found is Absence.MOVING or isinstance(found, TenantState)
             return (409 if is_here else 404), {"error": controls_error(found)}
@@ -246,8 +238,8 @@ class Lookups:
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every shard as it is now; names those without answer."""
-        listed = await self._inspector()
-        pools = self._pools.by_shard_id()
+        listed = await self.inspector()
+        pools = self.pools.by_shard_id()
         silent = [shard.address.shard_id for shard in listed if shard.is_silent]
         views = [shard_view(shard) | pool_view(pools.get(shard.address.shard_id)) for shard in listed]
         return 200, {"shards": views} | _silent_members(silent)

@@ -8,7 +8,7 @@ The interface as OpenAPI 3.1, made from the table of routes and its types.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -351,10 +351,11 @@ def _parameters(route: Route) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
     for one in () if route.query is None else msgspec.structs.fields(route.query):
         schema = schema_of(one.type)
+        forms: Any = schema.get("anyOf", [schema])  # the last one is null: a parameter is there, or not
         yield {
             "name": one.encode_name,
             "in": "query",
             "required": one.required,
-            "description": one.type.__metadata__[-1].description,
-            "schema": schema.get("anyOf", [schema])[0],  # without null: a parameter is there, or not
+            "description": get_args(one.type)[-1].description,
+            "schema": forms[0],
         }

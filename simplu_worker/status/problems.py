@@ -76,9 +76,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
     return [
         *_each(ProblemCause.NEAR_RETENTION, _near_retention(state, fleet)),
         *_each(ProblemCause.OUTAGE, _failing_dependencies(state)),
-        *_of_this_replica(state),
-        *_counted(state["counts"]),
-        *_of_certificate(state["certificateEnd"], now),
+        *_of_this_replica(state, now),
         *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
@@ -130,7 +128,7 @@ def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem
     return (FoundProblem(cause, subject) for subject in dict.fromkeys(subjects))
 
 
-def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
+def _of_this_replica(state: Json, now: datetime) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
         cause = ProblemCause.CREDENTIALS_FAILING if state["ready"] in CREDENTIALS else ProblemCause.NOT_READY
         yield FoundProblem(cause, str(state["ready"]).replace("_", " "))
@@ -145,14 +143,10 @@ def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     for subject, places in troubles.items():
         since = min(datetime.fromisoformat(one["since"]) for one in places)
         yield FoundProblem(ProblemCause.INTERNAL_ERROR, subject, sum(one["count"] for one in places), since=since)
-
-
-def _counted(counts: Json) -> Iterator[FoundProblem]:
-    return (FoundProblem(cause, number=counts[name]) for name, cause in COUNTS.items() if counts[name])
-
-
-def _of_certificate(end: datetime | None, now: datetime) -> Iterator[FoundProblem]:
-    if end is not None and now > end - CERTIFICATE_LEFT:
+    for name, cause in COUNTS.items():
+        if number := state["counts"][name]:
+            yield FoundProblem(cause, number=number)
+    if (end := state["certificateEnd"]) is not None and now > end - CERTIFICATE_LEFT:
         yield FoundProblem(ProblemCause.CERTIFICATE_EXPIRES)
 
 

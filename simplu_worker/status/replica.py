@@ -33,9 +33,9 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.status import answers
 from simplu_worker.status.answers import Json
+from simplu_worker.status.causes import advice_members
 from simplu_worker.status.history import INTERVAL_S, Figures, FleetHistory, StreamHistory, fleet_point
 from simplu_worker.status.lookups import Lookups, pool_view
-from simplu_worker.status.causes import advice_members
 from simplu_worker.status.problems import Problems, find_problems
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import HttpAnswer
@@ -44,7 +44,7 @@ from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
 from simplu_worker.status.words import DependencyState, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import HoldReason, Retry, SourceState, TargetKind
+from simplu_worker.vocabulary import HoldReason, Retry, SourceState
 
 HEALTH_SUMMARY: Final = (
     *("state", "takesOperations", "role", "responseMs", "tenantCount", "usage", "connectionsUsed", "connectionsMax"),
@@ -148,20 +148,12 @@ class ReplicaStatus:
         fleet: Fleet | None = None,
         feed: Feed | None = None,
         monitoring: Monitoring | None = None,
-        health: HealthRegistry | None = None,
     ) -> None:
         """Show these parts from now on."""
         self.gateway, self.pools, self.locator, self.fleet, self.feed = gateway, pools, locator, fleet, feed
         self.monitoring = monitoring or Monitoring()
-        self.lookups = Lookups(
-            gateway,
-            shared_inspection(locator, pools),
-            pools,
-            self.monitoring,
-            fleet=fleet,
-            runbook_url=self.runbook_url,
-        )
-        self.health = health or HealthRegistry()
+        inspector = shared_inspection(locator, pools)
+        self.lookups = Lookups(gateway, inspector, pools, self.monitoring, fleet, self.runbook_url)
 
     @property
     def certificate_end(self) -> datetime | None:
@@ -244,12 +236,7 @@ class ReplicaStatus:
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
-        kinds = Counter(trouble.target for trouble in current_troubles())
-        for kind in TargetKind:
-            instruments.TARGETS_IN_TROUBLE.labels(kind).set(kinds[kind])
-        moves = self.health.unfinished_moves()
-        instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
-        instruments.MOVE_STANDING.set(longest_standing_s(moves))
+        instruments.MOVE_STANDING.set(longest_standing_s(self.health.unfinished_moves()))
         unready = self._readiness_problem()
         for reason in UnreadyReason:
             instruments.UNREADY.labels(reason).set(unready is not None and unready.reason is reason)
@@ -279,7 +266,6 @@ class ReplicaStatus:
         for reason, age_s in ages.items():
             instruments.HELD_TARGETS.labels(reason).set(counts[reason])
             instruments.HELD_AGE.labels(reason).set(age_s)
-        instruments.CATCH_UPS.set(sum(reader.view.catch_up_count for reader in readers))
         instruments.PREFETCH_BYTES.set(fleet.prefetch.used_bytes)
         instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 

@@ -16,8 +16,15 @@ from msgspec import Meta
 
 from simplu_worker.consumers.operation_taps import TapFilter
 from simplu_worker.operations.operation import ID_MAX
-from simplu_worker.shards.listing import DEFAULT_LIMIT, LIMIT_MAX, TEXT_MAX, ListRequest, SearchPosition, check_request
-from simplu_worker.shards.listing import decode_cursor
+from simplu_worker.shards.listing import (
+    DEFAULT_LIMIT,
+    LIMIT_MAX,
+    TEXT_MAX,
+    ListRequest,
+    SearchPosition,
+    check_request,
+    decode_cursor,
+)
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, TenantControls
 from simplu_worker.status.words import BadRequestError
 from simplu_worker.vocabulary import Failure, OperationKind, OperationOutcome, OperationStatus
@@ -88,7 +95,8 @@ class OperationQuery(Strict, frozen=True):
     business_id: Annotated[Id | None, Meta(description="The business of the tenant.")] = None
     location_id: Annotated[Id | None, Meta(description="The location of the tenant.")] = None
     wait: Annotated[
-        Wait | None, Meta(description="So many seconds the answer may wait until it is decided or held; with its tenant.")
+        Wait | None,
+        Meta(description="So many seconds the answer may wait until it is decided or held; with its tenant."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -19,8 +19,8 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
@@ -45,7 +45,7 @@ from simplu_worker.status.request_bodies import (
     read_body,
     read_query,
 )
-from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
+from simplu_worker.status.roles import counts_and_states, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 from simplu_worker.status.words import BadRequestError, Role
 from simplu_worker.telemetry.log import scrub_text
@@ -80,6 +80,11 @@ class Call(NamedTuple):
         return tuple(self.request.match_info.values())
 
     @property
+    def tenant(self) -> tuple[str, str]:
+        """The tenant in the path."""
+        return self.request.match_info["businessId"], self.request.match_info["locationId"]
+
+    @property
     def actor(self) -> Actor:
         """The operator."""
         return Actor(self.role, self.request.remote)
@@ -98,27 +103,19 @@ View = Callable[[Call], Awaitable[HttpAnswer]]
 
 @contextlib.asynccontextmanager
 async def open_http(
-    host: str | None,
+    guard: Guard,
     port: int,
-    *,
-    tokens: Tokens,
     replica: ReplicaStatus,
     letters: LetterRequests | None = None,
-    allow_destructive: bool = False,
-    opens_reads: bool = False,
-    is_behind_tls: bool = False,
+    *,
     tls: ssl.SSLContext | None = None,
     connections_max: int = CONNECTIONS_MAX,
 ) -> AsyncIterator[int]:
     """Serve what *replica* tells, and yield the port (a free one where *port* is 0). Raises OSError if it is in use.
 
-    Without a *host* on all addresses of IPv4 and IPv6. Without *tokens* protected paths answer 403, and so do DELETEs
-    without *allow_destructive*. *opens_reads* shows counts without a token. *tls*: by HTTPS; *is_behind_tls*: a proxy
-    does that.
+    Without a host on all addresses of IPv4 and IPv6; by HTTPS with *tls*.
     """
-    guard = Guard(
-        tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads, is_behind_tls=is_behind_tls
-    )
+    host = guard.host
     runner = make_runner(make_application(guard, replica, letters))
     await runner.setup()
     accept = partial(accept_connection, cast("web.Server", runner.server), connections_max)
@@ -131,7 +128,7 @@ async def open_http(
                 except OSError as exc:
                     if exc.errno not in NO_IPV6:
                         raise
-            protected = "open" if tokens.variables(Role) else "closed"
+            protected = "open" if guard.tokens.variables(Role) else "closed"
             log.info("http.started", host=host, port=own_port, protected_paths=protected, tls=tls is not None)
             yield own_port
     finally:
@@ -305,7 +302,10 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     rendering = asyncio.Lock()
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
-        encode, content_type = encoder_for(",".join(request.headers.getall("Accept", [])))
+        try:
+            encode, content_type = choose_encoder(",".join(request.headers.getall("Accept", [])))
+        except TypeError:
+            raise BadRequestError("Accept: expected a version that is a number, got another text") from None
         async with rendering:
             refresh_gauges()
             body = await asyncio.to_thread(encode, REGISTRY)
@@ -315,14 +315,6 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
         return response
 
     return show_metrics
-
-
-def encoder_for(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """Return the encoder of metrics for the header `Accept`, and its content type; text if it cannot be read."""
-    try:
-        return choose_encoder(accept)
-    except TypeError:  # a version that is no number
-        return generate_latest, CONTENT_TYPE_PLAIN_0_0_4
 
 
 SHARED_VIEWS: Final[dict[str, Callable[[ReplicaStatus], HttpAnswer | Awaitable[HttpAnswer]]]] = {
@@ -376,7 +368,7 @@ class _Endpoints:
         return await call.act(self._replica.retry_held(call.asked.target))
 
     async def pause_tenant(self, call: Call) -> HttpAnswer:
-        return await call.act(self._replica.started.set_controls(*call.ids, call.asked.controls))
+        return await call.act(self._replica.started.set_controls(*call.tenant, call.asked.controls))
 
     resume_tenant = weigh_tenant = pause_tenant
 
@@ -397,19 +389,19 @@ class _Endpoints:
         asked: OperationQuery = call.asked
         if asked.wait is not None and asked.business_id is not None and asked.location_id is not None:
             with contextlib.suppress(RetryableError):  # it starts, as the answer says
-                tenant = asked.business_id, asked.location_id
-                await self._replica.started.wait_for_operation(*call.ids, *tenant, asked.wait, closing)
+                wanted = call.request.match_info["requestId"], asked.business_id, asked.location_id
+                await self._replica.started.wait_for_operation(*wanted, asked.wait, closing)
 
     async def operation(self, call: Call) -> HttpAnswer:
-        tenant = call.asked.business_id, call.asked.location_id
-        return await self._replica.started.find_operation(*call.ids, *tenant, call.role)
+        wanted = call.request.match_info["requestId"], call.asked.business_id, call.asked.location_id
+        return await self._replica.started.find_operation(*wanted, call.role)
 
     async def operations(self, call: Call) -> HttpAnswer:
         query: ListQuery = call.asked
         return await self._replica.started.list_operations(query.business_id, query.location_id, query.request())
 
     async def tenant(self, call: Call) -> HttpAnswer:
-        return await self._replica.started.find_tenant(*call.ids, call.role)
+        return await self._replica.started.find_tenant(*call.tenant, call.role)
 
     async def tenant_by_id(self, call: Call) -> HttpAnswer:
         return await self._replica.started.find_tenant_by_id(*call.ids)

@@ -10,7 +10,6 @@ from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.lookups import RejectedRequest
-from simplu_worker.shards.types import TenantControls
 from simplu_worker.status.answers import Controls, FeedDestination, FeedState, Json, Refusal, Tenant
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
@@ -82,19 +81,6 @@ def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
 def controls_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return what people have set for a tenant as JSON members."""
     return Controls(shard_id, row["paused_until"], row["weight"]).json()
-
-
-def controls_action(controls: TenantControls) -> str:
-    """Return the name of the action in the log of operators."""
-    if controls.pause_s is None:
-        return "weigh_tenant"
-    return "pause_tenant" if controls.pause_s else "resume_tenant"
-
-
-def controls_members(controls: TenantControls) -> dict[str, float]:
-    """Return what is set, as the log of operators has it."""
-    members = {"seconds": controls.pause_s, "weight": controls.weight}
-    return {name: value for name, value in members.items() if value}
 
 
 def controls_error(found: TenantState | Absence) -> str:

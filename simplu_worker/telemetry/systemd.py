@@ -6,9 +6,16 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Final
 
 WATCHDOG_MARGIN = 2  # sd_watchdog_enabled(3): notify every half of the time that systemd allows
 START_EXTENSION_S = 60  # longer than any pause between two tries of what a start waits for
+READY: Final = "READY=1"  # the end of the start
+EXTEND_START: Final = (
+    f"EXTEND_TIMEOUT_USEC={START_EXTENSION_S * 1_000_000}"  # while it waits for what no restart brings
+)
+STOPPING: Final = "STOPPING=1"  # the beginning of the drain
+WATCHDOG: Final = "WATCHDOG=1"  # the worker is live; every `watchdog_interval_s`
 
 
 class SystemdNotifier:
@@ -22,28 +29,10 @@ class SystemdNotifier:
         # A leading @ stands for the zero byte of Linux's abstract names; any other beginning is no Unix socket.
         self._address = "\0" + path[1:] if path.startswith("@") else path if path.startswith("/") else None
         self.watchdog_interval_s = _watchdog_interval_s(environ) if self._address else None
-        """Seconds between two calls of `notify_watchdog`; None if systemd does not watch this process."""
+        """Seconds between two messages WATCHDOG; None if systemd does not watch this process."""
 
-    def notify_ready(self) -> None:
-        """Report the end of the start."""
-        self._send("READY=1")
-
-    def extend_start(self) -> None:
-        """Give the start START_EXTENSION_S more.
-
-        Call this only while it waits for what a restart would not bring back.
-        """
-        self._send(f"EXTEND_TIMEOUT_USEC={START_EXTENSION_S * 1_000_000}")
-
-    def notify_stopping(self) -> None:
-        """Report the beginning of the drain."""
-        self._send("STOPPING=1")
-
-    def notify_watchdog(self) -> None:
-        """Report that the worker is live, every `watchdog_interval_s`."""
-        self._send("WATCHDOG=1")
-
-    def _send(self, message: str) -> None:
+    def notify(self, message: str) -> None:
+        """Send one of the messages above."""
         if self._address is None:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -568,72 +567,6 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
     ]
 
 
-async def test_incidents_of_one_cause_keep_their_own_times(page: BrowserTab) -> None:
-    script = """
-    import('/page/overview.js').then(({problemItems, overItems, verdictOf}) => {
-      const one = (subject, since, at, isOver = false) => ({
-        cause: 'shard_lost', problem: 'Lost', severity: 'critical', advice: 'Look.', count: isOver ? 1 : 12, subject,
-        since: `2020-01-01T${since}:00`, at: `2020-01-01T${at}:00`, isOver,
-      });
-      const problems = [one('shard a', '10:00', '12:00'), one('shard b', '11:00', '12:00')];
-      problems.push(one('shard a', '08:00', '08:05', true));
-      const known = {status: {}, fleet: {problems}, ages: {status: 1, fleet: 1}};
-      const hour = (text) => text.match(/[0-9]+:[0-9]+/)[0];
-      return [
-        verdictOf(known),
-        problemItems(known).map(({links, unlisted}) => [links.map(({text}) => hour(text)), unlisted]),
-        overItems({problems}).map(({links: [link], facts}) => (
-          [link.text, hour(facts.Began), hour(facts.Ended), facts.Took]
-        )),
-      ];
-    })
-    """
-    verdict, items, over = await page.evaluate(script)
-    assert (verdict["title"], verdict["text"]) == ("1 thing needs you", "Lost (shard a, shard b): Look.")
-    assert items == [[["10:00", "11:00"], 10]]
-    assert over == [["shard a", "08:00", "08:05", "5 min"]]
-
-
-async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> None:
-    script = """
-    import('/page/views.js').then(({queuesOf}) => {
-      const seen = {visible: 5, inFlight: 1, delayed: 0, inHand: 0, oldestInHandSeconds: 0};
-      const [q, dead] = [{name: 'q', consumed: true, ...seen}, {name: 'dead', consumed: false, visible: 7}];
-      const [{visible, ...viewed}, error] = [dead, 'http://q/: no server'];
-      const cases = [
-        [[{...q, state: 'polling'}], [q, dead]],
-        [[{...q, state: error}], [{...q, error}, {...dead, error}]],
-        [[{...q, state: 'other'}], [q, viewed]],
-      ];
-      const members = ({state, error, visible, inFlight, oldestInHandSeconds}) => (
-        [state, error, visible, inFlight, oldestInHandSeconds].map((one) => one ?? null)
-      );
-      return cases.map(([here, queues]) => queuesOf({status: {queues: here}, queues}).map(members));
-    })
-    """
-    silent, unnamed = (["failing", error, "–", "–", None] for error in ("http://q/: no server", None))
-    assert await page.evaluate(script) == [
-        [["polling", None, 5, 1, None], ["ok", None, 7, None, None]],
-        [silent, silent],
-        [unnamed, unnamed],
-    ]
-
-
-async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
-    script = """
-    import('/page/format.js').then(({time, duration, rough, text}) => [
-      time(new Date().setHours(23, 5, 7, 0)), [0.02, 59, 90, 900, 7260].map(duration),
-      [59, 118, 7260, 200000].map(rough), [120, 900].map((value) => text(value, 'latency')),
-    ])
-    """
-    assert await page.evaluate(script) == [
-        "23:05:07",
-        ["20 ms", "59.0 s", "1 min 30 s", "15 min", "2 h 1 min"],
-        ["59.0 s", "2 min", "2 h", "2 d"],
-        ["under 2 min", "over 5 min"],
-    ]
-
-
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
     row = {"streamShard": "s", "state": "reading", "owner": "b", "seenSecondsAgo": 42, "isSilent": True}
     replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "isSilent": True}]
@@ -654,52 +587,6 @@ async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
         "held targets: nobody reads the stream": ("–", True),
         "messages in 1 of 2 queues": ("0", False),
     }
-
-
-async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
-    scales = [[0, "rate"], [7.3, "rate"], [0.013, "seconds"], [70, "seconds"], [1200, "number"], [0.4, "number"]]
-    plot = {"at": [0, 30, 60, 300, 330, 9999], "values": [1, 2, None, 2, 1, 1], "interval": 30}
-    plot |= {"from": 0, "until": 600, "top": 2}
-    script = f"""
-    import('/page/chart.js').then(({{scaleEnd, runsOf}}) => [
-      {json.dumps(scales)}.map((one) => scaleEnd(...one)), runsOf({json.dumps(plot)}).map((run) => run.length),
-    ])
-    """
-    assert await page.evaluate(script) == [[1, 10, 0.02, 120, 2000, 1], [2, 2]]
-
-
-@pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
-async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTab, width: int) -> None:
-    use = {"seconds": 45.25, "share": 0.905, "operations": 12_000, "bytes": 3_145_728, "waitedSeconds": 59.5}
-    mine: dict[str, Any] = {"shardId": "shard-1", "tenant": "a-very-long-business-identifier-berlin"}
-    mine |= {"lastMinute": use, "lastHour": use}
-    before = {"shardId": "shard-2", "tenant": "c-d", "lastMinute": None, "lastHour": use}
-    named = [
-        {"shardId": "shard-1", "tenant": one, "lastMinute": {"seconds": seconds}}
-        for one, seconds in (("e-f", 3.5), (mine["tenant"], 5))
-    ]
-    other = {"replica": "b", "topTenants": named}
-    fleet = {"topTenants": [mine, before], "replicas": [{"replica": "me", "isThis": True, "topTenants": []}, other]}
-    await page.show_as(width)
-    await go(page, "tenants")
-    script = f"""
-    Promise.all(['/page/views.js', '/page/dom.js'].map((one) => import(one))).then(([views, dom]) => {{
-      const section = (fleet) => views.sectionsOf('tenants', {{ages: {{}}, fleet}}).find(({{id}}) => id === 'tenants');
-      const shown = dom.showSection(document.querySelector('#view-tenants .sections'), section({json.dumps(fleet)}));
-      const rows = [...shown.querySelectorAll('tbody tr')]
-        .map((row) => [...row.children].map((one) => one.textContent));
-      return [rows, section(null).rows, {IS_WIDER_THAN_SCREEN}];
-    }})
-    """
-    rows, without_fleet, is_wider = await page.evaluate(script)
-    figures = ["91 %", "12,000", "3.0 MiB", "59.5 s"]
-    nothing = ["–"] * 4
-    assert rows == [
-        [mine["tenant"], "shard-1", "50.3 s", "45.3 s", *figures, "45.3 s", *figures, "this one; b"],
-        ["e-f", "shard-1", "3.5 s", "–", *nothing, "–", *nothing, "b"],
-        ["c-d", "shard-2", "–", "–", *nothing, "45.3 s", *figures, "this one"],
-    ]
-    assert (without_fleet, is_wider) == ([], False)
 
 
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:

@@ -47,11 +47,14 @@ class FilterOptions:
 
     def request(self, limit: int | None, **how: bool) -> LettersRequest:
         """Return what is asked for. Raises UsageError."""
+        from msgspec.structs import replace
+
         from simplu_worker.dead_letters.plan import ALL_LETTERS, LettersRequest
 
-        tenant, time = self.tenant or (None, None), parse_range(self.since, self.until)
-        about = frozenset(self.reason), self.source, *tenant, *time, frozenset(self.message)
-        return LettersRequest(*about, limit or ALL_LETTERS, **how)
+        (business_id, location_id), (since, until) = self.tenant or (None, None), parse_range(self.since, self.until)
+        of_tenant = frozenset(self.reason), self.source, business_id, location_id
+        request = LettersRequest(*of_tenant, since, until, frozenset(self.message), limit or ALL_LETTERS)
+        return replace(request, **how)
 
 
 NO_FILTER: Final = FilterOptions()

@@ -26,7 +26,7 @@ from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import backoff_s, jittered, shared_pause_s
-from simplu_worker.vocabulary import ShardMapOutcome, TargetKind
+from simplu_worker.vocabulary import ReloadOutcome, TargetKind
 
 TICK_S: Final = 0.25
 CALM_S: Final = 60.0  # between two lists, while all is well
@@ -127,7 +127,7 @@ class ShardMapReloader:
             problems = list(exc.problems)
         else:
             return await self._apply(new)
-        instruments.SHARD_MAP_RELOADS.labels(ShardMapOutcome.REFUSED).inc()
+        instruments.SHARD_MAP_RELOADS.labels(ReloadOutcome.REFUSED).inc()
         log.error("shard_map.refused", problems=problems)
         return []
 
@@ -191,7 +191,7 @@ class ShardMapReloader:
             address = self._static_map.address_book.known_address(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
                 self._pools.switch_pool(address)  # the new address, unless it is a candidate that has to be tried first
-        instruments.SHARD_MAP_RELOADS.labels(ShardMapOutcome.APPLIED).inc()
+        instruments.SHARD_MAP_RELOADS.labels(ReloadOutcome.APPLIED).inc()
         log.info(
             "shard_map.reloaded",
             shard_count=len(new.shards),

@@ -136,7 +136,14 @@ def request(path: str, headers: str = "", method: str = "GET") -> bytes:
 
 LIST: Final = "/operations?businessId=b&locationId=l"
 LIST_MEMBERS: Final = (
-    *("resourceType=t", "resourceId=%2F", "since=2026-01-31T09:00:00Z", "until=2026-02-01", "status=failed", "limit=50"),
+    *(
+        "resourceType=t",
+        "resourceId=%2F",
+        "since=2026-01-31T09:00:00Z",
+        "until=2026-02-01",
+        "status=failed",
+        "limit=50",
+    ),
     *("status=succeeded", "error=not_found", f"after={SearchPosition(request_id='r').encode()}", "after=W10"),
 )
 AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"

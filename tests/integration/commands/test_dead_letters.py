@@ -274,7 +274,7 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
         assert (listed.status, len(listed.json["notLetters"]), listed.json["isCut"]) == (0, 1, False)
         assert "private" not in json.dumps(listed.json)
         assert await bench.count() == (5, 0)
-    tenant = {"business_id": "t1", "location_id": "x"}
+    tenant: dict[str, Any] = {"business_id": "t1", "location_id": "x"}
     some = await bench.shown(
         LettersRequest(**tenant, since=moments[1], until=moments[2], source=Source.KINESIS, limit=10, records=True)
     )
@@ -511,14 +511,19 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
     status, listed = await desk.act(LettersAction.LIST, LettersRequest(frozenset({GIVEN_UP}), records=True), OPERATOR)
     assert (status, [one["record"] for one in listed["letters"]]) == (200, [valid.decode()])
     assert any("hidden from other readers" in note for note in listed["notes"])
-    assert "record" not in (await desk.act(LettersAction.LIST, LettersRequest(frozenset({GIVEN_UP})), OPERATOR))[1]["letters"][0]
+    assert (
+        "record"
+        not in (await desk.act(LettersAction.LIST, LettersRequest(frozenset({GIVEN_UP})), OPERATOR))[1]["letters"][0]
+    )
 
     _, planned = await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP})), OPERATOR)
     assert (planned["applied"], planned["wouldSend"]) == (False, 1)
     assert (await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP}), apply=True), OPERATOR))[0] == 400
     until = datetime.fromisoformat(planned["until"])
     with capture_logs() as logs:
-        _, sent = await desk.act(LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP}), until=until, apply=True), OPERATOR)
+        _, sent = await desk.act(
+            LettersAction.REPLAY, LettersRequest(frozenset({GIVEN_UP}), until=until, apply=True), OPERATOR
+        )
     assert (sent["sent"], await bench.records()) == (1, [valid])
 
     (line,) = [one for one in logs if one["event"] == "operator.acted"]
@@ -528,7 +533,8 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
     assert valid.decode() not in str(logs)
 
     (_, plan), (busy, _) = await asyncio.gather(
-        desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR), desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR)
+        desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR),
+        desk.act(LettersAction.DISCARD, LettersRequest(), OPERATOR),
     )
     assert (plan["wouldDiscard"], busy) == (1, 409)
     request = LettersRequest(until=datetime.fromisoformat(plan["until"]), apply=True)
@@ -548,7 +554,9 @@ async def test_corrected_letter_has_a_new_id_linked_to_the_old_one(bench: Bench)
     assert (await desk.act(LettersAction.EDIT, wanted, OPERATOR))[0] == 400  # without the id of the plan
     assert (await desk.act(LettersAction.EDIT, EditRequest(row["messageId"], "{"), OPERATOR))[0] == 400
     with capture_logs() as logs:
-        status, done = await desk.act(LettersAction.EDIT, msgspec.structs.replace(wanted, request_id=plan["requestId"]), OPERATOR)
+        status, done = await desk.act(
+            LettersAction.EDIT, msgspec.structs.replace(wanted, request_id=plan["requestId"]), OPERATOR
+        )
     (sent,) = await bench.records()
     assert (status, done["sent"], json.loads(sent)["requestId"]) == (200, 1, plan["requestId"])
     assert await bench.count() == (1, 0)

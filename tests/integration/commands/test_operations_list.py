@@ -25,6 +25,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, UsageError
 from simplu_worker.operations.json_record import EXPECTED_TIME
 from simplu_worker.shards.listing import ListRequest
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
@@ -75,7 +76,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
         routed.register(TENANT, "shard-1")
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(routed.gateway, routed.pools, routed.locator)
-        async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica) as port:
+        async with open_http(Guard(Tokens(operator=TOKEN), "127.0.0.1"), 0, replica) as port:
             yield World(settings_of(tmp_path, address), routed, f"http://127.0.0.1:{port}/operations")
 
 

@@ -41,7 +41,8 @@ PATIENT = ShardTimeouts(probe_s=60.0)  # a shard that is down refuses at once
 
 def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> ReplicaStatus:
     replica = ReplicaStatus("replica-1", asyncio.Event())
-    replica.start(routed.gateway, routed.pools, routed.locator, health=book)
+    replica.health = book or replica.health
+    replica.start(routed.gateway, routed.pools, routed.locator)
     return replica
 
 

@@ -24,7 +24,7 @@ from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fe
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
@@ -316,9 +316,8 @@ async def test_replay_of_an_event_without_a_valid_time_is_a_repetition(
         deduplication_id=first.deduplication_id,
     )
     resend = plan_resend(letter, ReplayRules(None, {"orders.fifo": True}, 10_000, 1000))
-    assert resend.message is not None
-
-    assert await desk_with_window.handle(sent_after(10_000, "UPDATE", {}, body=resend.message.body)) == [Done()]
+    assert isinstance(resend, OutgoingMessage)
+    assert await desk_with_window.handle(sent_after(10_000, "UPDATE", {}, body=resend.body)) == [Done()]
     assert await desk_with_window.orders("ann") == {"o1": {"status": "paid"}}
 
 

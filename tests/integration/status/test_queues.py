@@ -25,6 +25,7 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
@@ -176,7 +177,7 @@ async def site() -> AsyncIterator[Site]:
         watched = {queue.name: queue, letters.name: letters}
         monitoring = Monitoring({queue.name: receiver}, watched)
         replica.start(shards.gateway, shards.pools, shards.locator, monitoring=monitoring)
-        http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), replica=replica, allow_destructive=True)
+        http = open_http(Guard(Tokens(operator=TOKEN), "127.0.0.1", allow_destructive=True), 0, replica)
         port = await stack.enter_async_context(http)
         session = await stack.enter_async_context(ClientSession())
         await stack.enter_async_context(consumed(receiver, desk))

@@ -17,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.network.tls_front import make_certificate
 
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
@@ -83,7 +84,7 @@ async def serving(folder: Path, *tokens: dict[str, Any]) -> AsyncIterator[Answer
     write_tokens(path, *tokens)
     files = watch(path)
     known = Tokens(operator="own", listed=files)
-    http = open_http("127.0.0.1", 0, tokens=known, replica=Replica("r", asyncio.Event()))
+    http = open_http(Guard(known, "127.0.0.1"), 0, Replica("r", asyncio.Event()))
     async with http as port, aiohttp.ClientSession() as session:
         yield Answers(session, port, files, path)
 
@@ -177,7 +178,7 @@ async def tls_site(tmp_path: Path) -> AsyncIterator[TlsSite]:
     tls = ServerTls(certificate, key)
     files = WatchedFiles(("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"), tls.read)
     replica = ReplicaStatus("r", asyncio.Event())
-    async with open_http("127.0.0.1", 0, tokens=Tokens(), replica=replica, tls=tls.context) as port:
+    async with open_http(Guard(Tokens(), "127.0.0.1"), 0, replica, tls=tls.context) as port:
         yield TlsSite(port, files, certificate, key)
 
 

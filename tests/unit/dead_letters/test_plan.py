@@ -18,8 +18,7 @@ from simplu_worker.dead_letters.plan import (
     LetterLeftError,
     LettersRequest,
     ReplayRules,
-    Resend,
-    ResendRequest,
+    order_group,
     plan_resend,
     sort_key,
     visibility_timeout_s,
@@ -77,13 +76,15 @@ def letter(
     return DeadLetter(reason=reason, origin=origin, record=data, **whole)
 
 
-def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
-    return plan_resend(one, rules)
+def records_for(one: DeadLetter, rules: ReplayRules = RULES) -> list[PutRecord]:
+    resend = plan_resend(one, rules)
+    assert not isinstance(resend, OutgoingMessage)
+    return list(resend)
 
 
 def message_for(one: DeadLetter, rules: ReplayRules = RULES) -> OutgoingMessage:
-    message = plan_resend(one, rules).message
-    assert message is not None
+    message = plan_resend(one, rules)
+    assert isinstance(message, OutgoingMessage)
     return message
 
 
@@ -163,8 +164,14 @@ def test_request_is_logged_without_the_message_ids() -> None:
     about = (reasons, Source.SQS, "b", "l", FAILED_AT, FAILED_AT, frozenset({"m-1", "m-2"}))
     facts = LettersRequest(*about, limit=ALL_LETTERS, force=True, apply=True).facts()
     assert {name: value for name, value in facts.items() if value} == {
-        **{"businessId": "b", "locationId": "l", "since": FAILED_AT, "until": FAILED_AT},
-        **{"reasons": ["too_large", "unknown_tenant"], "source": "sqs", "messageIds": 2, "force": True},
+        "businessId": "b",
+        "locationId": "l",
+        "since": FAILED_AT,
+        "until": FAILED_AT,
+        "reasons": ["too_large", "unknown_tenant"],
+        "source": "sqs",
+        "messageIds": 2,
+        "force": True,
     }
     assert {name: value for name, value in LettersRequest().facts().items() if value} == {"limit": 1000}
 
@@ -172,12 +179,6 @@ def test_request_is_logged_without_the_message_ids() -> None:
 def test_request_with_half_a_tenant_is_refused() -> None:
     with pytest.raises(ValueError, match="businessId and locationId together"):
         LettersRequest(business_id="b")
-
-
-def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
-    message = OutgoingMessage("żó", FifoIds("g", "d"), {"a": "bc"})
-    assert Resend(Source.SQS, "q", "g", message=message).size_bytes == 4 + 1 + 2 + 6
-    assert Resend(Source.SQS, "q", "g", message=OutgoingMessage("żó")).size_bytes == 4
 
 
 def test_letters_are_ordered_by_source_and_place() -> None:
@@ -199,17 +200,12 @@ def test_letters_are_ordered_by_source_and_place() -> None:
 
 def test_record_with_a_request_id_is_sent_as_it_is() -> None:
     data = json.dumps(VALID | {"requestId": "mine"}, indent=3).encode()
-    assert list(sent_for(letter(data)).records) == [PutRecord(data, "b-l-patient")]
-
-
-def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
-    sent = sent_for(letter(VALID | {"requestId": "r"}))
-    assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", "b-l-patient")
+    assert list(records_for(letter(data))) == [PutRecord(data, "b-l-patient")]
 
 
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
     one = letter()
-    (sent,) = sent_for(one).records
+    (sent,) = records_for(one)
     elsewhere = msgspec.structs.replace(STREAM, sequence_number="900")
     before, after = (
         decode_operation(data, origin, max_bytes=10_000, list_limit=1000)
@@ -235,30 +231,28 @@ def test_record_that_would_come_back_is_left_unless_forced(
 ) -> None:
     one = letter(record, reason=reason)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
+    assert [sent.data for sent in records_for(one, FORCED)] == [one.record]
 
 
 def test_aggregate_is_taken_apart_in_order() -> None:
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)] + [b"bad"]
     whole = aggregate([("k1", None, parts[0]), ("k2", None, parts[1]), ("k1", None, parts[2]), ("k2", None, parts[3])])
-    sent = sent_for(letter(whole, reason=DeadLetterReason.INVALID_MESSAGE))
-    assert [(one.partition_key, one.data) for one in sent.records] == list(
-        zip(["k1", "k2", "k1", "k2"], parts, strict=True)
-    )
+    sent = records_for(letter(whole, reason=DeadLetterReason.INVALID_MESSAGE))
+    assert [(one.partition_key, one.data) for one in sent] == list(zip(["k1", "k2", "k1", "k2"], parts, strict=True))
 
 
 def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
     parts = [json.dumps(members).encode() for members in (VALID, VALID, VALID | {"requestId": "own"})]
     one = letter(aggregate([("k1", None, part) for part in parts]), reason=DeadLetterReason.INVALID_MESSAGE)
     assert left_for(one) is LeftReason.WITHOUT_REQUEST_IDS
-    ids = [json.loads(sent.data)["requestId"] for sent in sent_for(one, FORCED).records]
+    ids = [json.loads(sent.data)["requestId"] for sent in records_for(one, FORCED)]
     derived = [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
     assert ids == [*derived, "own"]
 
 
 def test_letter_of_one_part_is_sent_as_a_record_of_its_own() -> None:
     place = msgspec.structs.replace(STREAM, part_index=3, parts_behind=1)
-    (sent,) = sent_for(msgspec.structs.replace(letter(VALID), origin=place)).records
+    (sent,) = records_for(msgspec.structs.replace(letter(VALID), origin=place))
     decoded = decode_operation(sent.data, STREAM, 10_000, 1000)
     assert isinstance(decoded, Operation)
     assert decoded.request_id == derived_request_id(place)
@@ -277,15 +271,15 @@ def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)]
     array = b"[%b]" % b",".join(parts)
     for whole in (array, aggregate([("key", None, array)])):
-        sent = sent_for(letter(whole, reason=DeadLetterReason.INTERNAL_ERROR))
-        assert [one.data for one in sent.records] == parts
+        sent = records_for(letter(whole, reason=DeadLetterReason.INTERNAL_ERROR))
+        assert [one.data for one in sent] == parts
 
 
 def test_record_of_too_many_operations_is_left_unless_forced() -> None:
     whole = b"[%b]" % b",".join([json.dumps(VALID).encode()] * 1001)
     one = letter(whole, reason=DeadLetterReason.TOO_LARGE)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert [record.data for record in sent_for(one, FORCED).records] == [whole]
+    assert [record.data for record in records_for(one, FORCED)] == [whole]
 
 
 BAD_PARTS = [("k1", VALID), ("k2", VALID | {"requestId": "own"}), ("k1", VALID)]
@@ -298,9 +292,9 @@ def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[PartNumber, ...] | 
 
 
 def test_bad_parts_are_sent_with_the_ids_of_their_positions() -> None:
-    resend = sent_for(letter_of_parts())
-    assert [record.partition_key for record in resend.records] == ["k1", "k2", "k1"]
-    decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
+    records = records_for(letter_of_parts())
+    assert [record.partition_key for record in records] == ["k1", "k2", "k1"]
+    decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in records]
     expected = [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=number)) for number in (3, 9)]
     assert [isinstance(one, Operation) and one.request_id for one in decoded] == [expected[0], "own", expected[1]]
 
@@ -314,10 +308,10 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
 
 def test_bad_parts_are_left_together_unless_forced() -> None:
     one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
-    with pytest.raises(LetterLeftError, match="^1 of 4 bad parts: t"):
+    with pytest.raises(LetterLeftError, match=r"^1 of 4 bad parts: t"):
         plan_resend(one, RULES)
-    resend = sent_for(one, FORCED)
-    assert [len(resend.records), resend.records[3]] == [4, PutRecord(b"{", "k3")]
+    records = records_for(one, FORCED)
+    assert [len(records), records[3]] == [4, PutRecord(b"{", "k3")]
 
 
 def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
@@ -332,7 +326,7 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
 def test_bad_parts_with_ids_of_their_own_need_no_numbers() -> None:
     data = json.dumps(VALID | {"requestId": "own"}).encode()
     one = letter(aggregate([("k", None, data)]), parts=BadParts(100, 1, {}, None))
-    assert list(sent_for(one).records) == [PutRecord(data, "k")]
+    assert list(records_for(one)) == [PutRecord(data, "k")]
 
 
 @pytest.mark.parametrize(("most", "is_left"), [(2, True), (3, False)])
@@ -340,7 +334,7 @@ def test_aggregate_with_too_many_parts_is_left(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(plan, "PARTS_MAX", most)
     one = letter(aggregate([("k", None, json.dumps(VALID | {"requestId": "own"}).encode())] * 3))
     assert may_be_sent(one) is not is_left
-    assert len(sent_for(one, FORCED).records) == 3
+    assert len(records_for(one, FORCED)) == 3
 
 
 @pytest.mark.parametrize("name", ["another", "orders.fifo"])
@@ -368,7 +362,7 @@ def test_message_is_sent_as_it_was() -> None:
     fifo = letter(event, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
     message = message_for(fifo)
     assert message.body.encode() == fifo.record
-    assert (sent_for(fifo).group, fifo_of(message).group_id) == ("g-1", "g-1")
+    assert fifo_of(message).group_id == "g-1"
     assert fifo_of(message).deduplication_id != "d-1"
 
 
@@ -466,11 +460,11 @@ def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None
 def test_control_message_goes_to_its_queue() -> None:
     one = letter(b"{}", origin=CONTROL, reason=DeadLetterReason.INVALID_MESSAGE)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
-    sent = sent_for(one, FORCED)
-    assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", "m-1")
     assert fifo_of(message_for(one, FORCED)).group_id == "replay"
     nameless = msgspec.structs.replace(one, origin=msgspec.structs.replace(CONTROL, message_id=None))
-    assert sent_for(nameless, FORCED).group == "replay"
+    assert [order_group(one) for one in (letter(), letter(origin=ORDERS), one, nameless)] == [
+        *("b-l-patient", "g-1", "m-1", "replay")
+    ]
 
 
 def test_creation_without_a_timestamp_gets_that_of_its_message() -> None:
@@ -488,37 +482,6 @@ def test_message_that_is_no_text_is_left() -> None:
     assert left_for(letter(b"\xff", origin=CONTROL, reason=GIVEN_UP)) is LeftReason.SEND_REFUSED
 
 
-# Requests
-
-
-def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count: int = 1) -> Resend:
-    return Resend(source=source, name="n", group=group, records=[PutRecord(b"x" * size, group)] * count)
-
-
-@pytest.mark.parametrize(
-    ("others", "one", "expected"),
-    [
-        pytest.param([], resend("a", 5_000_000, count=3), True, id="the first, whatever it is"),
-        pytest.param([resend("a", 1_999_999)], resend("b", 1_499_999), True, id="exactly as many bytes as it may have"),
-        pytest.param([resend("a", 1_999_999)], resend("b", 1_500_000), False, id="one byte more"),
-        pytest.param(
-            [resend("a", 999_999), resend("b", 999_999)], resend("c", 1_500_000), False, id="the bytes of all count"
-        ),
-        pytest.param([resend("a"), resend("b")], resend("a"), False, id="its group is there"),
-        pytest.param([resend("a")], resend("b", count=2), False, id="several records have a request of their own"),
-        pytest.param([resend("a", count=2)], resend("b"), False, id="one with several records takes no other"),
-        pytest.param([resend("a", 1)], resend("b", 1, source=Source.SQS), False, id="another source"),
-        pytest.param([resend(str(one), 1) for one in range(499)], resend("b", 1), True, id="the last that it takes"),
-        pytest.param([resend(str(one), 1) for one in range(500)], resend("b", 1), False, id="as many as it may have"),
-    ],
-)
-def test_request_takes_another_resend_while_it_has_room(others: list[Resend], one: Resend, *, expected: bool) -> None:
-    request = ResendRequest()
-    for other in others:
-        request.add(other)
-    assert request.has_room_for(one) is expected
-
-
 def test_letters_are_hidden_longer_only_for_very_many() -> None:
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
 
@@ -526,4 +489,4 @@ def test_letters_are_hidden_longer_only_for_very_many() -> None:
 def test_order_event_with_a_reused_id_is_sent_only_when_forced() -> None:
     one = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=DeadLetterReason.REQUEST_ID_REUSED)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert sent_for(one, FORCED).message is not None
+    assert message_for(one, FORCED).body

@@ -23,7 +23,7 @@ from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.types import TenantControls
 from simplu_worker.status import server
-from simplu_worker.status.guard import Actor
+from simplu_worker.status.guard import Actor, Guard
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import VIEWS_AT_ONCE, open_http
@@ -123,8 +123,11 @@ ANSWERS: dict[str, HttpAnswer] = {
 
 
 @asynccontextmanager
-async def serving(daemon: Daemon, tokens: Tokens = TOKENS, **options: Any) -> AsyncIterator[Site]:
-    http = open_http("127.0.0.1", 0, tokens=tokens, replica=cast(Any, daemon), **options)
+async def serving(
+    daemon: Daemon, tokens: Tokens = TOKENS, connections_max: int = 100, letters: Any = None, **allowed: bool
+) -> AsyncIterator[Site]:
+    guard = Guard(tokens, "127.0.0.1", **allowed)
+    http = open_http(guard, 0, cast(Any, daemon), letters, connections_max=connections_max)
     async with http as port, ClientSession() as session:
         yield Site(session, port)
 
@@ -458,7 +461,7 @@ LETTERS = "/dead-letters/"
         (LETTERS + "replay", b'{"businessId": "b"}', 400),
         (LETTERS + "discard", b'{"limit": 0}', 400),
         (LETTERS + "discard", b'{"messageIds": ["0d8e"], "apply": true}', 200),
-        (LETTERS + "discard", b'{"messageIds": [' + b", ".join([b'"0d8e"'] * 1001) + b"]}", 400),
+        (LETTERS + "discard", b'{"messageIds": [' + b", ".join([b'"%d"' % one for one in range(1001)]) + b"]}", 400),
         (LETTERS + "replay", b'{"aply": true}', 400),
         (LETTERS + "edit", b'{"messageId": "0d8e", "record": "{}", "requestId": "new", "apply": true}', 200),
         (LETTERS + "edit", b'{"messageId": "0d8e", "record": "{}", "force": true}', 400),
@@ -472,7 +475,7 @@ async def test_bodies_are_read_strictly(daemon: Daemon, path: str, body: bytes, 
             asked.append((action, actor))
             return 200, {}
 
-    async with serving(daemon, BOTH_TOKENS, letters=cast("Any", Desk())) as site:
+    async with serving(daemon, BOTH_TOKENS, letters=Desk()) as site:
         assert (await site.post(path, body, **VIEWING))[0] == 403
         status, answer = await site.post(path, body, **AUTHORIZED)
     actors = [Actor("operator", "127.0.0.1")] if expected == 200 else []
@@ -537,21 +540,22 @@ async def test_page_runs_only_files_of_this_server(site: Site) -> None:
 
 
 async def test_server_stops_at_once_and_ends_all_that_lasts(daemon: Daemon, patient_stop: float) -> None:
+    guard = Guard(TOKENS, "127.0.0.1")
     async with ClientSession() as session:
-        async with open_http("127.0.0.1", 0, tokens=TOKENS, replica=cast(Any, daemon)) as port:
+        async with open_http(guard, 0, cast(Any, daemon)) as port:
             waiting = asyncio.create_task(Site(session, port).ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED))
             await eventually(lambda: daemon.waiting == 1)
             listener = await session.get(f"http://127.0.0.1:{port}/events", headers=AUTHORIZED)
             silent, writer = await asyncio.open_connection("127.0.0.1", port)
             with pytest.raises(OSError, match=str(port)):
-                await open_http("127.0.0.1", port, tokens=TOKENS, replica=cast(Any, daemon)).__aenter__()
+                await open_http(guard, port, cast(Any, daemon)).__aenter__()
             started = time.monotonic()
         assert time.monotonic() - started < patient_stop
         assert (await waiting)[0] == 404
         assert (await listener.read()).startswith(b"event: status")
         assert await silent.read() == b""
         writer.close()
-        async with open_http("127.0.0.1", port, tokens=TOKENS, replica=cast(Any, daemon)) as again:
+        async with open_http(guard, port, cast(Any, daemon)) as again:
             assert (port, 200) == (again, (await Site(session, again).ask("/livez"))[0])
 
 

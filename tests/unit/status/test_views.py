@@ -3,15 +3,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
-
 from simplu_worker.bulkheads import Trouble
 from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.health.assessment import Health, ShardObservation, health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.types import TenantControls
 from simplu_worker.status import views
 from simplu_worker.vocabulary import Absence, TargetKind, TenantState
 
@@ -57,18 +54,6 @@ def test_refused_control_message_is_told_without_its_request_id() -> None:
         "deadLetterQueue": "letters",
     }
     assert views.refused_view(None) is views.refused_view(Absence.MOVING) is None
-
-
-@pytest.mark.parametrize(
-    ("controls", "action", "members"),
-    [
-        (TenantControls(pause_s=60.0), "pause_tenant", {"seconds": 60.0}),
-        (TenantControls(pause_s=0.0), "resume_tenant", {}),
-        (TenantControls(weight=2.0), "weigh_tenant", {"weight": 2.0}),
-    ],
-)
-def test_action_of_a_person(controls: TenantControls, action: str, members: dict[str, float]) -> None:
-    assert (views.controls_action(controls), views.controls_members(controls)) == (action, members)
 
 
 def test_controls() -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from simplu_worker.telemetry.systemd import SystemdNotifier
+from simplu_worker.telemetry.systemd import EXTEND_START, SystemdNotifier
 
 
 @pytest.fixture
@@ -21,28 +21,16 @@ def systemd() -> Iterator[tuple[str, socket.socket]]:
             yield path, sock
 
 
-@pytest.mark.parametrize(
-    ("call", "expected"),
-    [
-        (SystemdNotifier.notify_ready, b"READY=1"),
-        (SystemdNotifier.extend_start, b"EXTEND_TIMEOUT_USEC=60000000"),
-        (SystemdNotifier.notify_stopping, b"STOPPING=1"),
-        (SystemdNotifier.notify_watchdog, b"WATCHDOG=1"),
-    ],
-)
-def test_notifier_sends_one_assignment_per_call(
-    systemd: tuple[str, socket.socket], call: Callable[[SystemdNotifier], None], expected: bytes
-) -> None:
+def test_notifier_sends_one_message_per_call(systemd: tuple[str, socket.socket]) -> None:
     path, sock = systemd
-    call(SystemdNotifier({"NOTIFY_SOCKET": path}))
-    assert expected == sock.recv(1000)
+    SystemdNotifier({"NOTIFY_SOCKET": path}).notify(EXTEND_START)
+    assert sock.recv(1000) == b"EXTEND_TIMEOUT_USEC=60000000"
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, str]) -> None:
     notifier = SystemdNotifier({**environ, "WATCHDOG_USEC": "30000000"})
-    notifier.notify_ready()
-    notifier.notify_watchdog()
+    notifier.notify(EXTEND_START)
     assert notifier.watchdog_interval_s is None
 
 

@@ -31,7 +31,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import Retry, Source, StreamReader, SubscriptionEvent, SubscriptionLoss
+from simplu_worker.vocabulary import Retry, Source, StreamReader, SubscriptionLoss
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -116,9 +116,7 @@ class Cursor:
         self._start = start
         self._pacing = pacing
         self._is_main = kind is StreamReader.MAIN
-        self._read_count = instruments.KINESIS_READS.labels(kind)
         self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
-        self._byte_count = instruments.KINESIS_READ_BYTES.labels(kind)
         self._retention = retention
         self._expires_at = expires_at
         self._iterator: str | None = None
@@ -203,9 +201,7 @@ class Cursor:
         )
         self._iterator = reply.next_iterator
         self._note_progress(reply, now)
-        self._read_count.inc()
         self._record_count.inc(len(reply.records))
-        self._byte_count.inc(reply.size_bytes)
 
     def _note_progress(self, reply: client.Reply, now: float) -> None:
         self._report_expired_records(reply)
@@ -340,7 +336,6 @@ class PushedCursor(Cursor):
         self._subscription, self._had_event, self._drained_at = subscription, False, called_at
         self._main_pacing.is_pushed = True
         self._schedule.note_accepted(loop_time())
-        instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.ACCEPTED).inc()
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
 
     def _next_start(self) -> positions.Start:
@@ -417,9 +412,7 @@ class PushedCursor(Cursor):
             self._last_number = int(reply.records[-1].sequence_number)
 
     def _count(self, reply: client.Reply) -> None:
-        instruments.KINESIS_READS.labels(StreamReader.PUSHED).inc()
         instruments.KINESIS_READ_RECORDS.labels(StreamReader.PUSHED).inc(len(reply.records))
-        instruments.KINESIS_READ_BYTES.labels(StreamReader.PUSHED).inc(reply.size_bytes)
 
     def _note_failed_call(self, exc: RetryableError | PermanentError) -> None:
         is_refused = isinstance(exc, PermanentError)
@@ -427,17 +420,14 @@ class PushedCursor(Cursor):
         self._schedule.note_failed(loop_time(), self._access.draw(), is_refused=is_refused)
         facts = {"stream_shard_id": self._access.stream_shard_id, "error": str(exc)}
         if is_refused:
-            instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.REFUSED).inc()
             log.error("subscription.refused", **facts)
         else:
-            instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.DEFERRED).inc()
             log.info("subscription.deferred", **facts)
 
     def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
         self._leave()
         self.push_trouble = error
         self._schedule.note_lost(loop_time(), loss, self._access.draw(), had_event=self._had_event)
-        instruments.KINESIS_SUBSCRIPTIONS.labels(loss.value).inc()
         log.info("subscription.lost", stream_shard_id=self._access.stream_shard_id, how=loss.value, error=error)
 
     def _leave(self) -> None:

@@ -125,8 +125,6 @@ class LeaseCoordinator:
         counts[LeaseState.UNOWNED] += is_blind
         for state in LeaseState:
             instruments.KINESIS_LEASES.labels(state).set(counts[state])
-        ages = [holder.renewal_age_s for holder in self._holders.values()]
-        instruments.KINESIS_RENEWAL_AGE.set(max(ages, default=0.0))
 
     async def release_from_parents(self) -> None:
         """Let the readers apply what waited for parents that have finished."""
@@ -197,7 +195,6 @@ class LeaseCoordinator:
         if is_start_unknown(lease):
             log.warning("lease.start_unknown", stream_shard_id=lease.lease_key, started_at=str(taken.started_at))
         how = LeaseTake.ASSIGNED if take == self._table.begin else self._how(lease)
-        instruments.KINESIS_LEASE_TAKES.labels(how).inc()
         log.info(
             "lease.taken",
             stream_shard_id=lease.lease_key,

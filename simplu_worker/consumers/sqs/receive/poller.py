@@ -17,7 +17,7 @@ from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttr
 from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.instruments import RETRIES, SQS_POLLS
+from simplu_worker.instruments import RETRIES
 from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
 from simplu_worker.vocabulary import Retry, Source
 
@@ -120,7 +120,6 @@ class Poller:
             error = exc
         finally:
             self._polls.discard(poll)
-            SQS_POLLS.labels(self._queue.name).set(len(self._polls))
         if messages is None:
             self._plan.record_failure(poll.asked_count)
             if error is not None:
@@ -144,7 +143,6 @@ class Poller:
 
     async def _receive(self, poll: _Poll) -> list[Message]:
         poll.started_at = self._clock()
-        SQS_POLLS.labels(self._queue.name).set(len(self._polls))
         async with asyncio.timeout(self._times.wait_s + POLL_MARGIN_S) as poll.deadline:
             return await self._queue.receive(
                 wait_s=self._times.wait_s,

@@ -13,9 +13,9 @@ import structlog
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, Queue, batches
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.instruments import SQS_HEARTBEAT_LATENESS, SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
+from simplu_worker.instruments import SQS_MESSAGES
 from simplu_worker.timing.waits import backoff_s, sleep_or_event
-from simplu_worker.vocabulary import MessageOutcome, QueueCall
+from simplu_worker.vocabulary import MessageOutcome
 
 CALL_S: Final = 5.0
 DELETES_AT_ONCE: Final = 8
@@ -131,21 +131,18 @@ class QueueCalls:
         self, entries: Sequence[_PendingDelete], messages: Sequence[Message], failures: Sequence[BatchFailure]
     ) -> list[_PendingDelete]:
         failed = {failure.message.message_id: failure for failure in failures}
-        now = self._clock()
         again: list[_PendingDelete] = []
         stale: list[_PendingDelete] = []
         for one, sent in zip(entries, messages, strict=True):
             failure = failed.get(sent.message_id)
             if failure is None:
                 SQS_MESSAGES.labels(self._queue.name, one.outcome).inc()
-                SQS_LEASE_MARGIN.labels(self._queue.name).observe(max(self._table.remaining_s(sent, now), 0.0))
             elif not failure.is_sender_fault or self._table.newest(sent).receipt_handle != sent.receipt_handle:
                 again.append(one)
             else:
                 stale.append(one)
         self._remove([one for one in entries if one.message.message_id not in failed])
         if stale:
-            SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.DELETE).inc(len(stale))
             self._give_up(stale, MessageOutcome.STALE_RECEIPT, "receipt handle refused")
         return self._give_up_overdue(again, next((one.code for one in failures if not one.is_sender_fault), ""))
 
@@ -187,7 +184,6 @@ class QueueCalls:
             if ours:
                 await self._send_extensions(ours)
                 self.late_s = self._clock() - due_at
-                SQS_HEARTBEAT_LATENESS.labels(self._queue.name).observe(max(self.late_s, 0.0))
 
     async def _send_extensions(self, messages: Sequence[Message]) -> None:
         visibility_s = self._table.visibility_timeout_s
@@ -214,7 +210,6 @@ class QueueCalls:
         # Of a message that is being deleted a refusal means that the delete was faster.
         refused = [one for one in failures if one.is_sender_fault and one.message.message_id not in self._deleting]
         lost = self._table.mark_refused([failure.message for failure in refused])
-        self._count_stale(len(lost))
         self._on_lost(lost, LossReason.REFUSED)
 
     def remove_lost(self, messages: Sequence[Message]) -> None:
@@ -260,9 +255,4 @@ class QueueCalls:
                 failures = await self._queue.change_visibility_batch(changes)
         except (RetryableError, PermanentError, TimeoutError) as exc:
             return str(exc) or "no answer"
-        self._count_stale(sum(failure.is_sender_fault for failure in failures))
         return next((failure.code for failure in failures if not failure.is_sender_fault), "")
-
-    def _count_stale(self, count: int) -> None:
-        if count:
-            SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.CHANGE_VISIBILITY).inc(count)

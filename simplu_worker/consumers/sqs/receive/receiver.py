@@ -174,8 +174,7 @@ class QueueReceiver:
         try:
             await keep_running(TargetKind.QUEUE, name, "receiver", self._run_once, stopping=stopping, draw=self._draw)
         finally:
-            for gauge in (instruments.SQS_OLDEST_IN_HAND, instruments.SQS_OLDEST_MESSAGE):
-                gauge.labels(name).set(0)
+            instruments.SQS_OLDEST_MESSAGE.labels(name).set(0)
 
     async def _run_once(self) -> None:
         try:
@@ -232,7 +231,6 @@ class QueueReceiver:
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
         now = self._clock()
-        instruments.SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._table.oldest_age_s(now))
         known = (self._table.oldest_sent_at(), self._received.oldest_sent_at(now))
         ages_s = [(self._utc() - one).total_seconds() for one in known if one is not None]
         instruments.SQS_OLDEST_MESSAGE.labels(self._queue.name).set(max([0.0, *ages_s]))

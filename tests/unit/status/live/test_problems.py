@@ -245,22 +245,6 @@ def test_incidents_that_are_over_are_bounded_by_cause() -> None:
     assert "shard_lost" in [one[0] for one in shown(problems, NOW)]
 
 
-def test_what_nobody_sees_is_not_over() -> None:
-    problems = Problems()
-    holding = FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason="moving")
-    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
-    problems.note([holding, lost], NOW)
-    later = NOW + timedelta(minutes=1)
-    problems.note([FoundProblem(ProblemCause.REPLICA_SILENT, "replica b")], later)
-    assert [(one["cause"], one["at"][11:16], one["isOver"]) for one in view(problems, later)] == [
-        ("replica_silent", "12:01", False),
-        ("target_held", "12:00", False),
-        ("shard_lost", "12:00", True),
-    ]
-    problems.note([], later)
-    assert all(one["isOver"] for one in view(problems, later))
-
-
 def test_begin_of_a_replica_is_not_told_afterwards() -> None:
     problems = Problems()
     problems.note(find_problems(QUIET | {"ready": "stream_opening"}, fleet(), NOW), NOW)

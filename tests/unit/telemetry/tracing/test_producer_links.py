@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.telemetry.exported_spans import choose_links
 
@@ -27,12 +25,3 @@ def _text(number: int, *, is_sampled: bool = True) -> str:
 def test_links_are_few_and_sampled_ones_go_first(texts: list[str], expected: tuple[list[int], int, int]) -> None:
     chosen = choose_links(texts, 3)
     assert expected == ([span.trace_id for span in chosen.spans], *chosen[1:])
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(0, 5))
-def test_no_link_is_lost_from_the_count(spans: list[tuple[int, bool]], max_count: int) -> None:
-    texts = [_text(number, is_sampled=is_sampled) for number, is_sampled in spans]
-    chosen = choose_links(texts, max_count)
-    assert len(chosen.spans) <= max_count
-    assert len(chosen.spans) + chosen.left_out_count == len({one for one in spans if one[0]})
-    assert chosen.malformed_count == sum(number == 0 for number, _ in spans)
