@@ -394,15 +394,19 @@ def is_laborious(patch: str) -> bool:
     """
     if patch.count("{") == 1 and (len(patch) <= SMALL_PATCH_MAX_CHARS or "null" not in patch):
         return False  # nearly always
-    is_small = len(patch) <= SMALL_PATCH_MAX_CHARS and patch.count("{") <= SMALL_PATCH_MAX_OBJECTS
     try:
         values = [bytes(value) for value in _members_decoder.decode(patch).values()]
-        if not is_small:
+        if not is_small_patch(patch):
             return any(value[:1] == b"{" or value == b"null" for value in values)
         inner = [one for value in values if value[:1] == b"{" for one in _members_decoder.decode(value).values()]
     except msgspec.DecodeError:
         return False  # a name with a lone surrogate, which Postgres refuses
     return any(bytes(one)[:1] in b"{n" for one in inner)
+
+
+def is_small_patch(patch: str) -> bool:
+    """Return whether merging *patch* into a small document takes no longer than storing it."""
+    return len(patch) <= SMALL_PATCH_MAX_CHARS and patch.count("{") <= SMALL_PATCH_MAX_OBJECTS
 
 
 def merge_texts(document: str, patch: str) -> bytes:

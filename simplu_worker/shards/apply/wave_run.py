@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds, is_laborious, merge_texts
+from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds, is_laborious, is_small_patch, merge_texts
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.verbs import READING_KINDS, VERBS
 from simplu_worker.operations.waves import TenantRow, admits_all
@@ -274,10 +274,15 @@ ResourceId: TypeAlias = tuple[str, str, str]  # tenant, type, id
 
 DOCUMENT_MAX_BYTES: Final = 32 * 1024 * 1024  # as Postgres stores it uncompressed; a larger one is never read
 TOGETHER_MAX_BYTES: Final = 16 * 1024  # the same, of documents that are in memory together
+UNMERGED: Final = "unmerged"  # of a patch, in `applying.sql` too: the worker has to merge it, alone in its wave
 
 
 class UnmergeableError(PermanentError):
     """The merged data cannot be stored: they exceed the bounds, or Postgres refuses the patch."""
+
+
+class UnreadDataError(UnmergeableError):
+    """The stored data are larger than the merge was to read."""
 
 
 def find_laborious(
@@ -291,6 +296,15 @@ def find_laborious(
     )
 
 
+def find_heavy(operations: Sequence[Operation], laborious: Iterable[int], large: Container[ResourceId]) -> list[int]:
+    """Return those indexes of *laborious* patches that are merged one a wave, and one of a resource a transaction."""
+    return sorted(
+        index
+        for index in laborious
+        if not is_small_patch(operations[index].text or "") or resource_of(operations[index]) in large
+    )
+
+
 def resource_of(operation: Operation) -> ResourceId:
     """Return the tenant, type and id of an operation's resource."""
     return operation.tenant_id, operation.resource_type, operation.resource_id or ""
@@ -301,19 +315,19 @@ def updated_by(patch: Operation, data: str) -> Operation:
     return msgspec.structs.replace(patch, kind=OperationKind.UPDATE, data=msgspec.Raw(data))
 
 
-async def merge_each(connection: Connection, patches: Sequence[Operation]) -> list[str | UnmergeableError | None]:
-    """Lock the rows of resources, and return the data of each changed by its one patch; None where there is no row."""
-    keys = list(map(resource_of, patches))
-    stored = await _lock(connection, keys, TOGETHER_MAX_BYTES)
+async def merge_each(
+    connection: Connection, patches: Sequence[Operation], max_bytes: int
+) -> list[str | UnmergeableError | None]:
+    """Lock the rows of resources, and return the data of each changed by its one patch.
+
+    None where there is no row, `UnreadDataError` for data of more than *max_bytes*.
+    """
+    stored = await _lock(connection, list(map(resource_of, patches)), max_bytes)
     merged: list[str | UnmergeableError | None] = []
-    for number, (key, patch) in enumerate(zip(keys, patches, strict=True)):
-        text = patch.text or ""
+    for number, patch in enumerate(patches):
         try:
-            if (data := stored.get(number, "{}")) is None:  # large data are read one by one
-                merged.append(await merge_into_row(connection, key, text))
-            else:
-                result = await _merge(data, text)
-                merged.append(result if number in stored else None)
+            result = await _merge(stored.get(number, "{}"), patch.text or "")
+            merged.append(result if number in stored else None)
         except UnmergeableError as exc:
             merged.append(exc)
     return merged
@@ -335,7 +349,7 @@ async def _lock(connection: Connection, keys: Sequence[ResourceId], max_bytes: i
 
 async def _merge(data: str | None, patch: str) -> str:
     if data is None:  # beyond the bounds, from before it was adopted
-        raise UnmergeableError(f"the stored data: expected {BOUNDS_TEXT}, got more; replace them by an update")
+        raise UnreadDataError(f"the stored data: expected {BOUNDS_TEXT}, got more; replace them by an update")
     try:
         if len(data) + len(patch) <= TOGETHER_MAX_BYTES:
             merged = merge_texts(data, patch)
@@ -415,10 +429,13 @@ class WaveRun:
         self._tenants = tenants
         self._waiting: list[tuple[Sequence[int], Sequence[Operation]]] = []  # waves that were not sent yet
 
-    async def add_wave(self, places: Sequence[int], operations: Sequence[Operation], *, is_laborious: bool) -> None:
-        """Add a wave of *operations* at *places*, or of one patch that *is_laborious*."""
-        merged = [index for index, one in enumerate(operations) if is_laborious or self._judges.judges_patch(one)]
-        wave = await self._merge(places, operations, merged) if merged else (places, operations)
+    async def add_wave(
+        self, places: Sequence[int], operations: Sequence[Operation], laborious: Container[int], *, is_heavy: bool
+    ) -> None:
+        """Add a wave of *operations* at *places*, those at *laborious* patches; or of one patch that *is_heavy*."""
+        judges_patch = self._judges.judges_patch
+        merged = [index for index, one in enumerate(operations) if index in laborious or judges_patch(one)]
+        wave = await self._merge(places, operations, merged, is_heavy=is_heavy) if merged else (places, operations)
         if wave[0]:
             self._waiting.append(wave)
 
@@ -430,14 +447,16 @@ class WaveRun:
             self.failures += [(place, failure) for _, place, failure, _ in self._refused]
 
     async def _merge(
-        self, places: Sequence[int], operations: Sequence[Operation], merged: Sequence[int]
+        self, places: Sequence[int], operations: Sequence[Operation], merged: Sequence[int], *, is_heavy: bool
     ) -> tuple[Sequence[int], Sequence[Operation]]:
         await self._send()
-        results = await merge_each(self._connection, [operations[index] for index in merged])
-        changed: dict[int, Operation | None] = {
-            index: self._with_effect_of(places[index], operations[index], one)
-            for index, one in zip(merged, results, strict=True)
-        }
+        max_bytes = DOCUMENT_MAX_BYTES if is_heavy else TOGETHER_MAX_BYTES
+        results = await merge_each(self._connection, [operations[index] for index in merged], max_bytes)
+        changed: dict[int, Operation | None] = {}
+        for index, result in zip(merged, results, strict=True):
+            if isinstance(result, UnreadDataError) and not is_heavy:
+                self.failures.append((places[index], UNMERGED))
+            changed[index] = self._with_effect_of(places[index], operations[index], result)
         wave = [
             (place, one)
             for index, place in enumerate(places)

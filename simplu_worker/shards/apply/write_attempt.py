@@ -27,8 +27,6 @@ from simplu_worker.shards.types import PositionClaim
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import DeadLetterReason, Failure, TenantState
 
-UNMERGED = "unmerged"  # of a patch, in `applying.sql`: the worker has to merge it
-
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
@@ -222,7 +220,7 @@ class WriteAttempt:
         self.is_fast = True
         operations = self.operations
         missed = await wave_run.apply_fast(connection, operations, known, claimed)
-        if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
+        if unmerged := [operations[index] for index, error in missed if error == wave_run.UNMERGED]:
             raise UnmergedPatchesError({wave_run.resource_of(operation) for operation in unmerged})
         outcomes = [SUCCEEDED] * len(operations)
         for index, error in missed:
@@ -289,17 +287,18 @@ class WriteAttempt:
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave; return those without effect, and why.
 
-        Raises `ApartError` for a second patch of a resource that the worker merges: a transaction is to take a bounded
-        time.
+        Raises `ApartError` for a second patch of a resource that takes long to merge: a transaction is to take a
+        bounded time.
         """
         operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
         laborious = wave_run.find_laborious(operations, patches, self.large)
-        first = {wave_run.resource_of(operations[index]): index for index in sorted(laborious, reverse=True)}
-        if further := laborious.difference(first.values()):
+        heavy = wave_run.find_heavy(operations, laborious, self.large)
+        first = {wave_run.resource_of(operations[index]): index for index in reversed(heavy)}
+        if further := set(heavy).difference(first.values()):
             raise ApartError([applied[index] for index in further], "large patches behind another of their resource")
         planned = plan_waves(operations)
-        waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
+        waves = isolate([(*wave.reads, *wave.writes) for wave in planned], heavy)
         statement = wave_run.statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
             creates_new=not self.is_careful,
@@ -307,10 +306,11 @@ class WriteAttempt:
         run = wave_run.WaveRun(connection, statement, tenants, judges)
         for wave in waves:
             own = [operations[index] for index in wave]
-            await run.add_wave([applied[index] for index in wave], own, is_laborious=wave[0] in laborious)
+            merged = [place for place, index in enumerate(wave) if index in laborious]
+            await run.add_wave([applied[index] for index in wave], own, merged, is_heavy=wave[0] in heavy)
         await run.finish()
         self.found |= run.found
-        if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:
+        if unmerged := [self.operations[place] for place, error in run.failures if error == wave_run.UNMERGED]:
             raise UnmergedPatchesError({wave_run.resource_of(operation) for operation in unmerged})
         self.has_duplicates |= Failure.ALREADY_EXISTS in [error for _, error in run.failures]
         return [(place, Failure(error)) for place, error in run.failures]

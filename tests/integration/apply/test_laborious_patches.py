@@ -21,6 +21,7 @@ from simplu_worker.vocabulary import Failure
 pytestmark = pytest.mark.slow
 
 
+BATCH_COUNT = "SELECT count(*) AS count FROM log_batches"
 LABORIOUS = {f"n{number}": None for number in range(1000)}
 
 
@@ -68,8 +69,9 @@ async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCas
         [{"a": 1, "b": {"c": {"d": 1}}}],
         [LABORIOUS | {"a": 1}],
         [LABORIOUS | {"a": 1}, LABORIOUS | {"b": 1}],
+        [{"a": {"c": {"d": 1}}}, {"b": {"c": {"d": 1}}}],
     ],
-    ids=["flat", "nested", "deep", "laborious", "together"],
+    ids=["flat", "nested", "deep", "laborious", "together", "deep together"],
 )
 @pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
 async def test_patch_keeps_what_was_written_while_it_waited(
@@ -88,3 +90,17 @@ async def test_patch_keeps_what_was_written_while_it_waited(
     for patch in patches:
         expected |= {name: value for name, value in patch.items() if value is not None}
     assert await tenant.resources() == {("patient", "r1"): expected}
+
+
+async def test_small_patches_of_one_resource_take_one_transaction(tenant: TenantCase) -> None:
+    await tenant.apply(tenant.operation("create", "r1", {"steps": {"0": True}}))
+    steps = [{"steps": {str(number): None, str(number + 1): True}} for number in range(5)]
+    assert all(is_laborious(json.dumps(step)) for step in steps)
+    (before,) = await fetch(tenant.pool, BATCH_COUNT)
+
+    outcomes = await tenant.apply(*(tenant.operation("patch", "r1", step) for step in steps))
+
+    assert outcomes == [SUCCEEDED] * 5
+    assert await tenant.resources() == {("patient", "r1"): {"steps": {"5": True}}}
+    (after,) = await fetch(tenant.pool, BATCH_COUNT)
+    assert after["count"] == before["count"] + 1
