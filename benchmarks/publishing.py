@@ -26,13 +26,14 @@ from typing import Final
 import uvloop
 from support.aws.endpoints import CREDENTIALS, REGION
 from support.feed.events import feed_event
+from support.feed.publishing import open_webhook
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import aws_client, start_kinesis, start_sqs
 from simplu_worker.feed.cloud_events import encode_event
 from simplu_worker.feed.destination_feed import DestinationFeed
-from simplu_worker.feed.destinations import open_kinesis, open_sqs, open_webhook
+from simplu_worker.feed.destinations import open_aws
 from simplu_worker.feed.events import LogBatch, read_row
 from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.feed.rows import CursorRow
@@ -77,8 +78,8 @@ async def destinations() -> AsyncIterator[dict[str, Destination]]:
             await kinesis.get_waiter("stream_exists").wait(StreamName="changes", WaiterConfig={"Delay": 0.1})
             queue = await sqs.create_queue(QueueName="changes.fifo", Attributes={"FifoQueue": "true"})
         yield {
-            "kinesis": await stack.enter_async_context(open_kinesis("changes", region=REGION)),
-            "sqs": await stack.enter_async_context(open_sqs(queue["QueueUrl"], region=REGION)),
+            "kinesis": await stack.enter_async_context(open_aws("kinesis", "changes", region=REGION)),
+            "sqs": await stack.enter_async_context(open_aws("sqs", queue["QueueUrl"], region=REGION)),
             "webhook": await stack.enter_async_context(open_webhook(url, [SECRET], AllowedHosts.parse(("127.0.0.1",)))),
         }
 

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
+from simplu_worker.feed.feed import keep_reading
 from simplu_worker.memory_tuning import tune_allocator, widen_threads
 from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.prober import Prober
@@ -193,7 +194,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         reloader = ShardMapReloader(read, shards.locator, shards.directory, shards.pools)
         tasks["shard-map"] = partial(reloader.run, signals.hung_up)
     if parts.feed is not None:
-        tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
+        tasks["feed-file"] = partial(keep_reading, *parts.feed, signals.feed_hung_up)
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
     return tasks

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -32,16 +32,15 @@ from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, P
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.destinations import open_kinesis, open_notification, open_sqs, open_webhook
-from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloader, read_feed_file
-from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, FeedFile
-from simplu_worker.feed.types import Destination
+from simplu_worker.feed.destinations import open_destination
+from simplu_worker.feed.feed import ConfiguredDestination, Feed, ReadDestinations, read_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.log import register_secret, scrub_text
 from simplu_worker.telemetry.spans import TRACING
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.vocabulary import DestinationKind, PartitionKeyRule
+from simplu_worker.vocabulary import PartitionKeyRule
 
 if TYPE_CHECKING:
     from simplu_worker.telemetry.exported_spans import SpanExport
@@ -51,28 +50,11 @@ PROTOCOL_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTE
 HEADER_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 
 
-def open_destination(
-    destination: FeedDestination, *, region: str | None, allowed: AllowedHosts
-) -> AbstractAsyncContextManager[Destination]:
-    """Return the destination as a context, in which it is open. It may be unreachable: then its events wait."""
-    match destination.kind:
-        case DestinationKind.KINESIS:
-            return open_kinesis(destination.target, region=region)
-        case DestinationKind.SQS:
-            return open_sqs(destination.target, region=region)
-        case DestinationKind.WEBHOOK:
-            return open_webhook(destination.target, destination.secrets, allowed)
-        case DestinationKind.NOTIFICATION:
-            return open_notification(destination.target, allowed)
-        case _:
-            assert_never(destination.kind)
-
-
 class FeedParts(NamedTuple):
-    """The feed of a replica, and what has it use another file."""
+    """The feed of a replica, and what reads its file again."""
 
     feed: Feed
-    reloader: FeedFileReloader
+    read: ReadDestinations
 
 
 def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedParts | None:
@@ -80,24 +62,18 @@ def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedPart
     path = settings.feed_file
     if path is None:
         return None
-    read = partial(read_feed_file, path, settings.feed_allowed_hosts)
-    file = read()
-    feed = Feed(
-        shards.locator, shards.pools, shards.commits, name=replica_name, destinations=_configured(settings, file)
-    )
-
-    def use(new: FeedFile) -> None:
-        feed.replace(_configured(settings, new))
-
-    return FeedParts(feed, FeedFileReloader(read=read, use=use))
-
-
-def _configured(settings: Settings, file: FeedFile) -> list[ConfiguredDestination]:
     allowed = AllowedHosts.parse(settings.feed_allowed_hosts)
-    return [
-        ConfiguredDestination(one.terms, partial(open_destination, one, region=settings.aws_region, allowed=allowed))
-        for one in file.destinations
-    ]
+
+    def read() -> list[ConfiguredDestination]:
+        return [
+            ConfiguredDestination(
+                one.terms, partial(open_destination, one, region=settings.aws_region, allowed=allowed)
+            )
+            for one in read_feed_file(path, settings.feed_allowed_hosts)
+        ]
+
+    feed = Feed(shards.locator, shards.pools, shards.commits, name=replica_name, destinations=read())
+    return FeedParts(feed, read)
 
 
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back

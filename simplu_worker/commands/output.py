@@ -55,7 +55,7 @@ Part: TypeAlias = Table | Line | Facts | Group | str | None
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a command has found, planned or done: *members* of JSON, or *parts* for a person; *notes* are for both.
+    """What a command has found, planned or done: *members* of JSON, or *parts* for a person; remarks are for both.
 
     *silent* are the shards without an answer, with their causes where they are known; none where shards are not asked.
     """
@@ -64,20 +64,17 @@ class Answer(msgspec.Struct, frozen=True):
     parts: Iterable[Part] = ()
     silent: Sequence[str] | Mapping[str, str] | None = None
     is_failed: bool = False
-    notes: Iterable[str] = ()
 
     def print(self, *, as_json: bool) -> int:
         """Print the answer; return the exit status, 1 also where a shard is silent."""
         if as_json:
             silent = {} if self.silent is None else {"shardsWithoutAnswer": list(self.silent)}
             print_json(self.members | silent if silent else self.members)
-        else:
-            for part in self.parts:
+        for part in self.parts:
+            if isinstance(part, str) or not as_json:
                 _print_part(part)
-            if self.silent:
-                print_note(describe_silent(self.silent))
-        for note in self.notes:
-            print_note(note)
+        if self.silent:
+            print_note(describe_silent(self.silent))
         return EXIT_FAILED if self.is_failed or self.silent else EXIT_DONE
 
 
@@ -119,6 +116,8 @@ def _cell_of(column: str, cell: object) -> Text:
             return Text(cell.isoformat(timespec="seconds"))
         case float():
             return Text(f"{cell:.6g}")
+        case msgspec.Raw():
+            return Text(escape_unprintable(bytes(cell).decode()))
         case dict():
             return Text(escape_unprintable(", ".join(f"{name} {value}" for name, value in cell.items())))
         case list() | tuple():
@@ -305,10 +304,5 @@ class CountProgress(ProgressLine):
 class StderrNarration:
     """Remarks and progress on stderr."""
 
-    def note(self, text: str) -> None:
-        """Print a remark."""
-        print_note(text)
-
-    def count(self, what: str, total: int) -> CountProgress:
-        """Show the progress."""
-        return CountProgress(what, total)
+    note = staticmethod(print_note)
+    count = CountProgress

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import structlog
 
@@ -26,26 +26,22 @@ from simplu_worker.errors import ConfigurationError, PermanentError, UsageError,
 from simplu_worker.memory_tuning import end_start, widen_threads
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import register_secret_of
+from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_with_causes
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
+if TYPE_CHECKING:
+    from simplu_worker.assembly.shards import Shards
+
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class _Stderr(io.TextIOBase):
+class _Stderr:
     """The stderr of the moment: while progress bars are shown, the log appears above them."""
 
-    def write(self, text: str) -> int:
-        """Write *text*."""
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        """Write what waits."""
-        sys.stderr.flush()
-
-    def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        return sys.stderr.isatty()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def run_command(
@@ -192,3 +188,35 @@ def known_shard(shards: Iterable[ShardAddress], shard_id: str) -> ShardAddress:
     if shard_id not in known:
         raise PermanentError(f"expected a shard out of {', '.join(sorted(known)) or 'none'}; got {shard_id}")
     return known[shard_id]
+
+
+async def ask_shards(
+    settings: Settings,
+    ask: Callable[[ShardPool], Awaitable[T]],
+    shard_ids: Sequence[str] = (),
+    *,
+    limits: QueryLimits = LIMITS,
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Return the answers of all shards, or of *shard_ids*, by id; and the shards without one, with the causes."""
+    async with open_known_shards(settings) as (shards, known):
+        chosen = [known_shard(known, one) for one in dict.fromkeys(shard_ids)] or known
+        answers, silent = await query_with_causes(
+            chosen, lambda address: ask(shards.pools.ensure_pool(address)), limits=limits
+        )
+    return dict(sorted(answers.items())), silent
+
+
+@asynccontextmanager
+async def open_shard(settings: Settings, shard_id: str) -> AsyncIterator[ShardPool]:
+    """Open the shards, and yield the pool of the one with this id. Raises PermanentError."""
+    async with open_known_shards(settings) as (shards, known):
+        yield shards.pools.ensure_pool(known_shard(known, shard_id))
+
+
+@asynccontextmanager
+async def open_known_shards(settings: Settings) -> AsyncIterator[tuple[Shards, Sequence[ShardAddress]]]:
+    """Open the shards, and yield them with the addresses of all. Raises ConfigurationError without a route."""
+    from simplu_worker.assembly.shards import open_shards
+
+    async with open_shards(settings) as shards:
+        yield shards, await shards.locator.list_shards()

@@ -70,7 +70,6 @@ class DestinationFeed:
         self._changed = changed
         self._draw = draw
         self._wake = asyncio.Event()
-        self._has_no_filter = terms.filter == types.FeedFilter()
         self._rules = terms.rules
         self._is_down = False
         self._paused_until = 0.0
@@ -141,14 +140,13 @@ class DestinationFeed:
             self._passed_arrival, self.waits_for = arrival, None
 
     def _wants(self, arrival: types.Arrival) -> bool:
-        tenants = self.terms.filter.tenants
-        return tenants is None or arrival.tenant_id in tenants
+        return self.terms.tenants is None or arrival.tenant_id in self.terms.tenants
 
     def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
         return [
             self._window_event(_with_data(event, data), row.place)
             for event in row.events
-            if self._has_no_filter or lets_through(self.terms.filter, event)
+            if lets_through(self.terms, event)
         ]
 
     def _window_event(self, event: types.FeedEvent, place: types.Place) -> WindowEvent:

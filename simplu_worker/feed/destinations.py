@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, assert_never
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,15 +24,16 @@ import msgspec
 from standardwebhooks import Webhook
 from yarl import URL
 
-from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sending import Producer, PutRecord, Unsent, queue_producer, stream_producer
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, Queue
 from simplu_worker.feed.cloud_events import CONTENT_TYPE, encode_event, encode_notification
-from simplu_worker.feed.feed_file import AllowedHosts, parse_address
-from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Refused, RetryLater
+from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, parse_address
+from simplu_worker.feed.types import Delivered, Delivery, Destination, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.network_errors import network_cause
 from simplu_worker.timing.clock import parse_http_date, utc_now
+from simplu_worker.vocabulary import DestinationKind
 
 TOO_LARGE: Final = Refused("it is too large for the destination, even without its data")
 
@@ -98,25 +99,12 @@ async def open_guarded_session(
 
 
 async def connect(host: str, port: int, allowed: AllowedHosts, *, has_tls: bool) -> None:
-    """Connect to *host*, at the first address that answers, and close it. Raises one of REQUEST_ERRORS."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    failure: Exception = OSError(errno.EHOSTUNREACH, "no address")
-    for address in dict.fromkeys(str(place[0]) for *_, place in found):
-        try:
-            _judge(host, address, allowed)
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, writer = await asyncio.open_connection(
-                    address, port, ssl=has_tls or None, server_hostname=host if has_tls else None
-                )
-        except TimeoutError:
-            failure = OSError(errno.ETIMEDOUT, "no connection in time")
-            continue
-        except REQUEST_ERRORS as exc:
-            failure = exc
-            continue
-        writer.transport.abort()
-        return
-    raise failure
+    """Connect to *host*, whose addresses are all allowed, and close it. Raises one of REQUEST_ERRORS."""
+    for *_, place in await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        _judge(host, str(place[0]), allowed)
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        _, writer = await asyncio.open_connection(host, port, ssl=has_tls or None)
+    writer.transport.abort()
 
 
 def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
@@ -144,19 +132,15 @@ class _Post(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
 
-class _Form(Protocol):
-    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:
-        """Return the request of *event*, or what becomes of an event without one."""
+_Pack: TypeAlias = Callable[[FeedEvent, datetime], _Post | Delivery]
+"""Returns the request of an event, or what becomes of an event without one."""
 
 
-class WebhookForm:
-    """CloudEvents, signed as Standard Webhooks has it; each of *secrets* signs, the first one first."""
+def pack_webhook(secrets: Sequence[str]) -> _Pack:
+    """Return what packs CloudEvents, signed as Standard Webhooks has it, the first of *secrets* first."""
+    signers = [Webhook(secret) for secret in secrets]
 
-    def __init__(self, secrets: Sequence[str]) -> None:
-        self._signers = [Webhook(secret) for secret in secrets]
-
-    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:
-        """Return the request of *event*; refused if it is too large."""
+    def pack(event: FeedEvent, now: datetime) -> _Post | Delivery:
         body = encode_event(event, EVENT_MAX_BYTES)
         if body is None:
             return TOO_LARGE
@@ -165,17 +149,17 @@ class WebhookForm:
             "Content-Type": CONTENT_TYPE,
             "webhook-id": event.id,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": " ".join([signer.sign(event.id, now, text) for signer in self._signers]),
+            "webhook-signature": " ".join([signer.sign(event.id, now, text) for signer in signers]),
         }
         return _Post(body, headers)
 
+    return pack
 
-class _NotificationForm:
-    """An event without a notification counts as delivered."""
 
-    def request(self, event: FeedEvent, now: datetime) -> _Post | Delivery:  # noqa: ARG002 - the protocol's
-        body = encode_notification(event, EVENT_MAX_BYTES)
-        return Delivered() if body is None else _Post(body, {"Content-Type": "application/json"})
+def pack_notification(event: FeedEvent, _: datetime) -> _Post | Delivery:
+    """Return the request; an event without a notification counts as delivered."""
+    body = encode_notification(event, EVENT_MAX_BYTES)
+    return Delivered() if body is None else _Post(body, {"Content-Type": "application/json"})
 
 
 class HttpDestination:
@@ -184,12 +168,12 @@ class HttpDestination:
     max_events = EVENTS_MAX
 
     def __init__(
-        self, session: aiohttp.ClientSession, url: str, form: _Form, *, utc: Callable[[], datetime] = utc_now
+        self, session: aiohttp.ClientSession, url: str, pack: _Pack, *, utc: Callable[[], datetime] = utc_now
     ) -> None:
         self._session = session
         self._url = URL(url, encoded=True)
         self._place = urlsplit(url).netloc
-        self._form = form
+        self._pack = pack
         self._utc = utc
         # Waiting for a connection of the session would count for the time-out of the request.
         self._connections = asyncio.Semaphore(CONNECTIONS)
@@ -223,7 +207,7 @@ class HttpDestination:
 
     async def _deliver(self, event: FeedEvent) -> Delivery:
         async with self._connections:
-            request = self._form.request(event, self._utc())
+            request = self._pack(event, self._utc())
             return await self._post(request) if isinstance(request, _Post) else request
 
     async def _post(self, request: _Post) -> Delivery:
@@ -240,25 +224,14 @@ class HttpDestination:
         return delivery_of(self._place, status, retry_after, now=self._utc())
 
 
-def open_webhook(
-    url: str, secrets: Sequence[str], allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
-) -> AbstractAsyncContextManager[HttpDestination]:
-    """Return a webhook as a context."""
-    return _open(url, WebhookForm(secrets), allowed, timeout_s)
-
-
-def open_notification(
-    url: str, allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
-) -> AbstractAsyncContextManager[HttpDestination]:
-    """Return the notifications of the service at *url* as a context."""
-    return _open(url + NOTIFICATIONS_PATH, _NotificationForm(), allowed, timeout_s)
-
-
 @contextlib.asynccontextmanager
-async def _open(url: str, form: _Form, allowed: AllowedHosts, timeout_s: float) -> AsyncIterator[HttpDestination]:
+async def open_http(
+    url: str, pack: _Pack, allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AsyncIterator[HttpDestination]:
+    """Open the receiver at *url*, to which *pack* makes the requests."""
     host = urlsplit(url).hostname or ""
     async with open_guarded_session(host, allowed, connections=CONNECTIONS, timeout_s=timeout_s) as session:
-        yield HttpDestination(session, url, form)
+        yield HttpDestination(session, url, pack)
 
 
 KINESIS_EVENT_MAX_BYTES: Final = 1_000_000  # of 1 MiB, the limit of every stream, with the partition key
@@ -268,9 +241,9 @@ REQUESTS_AT_ONCE: Final = 8
 READ_TIMEOUT_S: Final = 10.0
 SQS_EVENT_MAX_BYTES: Final = 262_144  # the limit of every queue before August 2025, of a message and of a request
 _ID: Final = re.compile("[!-~]{1,128}")  # SQS API reference, SendMessage
-_REGION: Final = re.compile(r"https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.(?:queue\.)?amazonaws\.com")
-# The characters of JSON that SQS does not take. Within JSON they are in texts alone, where an escape is the same.
-_REFUSED: Final = str.maketrans({"\ufffe": "\\ufffe", "\uffff": "\\uffff"})
+_REGION: Final = re.compile(
+    r"arn:[^:]+:kinesis:([^:]+):|https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.(?:queue\.)?amazonaws\.com"
+)
 T = TypeVar("T")
 
 
@@ -328,13 +301,8 @@ def message_of(event: FeedEvent) -> OutgoingMessage | None:
     encoded = encode_event(event, SQS_EVENT_MAX_BYTES)
     if encoded is None:
         return None
-    body = encoded.decode()
-    if not body.isascii():
-        body = body.translate(_REFUSED)
-        if len(body.encode()) > SQS_EVENT_MAX_BYTES:
-            return None
     sending = f"{event.id}-{event.incarnation}-{event.sender}"
-    return OutgoingMessage(body, FifoIds(fifo_id(event.subject), fifo_id(sending)))
+    return OutgoingMessage(encoded.decode(), FifoIds(fifo_id(event.subject), fifo_id(sending)))
 
 
 def fifo_id(text: str) -> str:
@@ -342,30 +310,39 @@ def fifo_id(text: str) -> str:
     return text if _ID.fullmatch(text) is not None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def region_of_stream(name_or_arn: str, region: str | None) -> str | None:
-    """Return the region of a stream: that of its ARN, or else *region*."""
-    return name_or_arn.split(":")[3] if name_or_arn.startswith("arn:") else region
+def region_of(target: str, region: str | None) -> str | None:
+    """Return the region of a stream or queue: that of its ARN or URL, or else *region*."""
+    named = _REGION.match(target)
+    return region if named is None else named[1] or named[2]
 
 
-def region_of_queue(url: str, region: str | None) -> str | None:
-    """Return the region of a queue: that of its URL, or else *region*."""
-    named = _REGION.match(url)
-    return region if named is None else named[1]
+def open_destination(
+    destination: FeedDestination, *, region: str | None, allowed: AllowedHosts
+) -> AbstractAsyncContextManager[Destination]:
+    """Return the destination as a context, in which it is open. It may be unreachable: then its events wait."""
+    target = destination.terms.target
+    match destination.terms.kind:
+        case DestinationKind.KINESIS:
+            return open_aws("kinesis", target, region=region)
+        case DestinationKind.SQS:
+            return open_aws("sqs", target, region=region)
+        case DestinationKind.WEBHOOK:
+            return open_http(target, pack_webhook(destination.secrets), allowed)
+        case DestinationKind.NOTIFICATION:
+            return open_http(target.rstrip("/") + NOTIFICATIONS_PATH, pack_notification, allowed)
+        case _:
+            assert_never(destination.terms.kind)
 
 
 @contextlib.asynccontextmanager
-async def open_kinesis(name_or_arn: str, *, region: str | None) -> AsyncIterator[AwsDestination[PutRecord]]:
-    """Open a stream, which is in the region of its ARN, or else in *region*."""
-    async with _open_client("kinesis", region_of_stream(name_or_arn, region)) as client:
-        yield AwsDestination(stream_producer(client, name_or_arn), record_of)
-
-
-@contextlib.asynccontextmanager
-async def open_sqs(url: str, *, region: str | None) -> AsyncIterator[AwsDestination[OutgoingMessage]]:
-    """Open a queue, which is in the region of its URL, or else in *region*."""
-    async with _open_client("sqs", region_of_queue(url, region)) as client:
-        yield AwsDestination(queue_producer(Queue(client, url)), message_of)
-
-
-def _open_client(service: str, region: str | None) -> AbstractAsyncContextManager[Client]:
-    return open_client(service, region=region, read_timeout_s=READ_TIMEOUT_S, pool_size=REQUESTS_AT_ONCE)
+async def open_aws(
+    service: Literal["kinesis", "sqs"], target: str, *, region: str | None
+) -> AsyncIterator[Destination]:
+    """Open a stream or queue, which is in the region of its ARN or URL, or else in *region*."""
+    async with open_client(
+        service, region=region_of(target, region), read_timeout_s=READ_TIMEOUT_S, pool_size=REQUESTS_AT_ONCE
+    ) as client:
+        if service == "kinesis":
+            yield AwsDestination(stream_producer(client, target), record_of)
+        else:
+            yield AwsDestination(queue_producer(Queue(client, target)), message_of)

@@ -25,7 +25,6 @@ from simplu_worker.feed.types import (
     DestinationTerms,
     EventBounds,
     FeedEvent,
-    FeedFilter,
     FeedTenant,
     Place,
     Publication,
@@ -243,8 +242,8 @@ def _event_of_bounds(
     )
 
 
-def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
-    """Return whether a destination with the filter *chosen* gets *event*.
+def lets_through(chosen: DestinationTerms, event: FeedEvent) -> bool:
+    """Return whether a destination with the terms *chosen* gets *event*.
 
     Shard-wide events pass every filter, events of a whole tenant one of types.
     """
@@ -273,7 +272,7 @@ class WantedDocuments:
     """The resources of *rows* whose documents a destination with one of *terms* gets, each once, in order."""
 
     def __init__(self, rows: Sequence[ReadRow], terms: Sequence[DestinationTerms]) -> None:
-        filters = [one.filter for one in terms if one.data is FeedData.CURRENT]
+        filters = [one for one in terms if one.data is FeedData.CURRENT]
         self._event_ids: dict[Resource, list[str]] = {}
         self._first_rows: list[int] = []
         for index, row in enumerate(rows if filters else ()):

@@ -15,8 +15,8 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
-from simplu_worker.feed.feed_file import AllowedHosts, FeedFile, parse_feed_file
-from simplu_worker.feed.shard_feed import ShardFeed
+from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, parse_feed_file
+from simplu_worker.feed.shard_feed import FeedServices, ShardFeed
 from simplu_worker.feed.types import Destination, DestinationTerms, DestinationView, destination_views
 from simplu_worker.feed.window import Budget
 from simplu_worker.instruments import FEED_FILE_RELOADS
@@ -41,6 +41,9 @@ class ConfiguredDestination(NamedTuple):
     open: Callable[[], AbstractAsyncContextManager[Destination]]
 
 
+ReadDestinations = Callable[[], Sequence[ConfiguredDestination]]
+
+
 class Feed:
     """The feed of the shards that *locator* knows, by the replica *name*, to *destinations*."""
 
@@ -57,13 +60,9 @@ class Feed:
     ) -> None:
         self._locator = locator
         self._pools = pools
-        self._commits = commits
-        self._name = name
         self._destinations = destinations
-        self._draw = draw
-        self._utc = utc
+        self._services = FeedServices(pools, commits, name, draw, utc, Budget())
         self._shards: dict[str, ShardFeed] = {}
-        self._documents = Budget()
         self._reloading = asyncio.Event()
 
     @property
@@ -77,7 +76,7 @@ class Feed:
 
     def _views_of(self, shards: Iterable[ShardFeed]) -> list[DestinationView]:
         names = [terms.name for terms, _ in self._destinations]
-        return destination_views(names, (one for shard in shards for one in shard.views()), self._utc())
+        return destination_views(names, (one for shard in shards for one in shard.views()), self._services.utc())
 
     def replace(self, destinations: Sequence[ConfiguredDestination]) -> None:
         """Go on with other destinations, as soon as the requests under way have ended."""
@@ -112,13 +111,10 @@ class Feed:
                         listed_at = loop_time()
                         self._forget_retired_shards(running)
                         async for shard in self._missing_shards(running, stopping):
-                            work = partial(shard.run, opened, ending)
-                            running[shard.shard_id] = tasks.create_task(
-                                keep_running(
-                                    TargetKind.SHARD, shard.shard_id, "feed", work, stopping=ending, draw=self._draw
-                                ),
-                                name=f"feed:{shard.shard_id}",
-                            )
+                            shard_id, work = shard.shard_id, partial(shard.run, opened, ending)
+                            draw = self._services.draw
+                            kept = keep_running(TargetKind.SHARD, shard_id, "feed", work, stopping=ending, draw=draw)
+                            running[shard_id] = tasks.create_task(kept, name=f"feed:{shard_id}")
                     self._measure()
                     await wait_any(stopping, self._reloading, within_s=MEASURE_S)
                 ending.set()
@@ -147,16 +143,7 @@ class Feed:
             yield self._shards[shard_id]
 
     def _shard_feed(self, shard_id: str) -> ShardFeed:
-        return ShardFeed(
-            shard_id,
-            self._pools,
-            self._commits,
-            publisher=self._name,
-            published_count=lambda: self.published_count,
-            documents=self._documents,
-            draw=self._draw,
-            utc=self._utc,
-        )
+        return ShardFeed(shard_id, self._services, lambda: self.published_count)
 
     async def _list_shards(self) -> list[str]:
         try:
@@ -173,55 +160,28 @@ class Feed:
             instruments.FEED_STOPPED_SHARDS.labels(view.name).set(len(view.stopped_shards))
 
 
-FILE_MAX_BYTES: Final = 16 * 1024 * 1024  # a hundred destinations with as many tenants as a filter may have
-SECRET_FILE_MAX_BYTES: Final = 4096
-
-
-def read_feed_file(path: Path, allowed_hosts: tuple[str, ...]) -> FeedFile:
+def read_feed_file(path: Path, allowed_hosts: tuple[str, ...]) -> tuple[FeedDestination, ...]:
     """Read and check the file at *path*; raise `ConfigurationError` with every problem."""
     try:
-        content = _read(path, FILE_MAX_BYTES)
+        content = path.read_bytes()
     except OSError as exc:
         raise ConfigurationError(f"FEED_FILE: expected a readable file at {path}, got: {exc.strerror}") from None
-    except ValueError as exc:
-        raise ConfigurationError(f"FEED_FILE: {exc}") from None
-    return parse_feed_file(content, AllowedHosts.parse(allowed_hosts), _read_secret)
+    return parse_feed_file(
+        content, AllowedHosts.parse(allowed_hosts), lambda secret: Path(secret).read_text("ascii", "replace")
+    )
 
 
-def _read_secret(path: str) -> str:
-    return _read(Path(path), SECRET_FILE_MAX_BYTES).decode("ascii", "replace")
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"expected at most {max_bytes} bytes, got more")
-    return content
-
-
-class FeedFileReloader:
-    """Gives *use* the file that *read* returns, whenever it has become another one."""
-
-    def __init__(self, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], None]) -> None:
-        self._read = read
-        self._use = use
-
-    async def run(self, wanted: asyncio.Event) -> None:
-        """Reload at each event *wanted*, one reload at a time, until cancelled."""
-        while True:
-            await wanted.wait()
-            wanted.clear()  # before the read: a change during the read is read again
-            await self.reload()
-
-    async def reload(self) -> None:
-        """Read the file and have it used, or log why not."""
+async def keep_reading(feed: Feed, read: ReadDestinations, wanted: asyncio.Event) -> None:
+    """Give *feed* the destinations that the file has by each event *wanted*; log why not. Until cancelled."""
+    while True:
+        await wanted.wait()
+        wanted.clear()  # before the read: a change during the read is read again
         try:
-            new = await asyncio.to_thread(self._read)
+            new = await asyncio.to_thread(read)
         except ConfigurationError as exc:
             FEED_FILE_RELOADS.labels(ReloadOutcome.REFUSED).inc()
             log.error("feed_file.refused", problems=list(exc.problems))  # noqa: TRY400 - the problems tell it all
-            return
-        self._use(new)
+            continue
+        feed.replace(new)
         FEED_FILE_RELOADS.labels(ReloadOutcome.APPLIED).inc()
-        log.info("feed_file.reloaded", destinations=[one.name for one in new.destinations])
+        log.info("feed_file.reloaded", destinations=[one.terms.name for one in new])

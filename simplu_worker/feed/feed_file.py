@@ -7,41 +7,24 @@ a database. So an address that is not of the public internet needs a network of 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Annotated, Any, Final, Self, TypeAlias, assert_never
+from typing import Annotated, Final, NamedTuple, Self, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.types import DestinationTerms, FeedFilter
-from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData, FeedKind, OnRefusal
+from simplu_worker.feed.types import DestinationTerms
+from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
 VARIABLE: Final = "FEED_ALLOWED_HOSTS"
-# Services that hand out credentials of the machine: of AWS (EC2, ECS, EKS), Azure, Alibaba, Oracle, Google.
-METADATA: Final = frozenset(
-    ip_address(text)
-    for text in (
-        "169.254.169.254",
-        "169.254.170.2",
-        "169.254.170.23",
-        "fd00:ec2::254",
-        "fd00:ec2::23",
-        "168.63.129.16",
-        "100.100.100.200",
-        "192.0.0.192",
-        "fd20:ce::254",
-    )
-)
 GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # IANA, Internet Protocol Version 6 Address Space
 SIX_TO_FOUR: Final = IPv6Network("2002::/16")  # RFC 3056: each leads to an address of IPv4
 
@@ -74,7 +57,7 @@ class AllowedHosts(msgspec.Struct, frozen=True):
 
     def address_problem(self, host: str, address: Address) -> str | None:
         """Return why *host* may not be connected to at *address*."""
-        if any(address in network for network in self.networks if _may_admit(network, address)):
+        if any(address in network for network in self.networks):
             return None
         if not is_public(address):
             return f"expected an address of the public internet, or one of {VARIABLE}, got another for {host}"
@@ -96,16 +79,9 @@ def parse_address(host: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether *address* is of the public internet, by the registries of IANA, and no metadata service."""
-    if address in METADATA or address.is_multicast:
-        return False
-    if isinstance(address, IPv4Address):
-        return address.is_global
-    return address.is_global and address in GLOBAL_UNICAST and address not in SIX_TO_FOUR
-
-
-def _may_admit(network: Network, address: Address) -> bool:
-    return address not in METADATA or network.num_addresses == 1  # a metadata service has to be named by itself
+    """Return whether *address* is of the public internet, by the registries of IANA."""
+    is_unicast = isinstance(address, IPv4Address) or (address in GLOBAL_UNICAST and address not in SIX_TO_FOUR)
+    return address.is_global and is_unicast and not address.is_multicast
 
 
 def _network(entry: str) -> Network | None:
@@ -118,155 +94,108 @@ def _network(entry: str) -> Network | None:
 
 
 DESTINATIONS_MAX: Final = 100
-NAMES_MAX: Final = 100_000  # of one filter
 SECRETS_MAX: Final = 4  # each signs every request
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - not a secret
 SECRET_MIN_BYTES, SECRET_MAX_BYTES = 24, 64  # Standard Webhooks, "Signature scheme"
+EXPECTED_SECRET: Final = f"expected {SECRET_PREFIX} and {SECRET_MIN_BYTES} to {SECRET_MAX_BYTES} bytes in base64"
 _REGION: Final = "[a-z0-9]+(?:-[a-z0-9]+)+"  # the SDK refuses others, and then the whole feed would not start
 _STREAM: Final = re.compile(rf"(arn:[a-z-]+:kinesis:{_REGION}:[0-9]{{12}}:stream/)?[a-zA-Z0-9_.-]{{1,128}}", re.ASCII)
 _QUEUE: Final = re.compile(r"https?://[^\s@?#]+/[\w-]{1,75}\.fifo", re.ASCII)
+_TARGETS: Final = {
+    DestinationKind.KINESIS: (_STREAM, "the name or ARN of a stream"),
+    DestinationKind.SQS: (_QUEUE, "the URL of a queue whose name ends in .fifo"),
+}
 _VISIBLE: Final = re.compile(r"[!-~]+")
 
-_Names = Annotated[
-    tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1, max_length=NAMES_MAX)
-]
 
+class DestinationMembers(DestinationTerms, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
+    """The members of one destination, as in the file; the repr does not show the target."""
 
-class DestinationMembers(msgspec.Struct, frozen=True, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """The members of one destination, as in the file."""
-
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")]
     kind: DestinationKind
     target: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
-    data: FeedData | None = None
-    tenants: _Names | None = None
     all_tenants: bool = False
-    business_types: _Names | None = None
-    resource_types: _Names | None = None
-    kinds: Annotated[tuple[FeedKind, ...], msgspec.Meta(min_length=1)] | None = None
-    begin: str = FeedBeginning.NOW
-    tries: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
-    on_refusal: OnRefusal = OnRefusal.CONTINUE
     secret_files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=SECRETS_MAX)] | None = None
 
-
-class FeedDestination(msgspec.Struct, frozen=True):
-    """A checked destination, whose repr shows neither the target nor the secrets."""
-
-    terms: DestinationTerms
-    kind: DestinationKind
-    target: str
-    secrets: tuple[str, ...] = ()  # of a webhook, the one of the first signature first
-
     def __repr__(self) -> str:
-        return f"FeedDestination({self.terms.name!r}, {self.kind.value})"
-
-    @property
-    def name(self) -> str:
-        """The name, by which the shards keep its cursors."""
-        return self.terms.name
+        return f"DestinationMembers({self.name!r}, {self.kind.value})"
 
 
-class FeedFile(msgspec.Struct, frozen=True):
-    """The destinations, in the order of the file."""
+class FeedDestination(NamedTuple):
+    """A checked destination, with the secrets of a webhook, the one of the first signature first."""
 
-    destinations: tuple[FeedDestination, ...]
+    terms: DestinationMembers
+    secrets: tuple[str, ...] = ()
 
 
-def parse_feed_file(content: bytes, allowed: AllowedHosts, read_secret: Callable[[str], str]) -> FeedFile:
-    """Return the destinations; raise `ConfigurationError` with every problem, without secrets.
+DECODING_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
-    *read_secret* returns the text of a file, or raises `OSError` or `ValueError`.
+
+class _Whole(msgspec.Struct, forbid_unknown_fields=True):
+    destinations: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1, max_length=DESTINATIONS_MAX)]
+
+
+def parse_feed_file(
+    content: bytes, allowed: AllowedHosts, read_secret: Callable[[str], str]
+) -> tuple[FeedDestination, ...]:
+    """Return the destinations, in their order; raise `ConfigurationError` with every problem, without secrets.
+
+    *read_secret* returns the text of a file, or raises `OSError`.
     """
     try:
-        whole = msgspec.json.decode(content)
-    except msgspec.DecodeError as exc:
-        raise ConfigurationError(f"FEED_FILE: expected JSON, got something else: {exc}") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise ConfigurationError("FEED_FILE: expected JSON in UTF-8, got something else") from None
+        entries = msgspec.json.decode(content, type=_Whole).destinations
+    except DECODING_ERRORS as exc:
+        raise ConfigurationError(f"FEED_FILE: {_describe(exc)}") from None
     problems: list[str] = []
-    entries = _entries(whole, problems)
-    found = [(_label(entry, place), *_members(entry)) for place, entry in enumerate(entries)]
-    names = Counter(members.name for _, members, _ in found if members is not None)
-    destinations = []
-    for label, members, wrong in found:
-        problems += [f"{label}: {problem}" for problem in wrong]
-        if members is None:
+    destinations: list[FeedDestination] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            members = msgspec.json.decode(entry, type=DestinationMembers)
+        except DECODING_ERRORS as exc:
+            problems.append(f"destination {number}: {_describe(exc)}")
             continue
-        rules = list(_rule_problems(members, allowed))
-        if names[members.name] > 1:
-            rules.append("name: expected another one for each destination, got it more than once; rename one")
-        secrets = _read_secrets(members, read_secret, rules)
-        problems += [f"{label}: {problem}" for problem in rules]
-        destinations.append(_destination(members, secrets))
+        if members.kind is DestinationKind.NOTIFICATION and members.data is None:  # which always had the data
+            members = msgspec.structs.replace(members, data=FeedData.CURRENT)
+        wrong = list(_rule_problems(members, allowed))
+        if any(one.terms.name == members.name for one in destinations):
+            wrong.append("name: expected another one for each destination, got it more than once; rename one")
+        destinations.append(FeedDestination(members, _read_secrets(members, read_secret, wrong)))
+        problems += [f"destination {members.name}: {problem}" for problem in wrong]
     if problems:
-        raise ConfigurationError(*(f"FEED_FILE: {problem}" for problem in dict.fromkeys(problems)))
-    return FeedFile(tuple(destinations))
+        raise ConfigurationError(*(f"FEED_FILE: {problem}" for problem in problems))
+    return tuple(destinations)
 
 
-def _entries(whole: Any, problems: list[str]) -> Sequence[Any]:
-    if not isinstance(whole, dict):
-        problems.append('expected an object {"destinations": [...]}, got another value')
-        return ()
-    problems += ["expected no member beside destinations, got another" for name in whole if name != "destinations"]
-    entries = whole.get("destinations")
-    if not isinstance(entries, list) or not 1 <= len(entries) <= DESTINATIONS_MAX:
-        count = f"{len(entries)}" if isinstance(entries, list) else "no array"
-        problems.append(
-            f"destinations: expected an array of 1 to {DESTINATIONS_MAX}, got {count}; unset FEED_FILE to have no feed"
-        )
-        return ()
-    return entries
-
-
-def _label(entry: Any, place: int) -> str:
-    name = entry.get("name") if isinstance(entry, dict) else None
-    is_name = isinstance(name, str) and re.fullmatch("[a-z0-9-]{1,40}", name) is not None
-    return f"destination {name}" if is_name else f"destination {place + 1}"
-
-
-def _members(entry: Any) -> tuple[DestinationMembers | None, list[str]]:
-    try:
-        return msgspec.convert(entry, DestinationMembers), []
-    except msgspec.ValidationError as exc:
-        text, _, place = str(exc).replace("`", "").partition(" - at $.")
+def _describe(error: Exception) -> str:
+    if not isinstance(error, msgspec.ValidationError):
+        return "expected JSON in UTF-8, got something else"
+    text, _, place = str(error).replace("`", "").partition(" - at $.")
     if text.startswith("Invalid enum value"):  # which it quotes
         text = "expected one of the values of docs/feed.md, got another"
-    return None, [f"{place}: {text}" if place else text]
+    return f"{place}: {text}" if place else text
 
 
 def _rule_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:
     if members.all_tenants == (members.tenants is not None):
         got = "both" if members.all_tenants else "neither"
         yield f"tenants, allTenants: expected either a list of tenants or allTenants true, got {got}"
-    if _beginning(members.begin) is None:
+    if not _is_beginning(members.begin):
         yield "begin: expected now, oldest or a time such as 2026-01-31T09:00:00Z, got something else"
     is_webhook = members.kind is DestinationKind.WEBHOOK
     if is_webhook and members.secret_files is None:
         yield "secretFiles: expected the path of a file with a secret, whsec_ and base64, got none; webhooks are signed"
     if not is_webhook and members.secret_files is not None:
         yield "secretFiles: expected none, since only webhooks are signed; remove it"
-    match members.kind:
-        case DestinationKind.KINESIS:
-            if _STREAM.fullmatch(members.target) is None:
-                yield "target: expected the name or ARN of a stream, got something else"
-        case DestinationKind.SQS:
-            if _QUEUE.fullmatch(members.target) is None:
-                yield "target: expected the URL of a queue whose name ends in .fifo, got something else"
-        case DestinationKind.WEBHOOK | DestinationKind.NOTIFICATION:
-            yield from _url_problems(members, allowed)
-        case _:
-            assert_never(members.kind)
+    if members.kind not in _TARGETS:
+        yield from _url_problems(members, allowed)
+    elif _TARGETS[members.kind][0].fullmatch(members.target) is None:
+        yield f"target: expected {_TARGETS[members.kind][1]}, got something else"
 
 
-def _beginning(text: str) -> FeedBeginning | datetime | None:
-    if text in [*FeedBeginning]:
-        return FeedBeginning(text)
+def _is_beginning(text: str) -> bool:
     try:
-        time: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
+        return text in [*FeedBeginning] or bool(msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)]))
     except msgspec.ValidationError:
-        return None
-    return time
+        return False
 
 
 def _url_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:
@@ -299,53 +228,19 @@ def _read_secrets(
     secrets = []
     for path in members.secret_files or ():
         try:
-            secret = read_secret(path).strip()
+            secrets.append(read_secret(path).strip())
         except OSError as exc:
             problems.append(f"secretFiles: expected a readable file at {path}, got: {exc.strerror}")
-        except ValueError as exc:
-            problems.append(f"secretFiles: {path}: {exc}")
         else:
-            if (problem := secret_problem(secret)) is not None:
-                problems.append(f"secretFiles: {path}: {problem}")
-            secrets.append(secret)
+            if not is_secret(secrets[-1]):
+                problems.append(f"secretFiles: {path}: {EXPECTED_SECRET}, got another text")
     return tuple(secrets)
 
 
-def secret_problem(secret: str) -> str | None:
-    """Return what is wrong with the secret of a webhook, None for a right one; never the secret."""
-    expected = f"expected {SECRET_PREFIX} and {SECRET_MIN_BYTES} to {SECRET_MAX_BYTES} bytes in base64"
-    if not secret.startswith(SECRET_PREFIX):
-        return f"{expected}, got another text"
+def is_secret(text: str) -> bool:
+    """Return whether *text* is the secret of a webhook."""
     try:
-        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        return f"{expected}, got no base64"
-    if not SECRET_MIN_BYTES <= len(key) <= SECRET_MAX_BYTES:
-        return f"{expected}, got {len(key)} bytes"
-    return None
-
-
-def _destination(members: DestinationMembers, secrets: tuple[str, ...]) -> FeedDestination:
-    is_notification = members.kind is DestinationKind.NOTIFICATION  # which always had the data
-    return FeedDestination(
-        terms=DestinationTerms(
-            name=members.name,
-            filter=FeedFilter(
-                tenants=_set(members.tenants),
-                business_types=_set(members.business_types),
-                resource_types=_set(members.resource_types),
-                kinds=_set(members.kinds),
-            ),
-            data=members.data or (FeedData.CURRENT if is_notification else FeedData.NONE),
-            begin=_beginning(members.begin) or FeedBeginning.NOW,
-            tries=members.tries,
-            on_refusal=members.on_refusal,
-        ),
-        kind=members.kind,
-        target=members.target.rstrip("/") if is_notification else members.target,
-        secrets=secrets,
-    )
-
-
-def _set(values: tuple[Any, ...] | None) -> frozenset[Any] | None:
-    return None if values is None else frozenset(values)
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except ValueError:
+        return False
+    return text.startswith(SECRET_PREFIX) and SECRET_MIN_BYTES <= len(key) <= SECRET_MAX_BYTES

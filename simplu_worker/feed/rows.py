@@ -107,8 +107,7 @@ async def load(
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
-        begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
-        names = [one.name for one in terms]
+        names, begins = [one.name for one in terms], [str(one.begin) for one in terms]
         await connection.execute(QUERIES["begin_feed_cursors"], names, begins, NEW_S)
         rows = await connection.fetch(QUERIES["read_feed_cursors"])
         await connection.execute(QUERIES["note_feed_file"], names)

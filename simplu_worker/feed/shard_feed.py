@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import msgspec
@@ -44,7 +43,7 @@ from simplu_worker.feed.window import Budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.clock import UtcClock, loop_time
 from simplu_worker.timing.waits import aligned_time, backoff_s, jittered, move_deadline, run_until, wait_any
 from simplu_worker.vocabulary import FeedData
 
@@ -79,31 +78,26 @@ class _ReadEvents(msgspec.Struct, frozen=True):
         return self.documents if feed.terms.data is FeedData.CURRENT else {}
 
 
-class ShardFeed:
-    """The feed of the shard *shard_id* by the replica *publisher*; *published_count* tells how many it publishes."""
+class FeedServices(NamedTuple):
+    """What the feeds of all shards by the replica *publisher* share."""
 
-    def __init__(
-        self,
-        shard_id: str,
-        pools: Pools,
-        commits: ReplicationWaiter,
-        *,
-        publisher: str,
-        published_count: Callable[[], int],
-        documents: Budget,
-        draw: Callable[[], float] = random.random,
-        utc: UtcClock = utc_now,
-    ) -> None:
+    pools: Pools
+    commits: ReplicationWaiter
+    publisher: str
+    draw: Callable[[], float]
+    utc: UtcClock
+    documents: Budget
+
+
+class ShardFeed:
+    """The feed of the shard *shard_id* by this replica; *published_count* tells how many it publishes."""
+
+    def __init__(self, shard_id: str, services: FeedServices, published_count: Callable[[], int]) -> None:
         self.shard_id = shard_id
-        self._pools = pools
-        self._commits = commits
-        self._publisher = publisher
+        self._pools, self._commits, self._publisher, self._draw, self._utc, self._documents = services
         self._published_count = published_count
-        self._draw = draw
-        self._utc = utc
         self._token: str | None = None
         self._lease_until = 0.0
-        self._documents = documents
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._ending = asyncio.Event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -112,23 +112,26 @@ class Destination(Protocol):
         """
 
 
-class FeedFilter(msgspec.Struct, frozen=True):
-    """Which events a destination gets; None lets all through. See `lets_through` for `reset` and `gap`."""
-
-    tenants: frozenset[str] | None = None
-    business_types: frozenset[str] | None = None
-    resource_types: frozenset[str] | None = None
-    kinds: frozenset[FeedKind] | None = None
+NAMES_MAX: Final = 100_000  # of one filter
+Names: TypeAlias = Annotated[
+    frozenset[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1, max_length=NAMES_MAX)
+]
 
 
-class DestinationTerms(msgspec.Struct, frozen=True):
-    """What the feed keeps to for one destination, by its entry in `FEED_FILE`."""
+class DestinationTerms(msgspec.Struct, frozen=True, rename="camel"):
+    """What the feed keeps to for one destination, by its entry in `FEED_FILE`: which events it gets, and how.
 
-    name: str
-    filter: FeedFilter = FeedFilter()
-    data: FeedData = FeedData.NONE
-    begin: FeedBeginning | datetime = FeedBeginning.NOW
-    tries: int = 10
+    None lets all through, or is the default of its kind; `begin` is one of `FeedBeginning`, or a time.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")]
+    tenants: Names | None = None
+    business_types: Names | None = None
+    resource_types: Names | None = None
+    kinds: Annotated[frozenset[FeedKind], msgspec.Meta(min_length=1)] | None = None
+    data: FeedData | None = None
+    begin: str = FeedBeginning.NOW
+    tries: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
     on_refusal: OnRefusal = OnRefusal.CONTINUE
 
     @property

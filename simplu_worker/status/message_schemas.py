@@ -34,7 +34,12 @@ OWN_REQUEST_ID: Final = STORABLE.replace("^", f"^(?!{DERIVED_REQUEST_ID_PREFIX})
 OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
 OBJECT: Final[Schema] = {"type": "object"}
 TEXT: Final[Schema] = {"type": "string"}
-OF_THE_CODE: Final = ("title", "description", "default")  # in msgspec's schemas: for those who read the code
+OF_THE_CODE: Final = (
+    "title",
+    "description",
+    "default",
+    "uniqueItems",
+)  # in msgspec's schemas: for those who read the code
 KEPT_FOR_REPLAYS: Final = frozenset({"simpluReplay", "firstSentAt"})
 RECORD_FORMS: Final = ("record", "recordBase64", "recordGzip")
 

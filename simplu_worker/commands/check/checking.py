@@ -29,26 +29,26 @@ from simplu_worker.commands.check.dependency import (
     CheckAnswer,
     CheckedDependency,
     CheckStatus,
+    ask_stream,
     check_dependency,
     check_feed,
     run_all,
 )
-from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
+from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities
 from simplu_worker.commands.output import Answer, Line, Table
 from simplu_worker.config.settings import Settings, unset_sources
+from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
+from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess, usage_of
 from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.timing.clock import shard_problem
-from simplu_worker.vocabulary import ShardProblem
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
 # once would not connect within the time of a probe.
@@ -59,7 +59,14 @@ CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
     "slots; set REDIS_URL to a server without cluster mode"
 )
-ODDITIES: Final = frozenset({ShardProblem.CLOCK})  # of a shard, each told as one
+CACHE_EVICTS: Final = (
+    "maxmemory-policy {}, Redis may evict versions and the epoch, and stale lists are read again; set noeviction or a "
+    "volatile policy, and give entries a time to live"
+)
+EMPTY: Final = (
+    "empty: the schema is created with the first tenant; before tenants move there, run simplu-worker shards upgrade "
+    "SHARD --apply"
+)
 
 
 class CheckReport(msgspec.Struct, frozen=True):
@@ -73,14 +80,8 @@ async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
     """Check all dependencies that *settings* name; it fails if one failed."""
     report = await check_dependencies(settings, misspellings)
     rows = [
-        (
-            dependency.dependency,
-            dependency.address,
-            dependency.status,
-            dependency.result,
-            f"{dependency.seconds * 1000:.0f} ms",
-        )
-        for dependency in report.dependencies
+        (one.dependency, one.address, one.status, one.result, f"{one.seconds * 1000:.0f} ms")
+        for one in report.dependencies
     ]
     parts = [
         Table(("dependency", "address", "status", "result", "time"), rows),
@@ -103,25 +104,20 @@ def verdict_on(report: CheckReport) -> str:
 async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
     """Contact all dependencies. A failure is in the report."""
     checks = DependencyChecks(settings)
+    services = {"kinesis": None, "sqs": None, "dynamodb": settings.dynamodb_endpoint}
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(sparing(settings)))
-        clients = {
-            service: await stack.enter_async_context(
-                open_client(
-                    service, region=settings.aws_region, endpoint_url=endpoint_url, read_timeout_s=READ_TIMEOUT_S
-                )
+        kinesis, sqs, dynamodb = [
+            await stack.enter_async_context(
+                open_client(one, region=settings.aws_region, endpoint_url=url, read_timeout_s=READ_TIMEOUT_S)
             )
-            for service, endpoint_url in (
-                ("kinesis", None),
-                ("sqs", None),
-                ("dynamodb", settings.dynamodb_endpoint),
-            )
-        }
+            for one, url in services.items()
+        ]
         answers = await run_all(
             [
-                checks.check_stream(clients["kinesis"]),
-                checks.check_tables(clients["dynamodb"]),
-                checks.check_queues(clients["sqs"]),
+                checks.check_stream(kinesis),
+                checks.check_tables(dynamodb),
+                checks.check_queues(sqs),
                 checks.check_shards(shards),
                 checks.check_cache(),
                 check_feed(settings),
@@ -174,18 +170,11 @@ class DependencyChecks:
         if name is None:
             return []
         stream = Stream(client, name)
-        return [await check_dependency("stream", address_of(client, stream.name), lambda: self._read_stream(stream))]
-
-    async def _read_stream(self, stream: Stream) -> CheckAnswer:
-        try:
-            summary = await stream.describe()
-        except StreamGoneError:
-            if self._settings.kinesis_create_stream:
-                return CheckAnswer("does not exist, will be created")
-            return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
-        self.facts.retentions[f"stream {stream.name}"] = summary.retention
-        count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
-        return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
+        absent = CheckAnswer("does not exist, will be created")
+        if not self._settings.kinesis_create_stream:
+            absent = CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
+        ask = partial(ask_stream, stream, absent, self.facts.retentions)
+        return [await check_dependency("stream", address_of(client, stream.name), ask)]
 
     async def check_tables(self, client: Client) -> list[CheckedDependency]:
         """Check the lease table, and business-info."""
@@ -210,8 +199,11 @@ class DependencyChecks:
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
                 CheckStatus.FAILED,
             )
-        self.facts.lease_table_read_units = table.read_units
-        return await self._check_kcl_leader(client, name) or CheckAnswer(table.status.lower())
+        answer = await self._check_kcl_leader(client, name)
+        if answer is None and 0 < table.read_units < SCAN_CAPACITY_PER_S:
+            units = f"provisioned for {table.read_units} read units a second, where the scans of each replica may take"
+            answer = CheckAnswer(f"{units} {SCAN_CAPACITY_PER_S:.0f}; switch it to on-demand", CheckStatus.WARNING)
+        return answer or CheckAnswer(table.status.lower())
 
     async def _check_kcl_leader(self, client: Client, name: str) -> CheckAnswer | None:
         settings = self._settings
@@ -232,8 +224,7 @@ class DependencyChecks:
         except WorkerError as exc:
             return CheckAnswer(str(exc), problem)
         if table is None:
-            self.facts.missing_tables[f"table {name}"] = "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
-            return CheckAnswer("does not exist", problem)
+            return CheckAnswer("does not exist; create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours", problem)
         if table.key != BUSINESS_INFO_KEY:
             return CheckAnswer(f"expected a table with the key id, got the key {', '.join(table.key)}", problem)
         return CheckAnswer(table.status.lower())
@@ -305,7 +296,8 @@ class DependencyChecks:
                 return CheckAnswer(str(exc), CheckStatus.WARNING)
             if about.get("redis_mode") == "cluster":
                 return CheckAnswer(CACHE_IS_CLUSTER, CheckStatus.WARNING)
-            self.facts.eviction_policy = about.get("maxmemory_policy")
+            if (policy := about.get("maxmemory_policy") or "").startswith("allkeys"):
+                return CheckAnswer(CACHE_EVICTS.format(policy), CheckStatus.WARNING)
             return CheckAnswer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
 
         try:
@@ -314,29 +306,21 @@ class DependencyChecks:
             await redis.close()
 
     async def _check_shard(self, shards: Shards, address: ShardAddress) -> CheckedDependency:
-        name = f"shard {address.shard_id}"
-        if not address.is_active:
-            self.facts.inactive_shards.append(name)
-
         async def ask() -> CheckAnswer:
             pool = shards.pools.ensure_pool(address)
             probe = await probe_shard(pool)
-            clock = shard_problem(probe.skew_s)
-            self.facts.told[name] = [clock] if clock else []
-            findings = assess(ShardObservation(probe=probe)).findings
+            findings = assess(ShardObservation(probe=probe, usage=usage_of(address))).findings
             for finding in findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             await try_write(pool)
             content = f"schema {probe.schema_version}, {probe.tenant_count} tenants"
             if probe.schema_version is None:
-                self.facts.empty_shards.append(name)
-                content = "empty: the schema is created with the first tenant"
-            worse = [str(one) for one in findings if one.problem not in ODDITIES]
+                content = EMPTY
             return CheckAnswer(
-                "; ".join([f"PostgreSQL {probe.server_version}, {content}", *worse]),
-                CheckStatus.WARNING if worse else CheckStatus.OK,
+                "; ".join([f"PostgreSQL {probe.server_version}, {content}", *map(str, findings)]),
+                CheckStatus.WARNING if findings else CheckStatus.OK,
             )
 
         async with self._shard_turns:
-            return await check_dependency(name, address.place, ask)
+            return await check_dependency(f"shard {address.shard_id}", address.place, ask)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import timedelta
 from enum import StrEnum
-from functools import partial
-from typing import Any, Final, TypeVar, assert_never
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.commands.check.findings import format_hours
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.errors import WorkerError
-from simplu_worker.feed.destinations import REQUEST_ERRORS, cause_of, connect, region_of_queue, region_of_stream
+from simplu_worker.feed.destinations import REQUEST_ERRORS, cause_of, connect, region_of
 from simplu_worker.feed.feed import read_feed_file
-from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination
+from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import DestinationKind
 
@@ -82,56 +83,47 @@ async def check_feed(settings: Settings) -> list[CheckedDependency]:
     if settings.feed_file is None:
         return []
     file = read_feed_file(settings.feed_file, settings.feed_allowed_hosts)
-    return await run_all(
-        [
-            check_dependency(f"feed {one.name}", _address(one), partial(_check_destination, one, settings))
-            for one in file.destinations
-        ]
-    )
+    return await run_all([_check_destination(one.terms, settings) for one in file])
 
 
-def _address(destination: FeedDestination) -> str:
-    if destination.kind in {DestinationKind.KINESIS, DestinationKind.SQS}:
-        return destination.target
-    url = urlsplit(destination.target)
-    return f"{url.scheme}://{url.netloc}"
+async def _check_destination(destination: DestinationMembers, settings: Settings) -> CheckedDependency:
+    kind, target = destination.kind, destination.target
+    url = urlsplit(target)
+    is_of_aws = kind in {DestinationKind.KINESIS, DestinationKind.SQS}
+
+    async def ask() -> CheckAnswer:
+        if not is_of_aws:
+            return await _connect(url, AllowedHosts.parse(settings.feed_allowed_hosts))
+        region = region_of(target, settings.aws_region)
+        async with open_client(kind, region=region, read_timeout_s=READ_TIMEOUT_S) as client:
+            if kind is DestinationKind.KINESIS:
+                return await ask_stream(Stream(client, target), _missing("stream"), {})
+            attributes = await Queue(client, target).find_attributes()
+        return _missing("queue") if attributes is None else CheckAnswer(f"answers, {attributes.visible_count} waiting")
+
+    address = target if is_of_aws else f"{url.scheme}://{url.netloc}"
+    return await check_dependency(f"feed {destination.name}", address, ask)
 
 
-async def _check_destination(destination: FeedDestination, settings: Settings) -> CheckAnswer:
-    match destination.kind:
-        case DestinationKind.KINESIS:
-            return await _check_stream(destination.target, settings.aws_region)
-        case DestinationKind.SQS:
-            return await _check_queue(destination.target, settings.aws_region)
-        case DestinationKind.WEBHOOK | DestinationKind.NOTIFICATION:
-            return await _check_receiver(destination.target, AllowedHosts.parse(settings.feed_allowed_hosts))
-        case _:
-            assert_never(destination.kind)
-
-
-async def _check_stream(name_or_arn: str, region: str | None) -> CheckAnswer:
-    own_region = region_of_stream(name_or_arn, region)
-    async with open_client("kinesis", region=own_region, read_timeout_s=READ_TIMEOUT_S) as client:
-        try:
-            summary = await Stream(client, name_or_arn).describe()
-        except StreamGoneError:
-            return CheckAnswer("the stream does not exist; create it, or correct its target", CheckStatus.FAILED)
-    return CheckAnswer(f"{summary.status.lower()}, {summary.open_stream_shard_count} open stream shards")
-
-
-async def _check_queue(url: str, region: str | None) -> CheckAnswer:
-    async with open_client("sqs", region=region_of_queue(url, region), read_timeout_s=READ_TIMEOUT_S) as client:
-        attributes = await Queue(client, url).find_attributes()
-    if attributes is None:
-        return CheckAnswer("the queue does not exist; create it, or correct its target", CheckStatus.FAILED)
-    return CheckAnswer(f"answers, {attributes.visible_count} waiting")  # a FIFO queue, by its name
-
-
-async def _check_receiver(url: str, allowed: AllowedHosts) -> CheckAnswer:
-    parts = urlsplit(url)
-    has_tls = parts.scheme == "https"
+async def ask_stream(stream: Stream, absent: CheckAnswer, retentions: dict[str, timedelta]) -> CheckAnswer:
+    """Return what a stream says of itself, or *absent*; note how long it keeps records."""
     try:
-        await connect(parts.hostname or "", parts.port or (443 if has_tls else 80), allowed, has_tls=has_tls)
+        summary = await stream.describe()
+    except StreamGoneError:
+        return absent
+    retentions[f"stream {stream.name}"] = summary.retention
+    kept = f"records kept for {format_hours(summary.retention)}"
+    return CheckAnswer(f"{summary.status.lower()}, {summary.open_stream_shard_count} open stream shards, {kept}")
+
+
+def _missing(what: str) -> CheckAnswer:
+    return CheckAnswer(f"the {what} does not exist; create it, or correct its target", CheckStatus.FAILED)
+
+
+async def _connect(url: SplitResult, allowed: AllowedHosts) -> CheckAnswer:
+    has_tls = url.scheme == "https"
+    try:
+        await connect(url.hostname or "", url.port or (443 if has_tls else 80), allowed, has_tls=has_tls)
     except REQUEST_ERRORS as exc:
         return CheckAnswer(cause_of(exc), CheckStatus.FAILED)
     return CheckAnswer(f"can be connected to{' with TLS' if has_tls else ''}; nothing was sent")

@@ -11,7 +11,6 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
 from simplu_worker.config.settings import SOURCES, Settings, set_of
-from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 
@@ -37,24 +36,14 @@ class CheckFacts:
     queues: dict[str, QueueAttributes] = field(default_factory=dict)  # of sources
     redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
     dead_letters_retention: timedelta | None = None
-    missing_tables: dict[str, str] = field(default_factory=dict)  # name → remedy
-    lease_table_read_units: int = 0  # provisioned a second; 0 when it is on-demand
     shard_count: int = 0
-    empty_shards: list[str] = field(default_factory=list)
-    inactive_shards: list[str] = field(default_factory=list)
-    told: dict[str, list[str]] = field(default_factory=dict)  # of shards: a problem and the advice, after a semicolon
-    eviction_policy: str | None = None  # of Redis
 
 
 def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[str, str]) -> list[Finding]:
     """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
-        *_source_findings(settings),
         *_retention_findings(facts, settings),
-        *_stream_findings(facts, settings),
-        *_shard_findings(facts, settings),
-        *_cache_findings(facts),
         *_settings_findings(facts, settings),
         *(
             Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
@@ -91,25 +80,6 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
 
 
-def _source_findings(settings: Settings) -> Iterator[Finding]:
-    sources = set_of(settings, *SOURCES)
-    if sources == ["SQS_SHARD_CREATION_QUEUE_URL"]:
-        operations = " or ".join(name for name in SOURCES if name not in sources)
-        yield Finding(
-            "sources", f"expected a source of operations, {operations}, got the control queue alone", "set one"
-        )
-
-
-def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    if 0 < facts.lease_table_read_units < SCAN_CAPACITY_PER_S:
-        yield Finding(
-            f"lease table {settings.kinesis_application_name}",
-            f"provisioned for {facts.lease_table_read_units} read units a second, where the scans of each replica may "
-            f"take {SCAN_CAPACITY_PER_S:.0f}",
-            "switch it to on-demand",
-        )
-
-
 def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     configured = timedelta(hours=settings.operation_retention_hours)
     letters = facts.dead_letters_retention
@@ -131,30 +101,12 @@ def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findi
             )
 
 
-def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:
-    policy = facts.eviction_policy or ""
-    if policy.startswith("allkeys"):
+def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+    if set_of(settings, *SOURCES) == ["SQS_SHARD_CREATION_QUEUE_URL"]:
+        operations = " or ".join(name for name in SOURCES if name != "SQS_SHARD_CREATION_QUEUE_URL")
         yield Finding(
-            "Redis",
-            f"maxmemory-policy {policy}, Redis may evict versions and the epoch, and stale lists are read again",
-            "set a volatile policy or noeviction, and give entries a time to live",
+            "sources", f"expected a source of operations, {operations}, got the control queue alone", "set one"
         )
-
-
-def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    for name in facts.empty_shards:
-        yield Finding(
-            name,
-            "no schema yet",
-            "nothing to do: the schema is created with the first tenant; before tenants move there, name the shard in "
-            "simplu-worker shards upgrade SHARD --apply",
-        )
-    for name in facts.inactive_shards:
-        yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
-    for name, told in facts.told.items():
-        for one in told:
-            problem, _, advice = one.rpartition("; ")
-            yield Finding(name, problem, advice)
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(
@@ -163,13 +115,8 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
             "lower the pool size or raise the maximum, unless few shards are busy at a time",
         )
-
-
-def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     if settings.api_token is None:
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
-    for name, advice in facts.missing_tables.items():
-        yield Finding(name, "does not exist", advice)
 
 
 def format_hours(duration: timedelta) -> str:

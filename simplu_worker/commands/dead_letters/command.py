@@ -31,10 +31,10 @@ async def list_dead_letters(settings: Settings, request: LettersRequest) -> Answ
         Table(columns, (list(_cells(row, with_record=request.records)) for row in letters)),
         ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "no dead letters",
         *(f"message {one['messageId']} is no dead letter: {one['problem']}" for one in answer["notLetters"]),
+        f"the queue has more dead letters than these {len(letters)}; {more}" if answer["isCut"] else None,
     ]
-    notes = [f"the queue has more dead letters than these {len(letters)}; {more}"] if answer["isCut"] else []
     is_whole = is_full or not (answer["isCut"] or answer["hidden"] or answer["behind"])
-    return Answer(answer, parts, is_failed=not is_whole, notes=notes)
+    return Answer(answer, parts, is_failed=not is_whole)
 
 
 async def replay_dead_letters(settings: Settings, request: LettersRequest) -> Answer:

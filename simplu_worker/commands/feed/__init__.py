@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, parse_time
 
@@ -31,7 +29,6 @@ def replay_feed(
     /,
     *,
     since: str,
-    shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
@@ -43,12 +40,10 @@ def replay_feed(
         Its name in FEED_FILE.
     since
         The time from which on changes are sent again, by RFC 3339; no offset means UTC.
-    shard
-        Of this shard only; may be given several times.
     """
     from simplu_worker.commands.feed.destinations import replay_feed
 
-    return common.run(replay_feed, destination, parse_time("--since", since), shard, apply=apply)
+    return common.run(replay_feed, destination, parse_time("--since", since), apply=apply)
 
 
 @feed.command(name="skip")

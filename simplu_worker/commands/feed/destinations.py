@@ -10,77 +10,52 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, Facts, Line, Part, Table, table_of
-from simplu_worker.commands.running import known_shard, require_settings
+from simplu_worker.commands.running import ask_shards, open_shard
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
-from simplu_worker.feed.cloud_events import TYPE_PREFIX
-from simplu_worker.feed.cursors import (
-    ForgetPlan,
-    ShardDestination,
-    forget,
-    read_destinations,
-    replay,
-    skip,
-)
-from simplu_worker.feed.types import Arrival
-from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
+from simplu_worker.feed.cursors import ShardDestination, forget, read_destinations, replay, skip
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import FeedStop
 
-UNKNOWN: Final = "no shard that answered has the destination {}; `simplu-worker feed show` lists them"
-COLUMNS: Final = {
+REPLAY_COLUMNS: Final = {
     "shardId": "shard",
     "changeCount": "changes to send again, about",
     "beginsAt": "begins at (the log keeps nothing older)",
     "stopped": "stopped",
 }
+FORGET_COLUMNS: Final = {"shardId": "shard", "updatedAt": "cursor of", "refusalCount": "refused events"}
+UNKNOWN: Final = "no shard that answered has the destination {}; `simplu-worker feed show` lists them"
 
 
-async def replay_feed(
-    settings: Settings, destination: str, since: datetime, shard_ids: Sequence[str], *, apply: bool
-) -> Answer:
-    """Return what each shard, or each of *shard_ids*, sends again; with *apply* begin it.
+async def replay_feed(settings: Settings, destination: str, since: datetime, *, apply: bool) -> Answer:
+    """Return what each shard sends again; with *apply* begin it.
 
     It fails if a shard did not answer, or none has the destination.
     """
-    require_settings(settings, routes=True)
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-        chosen = [known_shard(known, shard_id) for shard_id in dict.fromkeys(shard_ids)] or list(known)
-        answers = await query_all_shards(
-            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, apply=apply)
-        )
-    found = [
-        {
-            "shardId": shard_id,
-            "changeCount": plan.change_count,
-            "beginsAt": plan.begins_at,
-            "stopped": plan.stopped,
-        }
-        for shard_id, plan in sorted(answers.items())
-        if plan is not None
-    ]
+    answers, silent = await ask_shards(settings, lambda pool: replay(pool, destination, since, apply=apply))
     note = (
         "begun: the events come within ten seconds, and the lag of the destination grows until they are sent"
         if apply
         else "nothing was changed; with --apply these events are sent again, under the same ids"
     )
-    has_stopped = any(one["stopped"] is not None for one in found)
-    parts = [
-        table_of(COLUMNS, found),
-        "a destination that has stopped goes on after `simplu-worker feed skip`" if has_stopped else None,
-        note,
-    ]
-    return _answer(destination, found, parts, {one.shard_id for one in chosen} - answers.keys(), apply=apply)
+    if any(one is not None and one.stopped is not None for one in answers.values()):
+        note += "; a destination that has stopped goes on after `simplu-worker feed skip`"
+    return _answer(destination, answers, silent, REPLAY_COLUMNS, note, apply=apply)
 
 
 def _answer(
-    destination: str, found: Sequence[Mapping[str, Any]], parts: Iterable[Part], silent: Iterable[str], *, apply: bool
+    destination: str,
+    answers: Mapping[str, msgspec.Struct | None],
+    silent: Mapping[str, str],
+    columns: Mapping[str, str],
+    note: str,
+    *,
+    apply: bool,
 ) -> Answer:
-    parts = parts if found else [UNKNOWN.format(destination)]
-    return Answer({"applied": apply, "shards": found}, parts, sorted(silent), is_failed=not found)
+    found = [one for one in answers.values() if one is not None]
+    parts: list[Part] = [table_of(columns, msgspec.to_builtins(found)), note]
+    if not found:
+        parts = [] if silent else [UNKNOWN.format(destination)]
+    return Answer({"applied": apply, "shards": found}, parts, silent, is_failed=not found)
 
 
 async def skip_feed(
@@ -90,19 +65,17 @@ async def skip_feed(
 
     Raises `PermanentError` if there is nothing to pass, `RetryableError` if the shard does not answer.
     """
-    require_settings(settings, routes=True)
-    async with open_shards(settings) as shards:
-        address = known_shard(await shards.locator.list_shards(), shard_id)
-        stopped = await skip(shards.pools.ensure_pool(address), destination, event_id, apply=apply)
+    async with open_shard(settings, shard_id) as pool:
+        stopped = await skip(pool, destination, event_id, apply=apply)
     effect = "the feed goes on where it was; an event that it refused is tried once more, then kept as refused"
     if event_id is not None:
         effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
     members: dict[str, Any] = {
         "destination": destination,
         "shardId": shard_id,
-        "stopped": stopped.why,
-        "error": scrub_text(stopped.error or "") if event_id is None else None,
-        "refusedEvent": stopped.refused_event,
+        "stopped": stopped["stopped"],
+        "error": scrub_text(stopped["error"] or "") if event_id is None else None,
+        "refusedEvent": stopped["refused_event"],
         "eventId": event_id,
     }
     note = f"{'done' if apply else 'nothing was changed; with --apply'}: {effect}"
@@ -110,95 +83,21 @@ async def skip_feed(
     return Answer(members | {"applied": apply}, [facts, note])
 
 
-FORGET_COLUMNS: Final = {"shardId": "shard", "updatedAt": "cursor of", "refusalCount": "refused events"}
-
-
 async def forget_destination(settings: Settings, destination: str, *, apply: bool) -> Answer:
-    """Return what the shards have of a destination; with *apply* delete it.
+    """Return what the shards have of a destination; with *apply* delete it, if each shard answers.
 
-    It fails if a shard did not answer, or none has it. Raises `PermanentError` if a replica has it in its file.
+    It fails if one did not, or a replica has the destination in its file, or no shard has it.
     """
-    require_settings(settings, routes=True)
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-        answers = await query_all_shards(
-            known, lambda one: forget(shards.pools.ensure_pool(one), destination, apply=False)
-        )
-        plans = _unused(destination, answers)
-        if apply:
-            answers = await query_all_shards(
-                known, lambda one: forget(shards.pools.ensure_pool(one), destination, apply=True)
-            )
-            plans = _unused(destination, answers)
-    found = [
-        {"shardId": shard_id, "updatedAt": plan.updated_at, "refusalCount": plan.refusal_count}
-        for shard_id, plan in plans.items()
-    ]
-    note = (
-        "done: the destination begins anew if a file has it again"
-        if apply
-        else "nothing was changed; with --apply this is deleted, and the destination begins anew if a file has it again"
-    )
-    silent = {one.shard_id for one in known} - answers.keys()
-    return _answer(destination, found, [table_of(FORGET_COLUMNS, found), note], silent, apply=apply)
-
-
-def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[str, ForgetPlan]:
-    plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
-    for shard_id, plan in plans.items():
-        if plan.user is not None:
-            raise PermanentError(
-                f"{plan.user}, which publishes {shard_id}, has {destination} in its FEED_FILE; take it out of "
-                "the file of every replica, and send SIGHUP"
-            )
-    return plans
+    answers, silent = await ask_shards(settings, lambda pool: forget(pool, destination, apply=False))
+    if is_done := apply and not silent:
+        answers, silent = await ask_shards(settings, lambda pool: forget(pool, destination, apply=True))
+    note = "the destination begins anew if a file has it again"
+    note = f"done: {note}" if is_done else f"nothing was changed; with --apply this is deleted, and {note}"
+    return _answer(destination, answers, silent, FORGET_COLUMNS, note, apply=is_done)
 
 
 SHOW_COLUMNS: Final = ("destination", "lag", "shards", "stopped", "waiting", "without publisher", "refused")
 SHOWN_MAX: Final = 20  # lines of one kind for people; --json has all
-
-
-class ShownShard(msgspec.Struct, frozen=True, rename="camel"):
-    """A destination on one shard. One that no publisher has in its file waits for nothing."""
-
-    name: str
-    shard_id: str
-    lag_seconds: float
-    publisher: str | None
-    is_in_file: bool
-    stopped: FeedStop | None
-    error: str
-    refused_event: str | None
-    waits_for: Arrival | None
-    refusal_count: int
-    refusals: tuple[dict[str, Any], ...] = ()  # the latest ones, the newest first, without data
-
-
-def shown_shard(shard_id: str, one: ShardDestination) -> ShownShard:
-    """Return what people see of a destination on a shard."""
-    refusals = tuple(
-        {
-            "eventId": refusal.event.id,
-            "type": f"{TYPE_PREFIX}{refusal.event.kind}",
-            "subject": refusal.event.subject,
-            "error": scrub_text(refusal.error),
-            "since": refusal.since,
-        }
-        for refusal in one.refusals
-    )
-    return ShownShard(
-        name=one.destination,
-        shard_id=shard_id,
-        lag_seconds=(one.lag_s or 0.0) if one.is_in_file else 0.0,
-        publisher=one.publisher,
-        is_in_file=one.is_in_file,
-        stopped=one.stopped if one.is_in_file else None,
-        error=scrub_text(one.error or ""),
-        refused_event=one.refused_event,
-        waits_for=one.waits_for if one.is_in_file else None,
-        refusal_count=one.refusal_count,
-        refusals=refusals,
-    )
 
 
 async def show_feed(settings: Settings, destination: str | None) -> Answer:
@@ -206,20 +105,14 @@ async def show_feed(settings: Settings, destination: str | None) -> Answer:
 
     It fails if a shard did not answer, or none has the named destination.
     """
-    require_settings(settings, routes=True)
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-        answers, causes = await query_with_causes(
-            known, lambda address: read_destinations(shards.pools.ensure_pool(address))
-        )
-    silent = {one: scrub_text(causes.get(one, "")) for one in sorted({one.shard_id for one in known} - answers.keys())}
-    shown = [shown_shard(shard_id, one) for shard_id, found in answers.items() for one in found]
-    found = sorted((one for one in shown if destination in {None, one.name}), key=lambda one: (one.name, one.shard_id))
+    answers, silent = await ask_shards(settings, read_destinations)
+    shown = [one for found in answers.values() for one in found if destination in {None, one.name}]
+    found = sorted(shown, key=lambda one: (one.name, one.shard_id))
     is_failed = destination is not None and not found
     return Answer({"destinations": found}, describe(found, destination), silent, is_failed)
 
 
-def describe(found: Sequence[ShownShard], destination: str | None) -> Iterator[Part]:
+def describe(found: Sequence[ShardDestination], destination: str | None) -> Iterator[Part]:
     """Yield a table of the destinations, and a line for each thing that a person may have to do."""
     if not found:
         wanted = "a destination" if destination is None else f"the destination {destination}"
@@ -238,7 +131,7 @@ def describe(found: Sequence[ShownShard], destination: str | None) -> Iterator[P
             yield Line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
 
 
-def _notes(found: Iterable[ShownShard]) -> defaultdict[str, list[str]]:
+def _notes(found: Iterable[ShardDestination]) -> defaultdict[str, list[str]]:
     notes: defaultdict[str, list[str]] = defaultdict(list)
     for one in found:
         place = f"{one.name}, {one.shard_id}"
@@ -250,12 +143,12 @@ def _notes(found: Iterable[ShownShard]) -> defaultdict[str, list[str]]:
                 f"{place}: waits at the arrival of {arrival.tenant_id} for the feed of its source, {arrival.source}"
             )
         for refusal in one.refusals:
-            refused = f"refused {refusal['type']} of {refusal['subject']} at {refusal['since']:%Y-%m-%d %H:%M:%S}"
-            notes["refused"].append(f"{place}: {refused}, {refusal['eventId']}: {refusal['error']}")
+            refused = f"refused {refusal.type} of {refusal.subject} at {refusal.since:%Y-%m-%d %H:%M:%S}"
+            notes["refused"].append(f"{place}: {refused}, {refusal.event_id}: {refusal.error}")
     return notes
 
 
-def _row(name: str, own: Sequence[ShownShard]) -> tuple[object, ...]:
+def _row(name: str, own: Sequence[ShardDestination]) -> tuple[object, ...]:
     return (
         name,
         f"{max(one.lag_seconds for one in own):.1f} s",

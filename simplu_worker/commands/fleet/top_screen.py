@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ UNKNOWN: Final = "–"
 
 Json = Mapping[str, Any]
 Cell = tuple[object, str] | object  # with a style
+Column = str | Callable[[Json], Cell]  # a member, or what is shown of several
 
 
 async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> Answer | int:
@@ -56,22 +57,13 @@ async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None
 def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> Group:
     """Return the screen; *notice* is a remark below the first line."""
     at = datetime.fromisoformat(fleet["at"])
-    problems = [one for one in fleet["problems"] if not one["isOver"]]
+    problems = [one | {"at": at} for one in fleet["problems"] if not one["isOver"]]
     streams = sorted(fleet["streamShards"], key=lambda one: -(one["lagSeconds"] or 0.0))
-    tables = (
-        ("Problems", ("Problem", "Reason", "Subject", "Since", "Advice"), (_problem_row(one, at) for one in problems)),
-        (
-            "Replicas",
-            ("Replica", "Version", "Leases", "Lag", "Records/s", "p99", "Dead letters/h", "Held", "Seen ago"),
-            map(_replica_row, fleet["replicas"]),
-        ),
-        ("Stream shards", ("Stream shard", "State", "Lag", "Records/s", "Held", "Owner"), map(_stream_row, streams)),
-        ("Tenants", ("Tenant", "Shard", "Seconds of the last minute"), map(_tenant_row, fleet["topTenants"])),
-    )
+    listed = (problems, fleet["replicas"], streams, fleet["topTenants"])
     parts: list[RenderableType] = [_summary(fleet, len(problems)), Text(escape_unprintable(notice), BAD)]
-    for title, columns, rows in tables:
-        if listed := list(rows):
-            parts += [_draw_table(title, columns, listed, expand=expand), Text("")]
+    for (title, columns), rows in zip(TABLES.items(), listed, strict=True):
+        if rows:
+            parts += [_draw_table(title, columns, rows, expand=expand), Text("")]
     return Group(*parts)
 
 
@@ -97,47 +89,16 @@ def _summary(fleet: Json, problem_count: int) -> Text:
     return line
 
 
-def _problem_row(one: Json, at: datetime) -> Sequence[Cell]:
+def _problem(one: Json) -> Cell:
     count = f" ({one['count']:,})" if one["count"] > 1 else ""
-    return (
-        (f"{one['problem']}{count}", BAD if one["severity"] == Severity.CRITICAL else WARN),
-        one["reason"],
-        one["subject"],
-        duration_text((at - datetime.fromisoformat(one["since"])).total_seconds()),
-        one["advice"],
-    )
+    return f"{one['problem']}{count}", BAD if one["severity"] == Severity.CRITICAL else WARN
 
 
-def _replica_row(one: Json) -> Sequence[Cell]:
-    return (
-        (one["replica"], WARN if one["isSilent"] or one["unable"] else ""),
-        one["version"],
-        one["leases"],
-        (duration_text(one["lagSeconds"]), lag_style(one["lagSeconds"])),
-        one["recordsPerSecond"],
-        _latency_text(one["latencyP99Seconds"]),
-        one["deadLetters"],
-        one["heldTargets"],
-        duration_text(one["seenSecondsAgo"]),
-    )
+def _lag(one: Json) -> Cell:
+    return duration_text(one["lagSeconds"]), lag_style(one["lagSeconds"])
 
 
-def _stream_row(one: Json) -> Sequence[Cell]:
-    return (
-        one["streamShard"],
-        one["state"],
-        (duration_text(one["lagSeconds"]), lag_style(one["lagSeconds"])),
-        one["recordsPerSecond"],
-        one["heldTargets"],
-        one["owner"],
-    )
-
-
-def _tenant_row(one: Json) -> Sequence[Cell]:
-    return one["tenant"], one["shardId"], (one["lastMinute"] or {}).get("seconds")
-
-
-def _draw_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[Cell]], *, expand: bool) -> Table:
+def _draw_table(title: str, columns: Mapping[str, Column], rows: Iterable[Json], *, expand: bool) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -151,7 +112,8 @@ def _draw_table(title: str, columns: Iterable[str], rows: Iterable[Sequence[Cell
     for column in columns:
         table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column in FLEXIBLE else None)
     for row in rows:
-        table.add_row(*(_text(*cell) if isinstance(cell, tuple) else _text(cell) for cell in row))
+        cells = (row[one] if isinstance(one, str) else one(row) for one in columns.values())
+        table.add_row(*(_text(*cell) if isinstance(cell, tuple) else _text(cell) for cell in cells))
     return table
 
 
@@ -197,3 +159,38 @@ def _latency_text(seconds: float | None) -> str:
 
 def _known(rows: Iterable[Json], name: str) -> list[float]:
     return [row[name] for row in rows if row[name] is not None]
+
+
+TABLES: Final[Mapping[str, Mapping[str, Column]]] = {
+    "Problems": {
+        "Problem": _problem,
+        "Reason": "reason",
+        "Subject": "subject",
+        "Since": lambda one: duration_text((one["at"] - datetime.fromisoformat(one["since"])).total_seconds()),
+        "Advice": "advice",
+    },
+    "Replicas": {
+        "Replica": lambda one: (one["replica"], WARN if one["isSilent"] or one["unable"] else ""),
+        "Version": "version",
+        "Leases": "leases",
+        "Lag": _lag,
+        "Records/s": "recordsPerSecond",
+        "p99": lambda one: _latency_text(one["latencyP99Seconds"]),
+        "Dead letters/h": "deadLetters",
+        "Held": "heldTargets",
+        "Seen ago": lambda one: duration_text(one["seenSecondsAgo"]),
+    },
+    "Stream shards": {
+        "Stream shard": "streamShard",
+        "State": "state",
+        "Lag": _lag,
+        "Records/s": "recordsPerSecond",
+        "Held": "heldTargets",
+        "Owner": "owner",
+    },
+    "Tenants": {
+        "Tenant": "tenant",
+        "Shard": "shardId",
+        "Seconds of the last minute": lambda one: (one["lastMinute"] or {}).get("seconds"),
+    },
+}

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Final
 
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, Facts, table_of
-from simplu_worker.commands.running import known_shard
+from simplu_worker.commands.running import ask_shards, open_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards import positions
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.shard_query import query_with_causes
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema import schema_check
 
 COLUMNS: Final = {
@@ -31,11 +28,9 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool) 
 
     It fails if a shard did not answer or refused, or if the named shard has no gap.
     """
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-        chosen = known if shard_id is None else [known_shard(known, shard_id)]
-        answers, silent = await query_with_causes(chosen, partial(_find, shards.pools, apply=apply))
-    gaps = [gap for _, found in sorted(answers.items()) for gap in found]
+    chosen = [] if shard_id is None else [shard_id]
+    answers, silent = await ask_shards(settings, partial(_find, apply=apply), chosen)
+    gaps = [gap for found in answers.values() for gap in found]
     parts = [
         table_of(COLUMNS, gaps) if gaps else None,
         (ACCEPTED if apply else PLANNED) if gaps else None if silent else NONE_FOUND,
@@ -43,15 +38,14 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool) 
     return Answer({"applied": apply, "gaps": gaps}, parts, silent, is_failed=shard_id is not None and not gaps)
 
 
-async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[dict[str, Any]]:
-    pool = pools.ensure_pool(address)
+async def _find(pool: ShardPool, *, apply: bool) -> list[dict[str, Any]]:
     async with pool.connection() as connection:
         if not await schema_check.has_schema(connection, pool):
             return []
         rows = await (positions.accept_gaps if apply else positions.list_gaps)(connection)
     return [
         {
-            "shardId": address.shard_id,
+            "shardId": pool.address.shard_id,
             "stream": row["stream"],
             "streamShard": row["stream_shard_id"],
             "position": row["gap_from"],
@@ -63,9 +57,8 @@ async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[dic
 
 async def raise_numbers(settings: Settings, shard_id: str, *, apply: bool) -> Answer:
     """Raise the numbers of a shard's batches above those in its log; it fails if they are not."""
-    async with open_shards(settings) as shards:
-        address = known_shard(await shards.locator.list_shards(), shard_id)
-        raised = await schema_check.raise_numbers(shards.pools.ensure_pool(address), apply=apply)
+    async with open_shard(settings, shard_id) as pool:
+        raised = await schema_check.raise_numbers(pool, apply=apply)
     members = {"shardId": shard_id, "isBehind": raised.is_behind, "offset": raised.offset, "applied": apply}
     if not raised.is_behind:
         note = "the shard's numbers are above those in its log: there is nothing to raise"

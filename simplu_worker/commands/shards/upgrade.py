@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, ProgressLine, print_note, shorten, table_of
-from simplu_worker.commands.running import known_shard
+from simplu_worker.commands.running import known_shard, open_known_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.shard_query import LIMITS, query_with_causes
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.schema.migrations import Upgrade
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.waits import run_at_once
 
-SHARDS_AT_ONCE: Final = 4
+READ_AT_ONCE, UPGRADED_AT_ONCE = 64, 4
 REPORT_INTERVAL_S: Final = 10.0  # between two lines, where there is no terminal
 TITLE_MAX_LENGTH: Final = 70
 COLUMNS: Final = {
@@ -72,17 +70,11 @@ async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply:
 
     An empty shard gets its schema only if it is named: its database may be a wrong one, or one that was lost.
     """
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-    addresses = [known_shard(known, one) for one in sorted(set(shard_ids) or {one.shard_id for one in known})]
-    async with Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
-        reports = await _read_upgrades(pools, addresses)
-        if apply:
-            reports |= await _upgrade_shards(pools, reports, addresses, timeout_s=timeout_s)
-            for address in addresses if shard_ids else ():
-                if reports[address.shard_id].state is UpgradeStatus.EMPTY:
-                    reports[address.shard_id] = await _reported(address, _create_schema(pools, address))
-    rows = [reports[address.shard_id] for address in addresses]
+    async with open_known_shards(settings) as (_, known), Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
+        addresses = [known_shard(known, one) for one in sorted(set(shard_ids) or {one.shard_id for one in known})]
+        run = _Run(pools, len(addresses), applies=apply, creates=bool(shard_ids), timeout_s=timeout_s)
+        with run.line:
+            rows = await run_at_once(run.handle, addresses, most=UPGRADED_AT_ONCE if apply else READ_AT_ONCE)
     is_plan = not apply and any(report.state is UpgradeStatus.BEHIND for report in rows)
     empty = [report.shard_id for report in rows if report.state is UpgradeStatus.EMPTY]
     parts = [
@@ -94,59 +86,45 @@ async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply:
     return Answer(members, parts, is_failed=any(report.state in BAD for report in rows))
 
 
-async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> dict[str, UpgradeReport]:
+class _Run:
+    def __init__(self, pools: Pools, total: int, *, applies: bool, creates: bool, timeout_s: float) -> None:
+        self.line = ProgressLine(f"0 of {total} shards are done", every_s=REPORT_INTERVAL_S)
+        self._pools = pools
+        self._total, self._done_count = total, 0
+        self._applies, self._creates, self._timeout_s = applies, creates, timeout_s
 
-    async def read(address: ShardAddress) -> UpgradeReport:
-        async with pools.ensure_pool(address).connection() as connection:
-            return _report(address, await read_upgrade(connection, address.shard_id))
+    async def handle(self, address: ShardAddress) -> UpgradeReport:
+        """Return what a shard lacks, or has got."""
+        try:
+            report = await self._handle(address)
+        except WorkerError as exc:
+            error = address.without_name(scrub_text(str(exc)))
+            report = UpgradeReport(address.shard_id, address.place, UpgradeStatus.FAILED, error)
+        self._done_count += 1
+        if report.state in {UpgradeStatus.UPGRADED, UpgradeStatus.CREATED}:
+            print_note(f"{report.shard_id}: {report.state} ({self._done_count} of {self._total})")
+        return report
 
-    answers, silent = await query_with_causes(addresses, read)
-    late, places = f"no answer within {LIMITS.answer_s:g} s", {one.shard_id: one.place for one in addresses}
-    return answers | {
-        shard_id: UpgradeReport(shard_id, places[shard_id], UpgradeStatus.FAILED, cause or late)
-        for shard_id, cause in silent.items()
-    }
-
-
-async def _upgrade_shards(
-    pools: Pools, reports: Mapping[str, UpgradeReport], addresses: Sequence[ShardAddress], *, timeout_s: float
-) -> dict[str, UpgradeReport]:
-    behind = [address for address in addresses if reports[address.shard_id].state is UpgradeStatus.BEHIND]
-    done: dict[str, UpgradeReport] = {}
-
-    async def upgrade(address: ShardAddress) -> None:
-        shard_id = address.shard_id
+    async def _handle(self, address: ShardAddress) -> UpgradeReport:
+        pool = self._pools.ensure_pool(address)
+        found = _report(address, await self._read(pool))
+        if self._applies and found.state is UpgradeStatus.EMPTY and self._creates:
+            await ensure_schema(pool)
+            return msgspec.structs.replace(_report(address, await self._read(pool)), state=UpgradeStatus.CREATED)
+        if not self._applies or found.state is not UpgradeStatus.BEHIND:
+            return found
 
         def show(activity: UpgradeActivity) -> None:
-            if line.is_live or activity.waits_for:  # a line now and then would tell what each try begins with
-                line.tell(f"{len(done)} of {len(behind)} shards are done; {shard_id}: {_describe_activity(activity)}")
+            if self.line.is_live or activity.waits_for:  # a line now and then would tell what each try begins with
+                done = f"{self._done_count} of {self._total} shards are done"
+                self.line.tell(f"{done}; {address.shard_id}: {_describe_activity(activity)}")
 
-        async def run() -> UpgradeReport:
-            upgrader = Upgrader(pools.ensure_pool(address), report=show, patience_s=timeout_s)
-            return _report(address, await upgrader.run(), done=UpgradeStatus.UPGRADED)
+        upgrade = await Upgrader(pool, report=show, patience_s=self._timeout_s).run()
+        return _report(address, upgrade, done=UpgradeStatus.UPGRADED)
 
-        done[shard_id] = report = await _reported(address, run())
-        print_note(f"{shard_id}: {report.state} ({len(done)} of {len(behind)})")
-
-    with ProgressLine(f"0 of {len(behind)} shards are done", every_s=REPORT_INTERVAL_S) as line:
-        await run_at_once(upgrade, behind, most=SHARDS_AT_ONCE)
-    return done
-
-
-async def _create_schema(pools: Pools, address: ShardAddress) -> UpgradeReport:
-    pool = pools.ensure_pool(address)
-    await ensure_schema(pool)
-    async with pool.connection() as connection:
-        upgrade = await read_upgrade(connection, address.shard_id)
-    return msgspec.structs.replace(_report(address, upgrade), state=UpgradeStatus.CREATED)
-
-
-async def _reported(address: ShardAddress, running: Awaitable[UpgradeReport]) -> UpgradeReport:
-    try:
-        return await running
-    except WorkerError as exc:
-        error = address.without_name(scrub_text(str(exc)))
-        return UpgradeReport(address.shard_id, address.place, UpgradeStatus.FAILED, error)
+    async def _read(self, pool: ShardPool) -> Upgrade | None:
+        async with pool.connection() as connection:
+            return await read_upgrade(connection, pool.address.shard_id)
 
 
 def _report(

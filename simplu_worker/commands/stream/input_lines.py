@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,12 +21,7 @@ from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 SQS_ID: Final = re.compile(r"[!-~]{1,128}")  # SQS API reference, SendMessage: alphanumeric and punctuation
 
 
-class _Grouped(msgspec.Struct, rename="camel"):
-    group_id: str | None = None
-
-
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_group_decoder = msgspec.json.Decoder(_Grouped)
 
 
 class InputLine(msgspec.Struct, frozen=True):
@@ -87,53 +82,42 @@ def parse_lines(
     list_limit: int,
     key_rule: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE,
 ) -> list[InputLine]:
-    """Return the lines of *text*, with missing request ids and timestamps. No other byte changes.
-
-    An array is taken apart as by the worker.
-    """
+    """Return the lines of *text*, with missing request ids and timestamps. An array is taken apart as by the worker."""
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
-    timestamp = now.isoformat().replace("+00:00", "Z")
-
-    def parse(number: int, raw: bytes) -> Iterator[InputLine]:
+    defaults = {"timestamp": now.isoformat().replace("+00:00", "Z")}
+    found: list[InputLine] = []
+    for number, raw in _numbered(text):
         for part in parts_of_record(raw, "") or [Part("", raw)]:
-            record = complete_record(part.data, {"requestId": new_id(), "timestamp": timestamp})
+            record = complete_record(part.data, {"requestId": new_id()} | defaults)
             decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
             if part.refusal is not None:
                 decoded = RejectedRecord(DeadLetterReason.TOO_LARGE, part.refusal, origin)
-            yield InputLine(number, record, partition_key_of(decoded, number, key_rule), decoded)
-
-    return list(_parse_each(text, parse))
+            found.append(InputLine(number, record, partition_key_of(decoded, number, key_rule), decoded))
+    return found
 
 
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
     """Return order events, with missing ids. The group is `groupId`, else the order."""
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
-
-    def parse(number: int, raw: bytes) -> Iterator[InputLine]:
+    found: list[InputLine] = []
+    for number, raw in _numbered(text):
         record = complete_record(raw, {"deduplicationId": new_id()})
         decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
-        yield InputLine(number, record, _group_of(record) or _order_of(decoded) or f"line-{number}", decoded)
+        group = msgspec.json.decode((_members(record) or {}).get("groupId", b"null"))
+        names = decoded.business_id, decoded.location_id, decoded.resource_id
+        key = group if group and isinstance(group, str) else _key_of(names, number)
+        found.append(InputLine(number, record, key, decoded))
+    return found
 
-    return list(_parse_each(text, parse))
 
-
-def _parse_each(text: bytes, parse: Callable[[int, bytes], Iterable[InputLine]]) -> Iterator[InputLine]:
+def _numbered(text: bytes) -> Iterator[tuple[int, bytes]]:
     for number, raw in enumerate(text.split(b"\n"), 1):
         if stripped := raw.strip():
-            yield from parse(number, stripped)
+            yield number, stripped
 
 
-def _group_of(record: bytes) -> str | None:
-    try:
-        return _group_decoder.decode(record).group_id or None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _order_of(decoded: Operation | RejectedRecord) -> str | None:
-    if decoded.resource_id is None:
-        return None
-    return f"{decoded.business_id or ''}-{decoded.location_id or ''}-{decoded.resource_id}"
+def _key_of(names: Iterable[str | None], number: int) -> str:
+    return "-".join(filter(None, names)) or f"line-{number}"
 
 
 def message_of(line: InputLine, *, is_fifo: bool, run_id: str) -> OutgoingMessage:
@@ -151,18 +135,20 @@ def _sqs_id(text: str) -> str:
     return text if SQS_ID.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
-    """Return *record* with the *defaults* of missing members; unchanged if it is no JSON object."""
-    try:
-        members = parse_record(record, _members_decoder)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+def complete_record(record: bytes, defaults: Mapping[str, str]) -> bytes:
+    """Return *record* with the *defaults* of missing members; unchanged without any, and if it is no JSON object."""
+    members = _members(record)
+    if members is None:
         return record
     missing = {name: value for name, value in defaults.items() if bytes(members.get(name, b"null")) == b"null"}
-    if not missing:
-        return record
-    if missing.keys().isdisjoint(members):
-        return record.rstrip()[:-1] + (b"," if members else b"") + msgspec.json.encode(missing)[1:]
-    return msgspec.json.encode({**members, **missing})
+    return msgspec.json.encode(members | missing) if missing else record
+
+
+def _members(record: bytes) -> dict[str, Any] | None:
+    try:
+        return parse_record(record, _members_decoder)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: PartitionKeyRule) -> str:
@@ -170,5 +156,5 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: Par
     if isinstance(decoded, Operation):
         key = partition_key_by(rule, decoded.tenant_id, decoded.resource_type)
     else:
-        key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
+        key = _key_of((decoded.business_id, decoded.location_id), number)
     return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()

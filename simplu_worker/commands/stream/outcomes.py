@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -43,38 +42,37 @@ class SendOutcome(LineReport, frozen=True, kw_only=True):
     result: msgspec.Raw | None = None
 
 
-@dataclass
-class LastPoll:
-    """What became of the last query of all logs."""
+class FoundOperations(NamedTuple):
+    """The rows of the logs, with their `shard_id`; the shards that did not answer; and why none could be asked."""
 
-    silent_shard_ids: list[str] = field(default_factory=list)
+    rows: Mapping[OperationKey, Mapping[str, Any]]
+    silent_shard_ids: Sequence[str] = ()
     error: str | None = None
 
 
 async def wait_for_outcomes(
-    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, show: Callable[[int], None], poll: LastPoll
-) -> dict[OperationKey, dict[str, Any]]:
-    """Query the logs until they have all *lines*, for at most *timeout_s*; show how many, and return their rows."""
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, show: Callable[[int], None]
+) -> FoundOperations:
+    """Query the logs until they have all *lines*, for at most *timeout_s*; show how many, and return what was found."""
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
-    rows: dict[OperationKey, dict[str, Any]] = {}
+    rows: dict[OperationKey, Mapping[str, Any]] = {}
     while True:
         started = time.monotonic()
-        rows |= await find_operations(gateway, pending, poll)
+        found = await find_operations(gateway, pending)
+        rows |= found.rows
         pending -= rows.keys()
         show(len(rows))
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
-            return rows
+            return found._replace(rows=rows)
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
-async def find_operations(
-    gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
-) -> dict[OperationKey, dict[str, Any]]:
-    """Query all logs once; return their rows with their `shard_id`; note in *poll* what failed."""
+async def find_operations(gateway: ShardGateway, keys: Iterable[OperationKey]) -> FoundOperations:
+    """Query all logs once."""
     ordered = sorted(keys)
-    rows: dict[OperationKey, dict[str, Any]] = {}
+    rows: dict[OperationKey, Mapping[str, Any]] = {}
     silent: set[str] = set()
     error: str | None = None
     for first in range(0, len(ordered), KEYS_PER_QUERY):
@@ -87,40 +85,19 @@ async def find_operations(
             continue
         silent |= set(survey.silent_shard_ids)
         rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
-    poll.silent_shard_ids, poll.error = sorted(silent), error
-    return rows
+    return FoundOperations(rows, sorted(silent), error)
 
 
-def send_outcomes(
-    lines: Sequence[InputLine],
-    done: int,
-    under_way: int = 0,
-    rows: Mapping[OperationKey, Mapping[str, Any]] | None = None,
-) -> list[SendOutcome]:
-    """Return the outcomes of *lines*, of which so many were put, and others may be put or not.
-
-    *rows* are those of the logs; None without a wait.
-    """
-    outcomes = [_outcome(line, rows) for line in lines[:done]]
-    outcomes += [_describe(line, SendStatus.UNKNOWN) for line in lines[done : done + under_way]]
-    return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in lines[done + under_way :]]
-
-
-def _outcome(line: InputLine, rows: Mapping[OperationKey, Mapping[str, Any]] | None) -> SendOutcome:
-    if isinstance(line.decoded, RejectedRecord) or rows is None:
-        return _describe(line, SendStatus.SENT)
-    if (row := rows.get((line.decoded.tenant_id, line.decoded.request_id))) is None:
-        return _describe(line, SendStatus.UNKNOWN)
-    outcome = _describe(line, SendStatus(row["status"]), shard_id=row["shard_id"], error=row["error"])
-    if bytes(row["digest"]) != line.decoded.digest:
-        return msgspec.structs.replace(outcome, status=SendStatus.FAILED, error=DeadLetterReason.REQUEST_ID_REUSED)
-    result = row["result"]
-    return outcome if result is None else msgspec.structs.replace(outcome, result=msgspec.Raw(result.encode()))
-
-
-def _describe(
-    line: InputLine, status: SendStatus, *, shard_id: str | None = None, error: str | None = None
-) -> SendOutcome:
-    if isinstance(line.decoded, RejectedRecord):
-        error = f"{line.decoded.reason}: {line.decoded.error}"
-    return SendOutcome(**names_in(line), status=status, shard_id=shard_id, error=error)
+def outcome_of(line: InputLine, status: SendStatus, row: Mapping[str, Any] | None) -> SendOutcome:
+    """Return the outcome of *line*, which was sent or not, by the *row* of a log, if one has it."""
+    decoded, names = line.decoded, names_in(line)
+    if isinstance(decoded, RejectedRecord):
+        return SendOutcome(**names, status=status, error=f"{decoded.reason}: {decoded.error}")
+    if row is None:
+        return SendOutcome(**names, status=status)
+    if bytes(row["digest"]) != decoded.digest:
+        names |= {"status": SendStatus.FAILED, "error": DeadLetterReason.REQUEST_ID_REUSED}
+    else:
+        result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
+        names |= {"status": SendStatus(row["status"]), "error": row["error"], "result": result}
+    return SendOutcome(**names, shard_id=row["shard_id"])

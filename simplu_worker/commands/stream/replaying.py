@@ -19,7 +19,7 @@ from simplu_worker.aws.sending import RequestBounds, cut
 from simplu_worker.commands.output import Answer, ProgressLine, Table
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream import replay_rules
-from simplu_worker.commands.stream.outcomes import LastPoll, find_operations
+from simplu_worker.commands.stream.outcomes import find_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
@@ -61,18 +61,17 @@ class ReplaySink:
 
     async def _look_up(self, operations: Sequence[Operation]) -> None:
         keys = {(operation.tenant_id, operation.request_id) for operation in operations}
-        poll = LastPoll()
-        rows = await find_operations(self._gateway, keys, poll)
+        found = await find_operations(self._gateway, keys)
         missing: list[Operation] = []
         for operation in operations:
-            row = rows.get((operation.tenant_id, operation.request_id))
+            row = found.rows.get((operation.tenant_id, operation.request_id))
             if row is None:
                 missing.append(operation)
             else:
                 self._totals.count_logged(operation, row)
         for shard_id, own in (await self._group_by_shard(missing)).items():
-            if poll.error is not None or shard_id in poll.silent_shard_ids:
-                self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
+            if found.error is not None or shard_id in found.silent_shard_ids:
+                self._totals.leave(own, found.error or f"shard {shard_id} does not answer")
             else:
                 self._totals.outcomes[replay_rules.WOULD_APPLY] += len(own)
 

@@ -6,11 +6,10 @@ import sys
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import open_client
@@ -27,12 +26,11 @@ from simplu_worker.commands.stream.input_lines import (
     parse_lines,
 )
 from simplu_worker.commands.stream.outcomes import (
-    LastPoll,
+    FoundOperations,
     OperationKey,
-    SendOutcome,
     SendStatus,
     find_operations,
-    send_outcomes,
+    outcome_of,
     wait_for_outcomes,
 )
 from simplu_worker.commands.stream.show import pool_errors
@@ -50,15 +48,6 @@ RESULT_SHOWN_LENGTH: Final = 60
 T = TypeVar("T")
 
 
-@dataclass
-class PutCount:
-    """How many items of *total* were put, and how many more are under way."""
-
-    total: int
-    done: int = 0
-    under_way: int = 0
-
-
 class SendOptions(NamedTuple):
     """The options of `operations send`."""
 
@@ -67,6 +56,11 @@ class SendOptions(NamedTuple):
     force: bool
     orders: bool = False
     priority: bool = False
+
+    @property
+    def queue(self) -> str:
+        """The variable that names the queue of order events."""
+        return "SQS_PRIORITY_QUEUE_URL" if self.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
 
 
 def read_input(settings: Settings, file: Path | None, *, is_orders: bool) -> list[InputLine]:
@@ -94,96 +88,101 @@ async def send_operations(
     An interrupted command prints the request ids too, as a repetition would have others. It fails unless all were put,
     or with `wait` have succeeded.
     """
-    queue = "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
-    required = {"queue": queue} if options.orders else {"stream": True}
-    require_settings(settings, routes=options.wait, **required)
+    queue = options.queue if options.orders else None
+    require_settings(settings, routes=options.wait, stream=queue is None, queue=queue)
     lines = read_input(settings, file, is_orders=options.orders)
     invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
     if invalid and not options.force:
         problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
         notes = [f"line {number}: {one.reason}: {one.error}" for number, one in invalid]
         notes.append("nothing was sent; correct the lines, or send all with --force")
-        return output.Answer({"operations": [], "problems": problems}, notes=notes, is_failed=True)
-    count = PutCount(len(lines))
+        return output.Answer({"operations": [], "problems": problems}, notes, is_failed=True)
+    statuses = [SendStatus.NOT_SENT] * len(lines)
+    found, silent = FoundOperations({}), dict[str, str]()
     try:
-        outcomes, silent = await _send(settings, lines, options, count)
+        await _put(settings, lines, options, statuses)
+        if options.wait and SendStatus.SENT in statuses:
+            found, silent = await _wait(settings, lines, options, statuses)
     except BaseException:
-        if count.done or count.under_way:
-            _answer(send_outcomes(lines, count.done, count.under_way), {}).print(as_json=as_json)
+        if {*statuses} != {SendStatus.NOT_SENT}:
+            _answer(lines, statuses, {}, {}).print(as_json=as_json)
         raise
-    expected = SendStatus.SUCCEEDED if options.wait else SendStatus.SENT
-    is_failed = bool(invalid) or any(outcome.status is not expected for outcome in outcomes)
-    return _answer(outcomes, silent, is_failed=is_failed)
+    return _answer(lines, statuses, found.rows, silent, is_done=not invalid, has_waited=options.wait)
 
 
 def _new_id() -> str:
     return str(uuid7(datetime.now(UTC), uuid.uuid4()))
 
 
-async def _send(
-    settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount
-) -> tuple[list[SendOutcome], dict[str, str]]:
-    if options.orders:
-        await _put_events(settings, lines, options, count)
-    else:
-        await _put(settings, lines, count)
-    if not options.wait or not count.done:
-        return send_outcomes(lines, count.done, count.under_way), {}
-    return await _wait(settings, lines, options, count)
+async def _put(
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions, statuses: list[SendStatus]
+) -> None:
+    service = "sqs" if options.orders else "kinesis"
+    async with open_client(service, region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
+        if options.orders:
+            queue, run_id = Queue(client, getattr(settings, options.queue.lower())), _new_id()
+            messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
+            await _send_requests(queue_producer(queue), messages, statuses)
+        else:
+            records = [PutRecord(line.record, line.partition_key) for line in lines]
+            await _send_requests(stream_producer(client, settings.kinesis_stream_name or ""), records, statuses)
 
 
-async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
-    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        producer = stream_producer(client, settings.kinesis_stream_name or "")
-        await _send_requests(producer, [PutRecord(line.record, line.partition_key) for line in lines], count)
-
-
-async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount) -> None:
-    url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
-    async with open_client("sqs", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
-        queue, run_id = Queue(client, url or ""), _new_id()
-        messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
-        await _send_requests(queue_producer(queue), messages, count)
-
-
-async def _send_requests(producer: Producer[T], items: Sequence[T], count: PutCount) -> None:
+async def _send_requests(producer: Producer[T], items: Sequence[T], statuses: list[SendStatus]) -> None:
     """Send *items* in requests, one at a time.
 
     One without an answer is sent again: the log drops the second operation by its request id.
     """
-    with output.CountProgress("put", count.total) as progress:
+    done = 0
+    with output.CountProgress("put", len(items)) as progress:
 
         def wait(error: RetryableError) -> None:
-            progress.tell(f"put: {count.done} of {count.total}; waiting for {producer.name}: {error}")
+            progress.tell(f"put: {done} of {len(items)}; waiting for {producer.name}: {error}")
 
         for request in producer.cut(items):
-            count.under_way = len(request)
+            under_way = slice(done, done + len(request))
+            statuses[under_way] = [SendStatus.UNKNOWN] * len(request)
             try:
                 await producer.send(request, wait)
             except WorkerError as exc:
-                output.print_note(f"{count.done} of {count.total} were put on {producer.place}, then: {exc}")
+                output.print_note(f"{done} of {len(items)} were put on {producer.place}, then: {exc}")
                 return
-            count.done, count.under_way = count.done + len(request), 0
-            progress.show(count.done)
+            statuses[under_way] = [SendStatus.SENT] * len(request)
+            done += len(request)
+            progress.show(done)
 
 
 async def _wait(
-    settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount
-) -> tuple[list[SendOutcome], dict[str, str]]:
-    poll, sent = LastPoll(), lines[: count.done]
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions, statuses: list[SendStatus]
+) -> tuple[FoundOperations, dict[str, str]]:
+    sent = [line for line, status in zip(lines, statuses, strict=True) if status is SendStatus.SENT]
     async with open_shards(settings) as shards:
         with output.CountProgress("in the log", len(sent)) as progress:
-            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress.show, poll)
+            found = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress.show)
         errors = pool_errors(shards.pools)
-    if poll.error is not None:
-        output.print_note(f"the shards were not listed: {poll.error}")
-    outcomes = send_outcomes(lines, count.done, count.under_way, rows)
-    if any(one.status is SendStatus.UNKNOWN for one in outcomes):
+    if found.error is not None:
+        output.print_note(f"the shards were not listed: {found.error}")
+    for number, line in enumerate(lines):
+        if statuses[number] is SendStatus.SENT and line.key is not None and line.key not in found.rows:
+            statuses[number] = SendStatus.UNKNOWN
+    if SendStatus.UNKNOWN in statuses:
         output.print_note("why operations are not decided: simplu-worker operations show REQUEST_ID --tenant B L")
-    return outcomes, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
+    return found, {shard_id: errors.get(shard_id, "") for shard_id in found.silent_shard_ids}
 
 
-def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_failed: bool = True) -> output.Answer:
+def _answer(
+    lines: Sequence[InputLine],
+    statuses: Sequence[SendStatus],
+    found: Mapping[OperationKey, Mapping[str, Any]],
+    silent: Mapping[str, str],
+    *,
+    is_done: bool = False,
+    has_waited: bool = False,
+) -> output.Answer:
+    outcomes = [
+        outcome_of(line, status, None if line.key is None else found.get(line.key))
+        for line, status in zip(lines, statuses, strict=True)
+    ]
     columns = ("line", "request id", "operation", "tenant", "resource", "status", "error", "result")
     rows = [
         (
@@ -198,8 +197,9 @@ def _answer(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, is_faile
         )
         for outcome in outcomes
     ]
-    parts = [output.Table(columns, rows), output.describe_silent(silent) if silent else None]
-    return output.Answer({"operations": outcomes, "shardsWithoutAnswer": list(silent)}, parts, is_failed=is_failed)
+    expected = SendStatus.SUCCEEDED if has_waited else SendStatus.SENT
+    is_done = is_done and all(outcome.status is expected for outcome in outcomes)
+    return output.Answer({"operations": outcomes}, [output.Table(columns, rows)], silent, is_failed=not is_done)
 
 
 ERROR_SHOWN_LENGTH: Final = 100
@@ -227,18 +227,17 @@ async def preview_operations(settings: Settings, file: Path | None, *, is_orders
     """Return the next step of a worker with each line; it fails if one would be refused."""
     lines = read_input(settings, file, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
-    logged: Mapping[OperationKey, Mapping[str, object]] = {}
+    logged = FoundOperations({})
     refusals: Mapping[int, Finding] = {}
-    poll = LastPoll()
     keys = {line.key for line in lines if line.key is not None}
     if keys and set_of(settings, *ROUTES):
         async with open_shards(settings) as shards:
             homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
-            logged = await find_operations(shards.gateway, keys, poll)
+            logged = await find_operations(shards.gateway, keys)
             refusals = await _foresee(shards.gateway, lines, homes)
-    found = [preview(line, homes, logged, refusals) for line in lines]
+    found = [preview(line, homes, logged.rows, refusals) for line in lines]
     is_failed = any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found)
-    return output.Answer({"records": found}, _describe_previews(found), poll.silent_shard_ids, is_failed)
+    return output.Answer({"records": found}, _describe_previews(found), logged.silent_shard_ids, is_failed)
 
 
 def preview(

@@ -69,8 +69,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         errors = pool_errors(shards.pools)
     status = RequestStatus.UNKNOWN if undecided.reason is None else RequestStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
-    facts = Facts({name: _format_value(value) for name, value in shown.items()})
-    part = Line(_describe_absent(request_id, undecided)) if found is None else facts
+    part = Line(_describe_absent(request_id, undecided)) if found is None else Facts(shown)
     parts = [part, describe_silent({one: errors.get(one, "") for one in silent}) if silent else None]
     return Answer(shown | {"shardsWithoutAnswer": list(silent)}, parts, is_failed=found is None)
 
@@ -144,16 +143,6 @@ def _members(value: msgspec.Struct) -> dict[str, Any]:
     return members
 
 
-def _format_value(value: object) -> object:
-    match value:
-        case msgspec.Raw():
-            return bytes(value).decode()
-        case datetime():
-            return value.isoformat()
-        case _:
-            return value
-
-
 SEARCH_S: Final = 15.0  # then a person learns how far the search came, and goes on or narrows the time
 COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", "error")
 
@@ -165,7 +154,7 @@ async def list_operations(settings: Settings, business_id: str, location_id: str
         page = await search(shards.gateway.lookups.list_operations, business_id, location_id, request)
     if isinstance(page, Absence):
         members: dict[str, Any] = {"operations": [], "next": None, "state": page}
-        return Answer(members, notes=[f"no shard has the tenant {business_id} {location_id}: {page}"], is_failed=True)
+        return Answer(members, [f"no shard has the tenant {business_id} {location_id}: {page}"], is_failed=True)
     is_cut = page.next is not None and len(page.operations) < request.limit
     return Answer(page, describe_page(page, request.limit), is_failed=is_cut)
 

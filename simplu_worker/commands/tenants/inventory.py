@@ -141,12 +141,14 @@ async def provision_tenant(settings: Settings, business_id: str, location_id: st
         state, its_type = row["state"], row["business_type"]
     if result is ProvisionResult.STALE and state == TenantState.ACTIVE:
         result = ProvisionResult.EXISTED
-    is_stale, is_kept = result is ProvisionResult.STALE, its_type != business_type
-    line = Line(f"{result}: {business_id} {location_id}, {its_type}, on shard {shard_id or 'unknown'}")
-    notes = [f"the tenant keeps its type {its_type}: nothing was changed to {business_type}"] if is_kept else []
-    notes += [f"nothing was changed: the tenant is {state}; {_remedy(state)}"] if is_stale else []
+    is_stale = result is ProvisionResult.STALE
+    parts: list[Part] = [Line(f"{result}: {business_id} {location_id}, {its_type}, on shard {shard_id or 'unknown'}")]
+    if its_type != business_type:
+        parts.append(f"the tenant keeps its type {its_type}: nothing was changed to {business_type}")
+    if is_stale:
+        parts.append(f"nothing was changed: the tenant is {state}; {_remedy(state)}")
     members = {"businessId": business_id, "locationId": location_id, "businessType": its_type}
-    return Answer(members | {"result": result, "shardId": shard_id}, [line], is_failed=is_stale, notes=notes)
+    return Answer(members | {"result": result, "shardId": shard_id}, parts, is_failed=is_stale)
 
 
 def _remedy(state: str) -> str:

@@ -54,14 +54,14 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str) ->
     if refused is not None:
         at = refused["at"].isoformat(timespec="seconds")
         parts.append(Line(f"its last refused control message, {at}: {refused['reason']}: {refused['error']}"))
-    notes = [] if found else [f"no shard that answered has the tenant {business_id} {location_id}"]
-    notes += [
+    parts.append(None if found else f"no shard that answered has the tenant {business_id} {location_id}")
+    parts += [
         f"shard {view['shardId']}: its id {tenant_id} is taken by {view['businessId']} {view['locationId']}"
         for view in views
         if view not in found
     ]
     members = {"tenants": list(map(_members, found)), "namedShardId": named_id, "refused": refused}
-    return Answer(members, parts, survey.silent_shard_ids, is_failed=not found, notes=notes)
+    return Answer(members, parts, survey.silent_shard_ids, is_failed=not found)
 
 
 def _views(survey: ShardRows) -> list[dict[str, Any]]:

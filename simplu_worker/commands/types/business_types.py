@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves import clear_cache
 from simplu_worker.commands.output import Answer, Line, Part, Table, table_of
+from simplu_worker.commands.running import ask_shards, open_known_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.business_types import ResourceType
@@ -23,14 +24,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import LIMITS as ANSWER_LIMITS
-from simplu_worker.shards.routing.shard_query import (
-    QueryLimits,
-    fetch_from_all_shards,
-    fetch_from_shard,
-    query_with_causes,
-)
+from simplu_worker.shards.routing.shard_query import QueryLimits, fetch_from_shard, query_with_causes
 from simplu_worker.shards.schema.type_files import (
-    FILE_MAX_BYTES,
     OWN_NAMES,
     TypeFile,
     TypeFileError,
@@ -59,13 +54,8 @@ class TypeVersion(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 async def show_types(settings: Settings, name: str | None) -> Answer:
     """Return the types, or one of them with its file; it fails if no shard has *name*."""
-    async with open_shards(settings) as shards:
-        known = [shard.shard_id for shard in await shards.locator.list_shards()]
-        found = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["read_types"])
-    silent = found.silent_shard_ids
-    versions = [
-        one for one in versions_of(found.rows, sorted(set(known) - set(silent))) if name is None or one.name == name
-    ]
+    answers, silent = await ask_shards(settings, lambda pool: fetch_from_shard(pool, QUERIES["read_types"]))
+    versions = [one for one in versions_of(answers) if name is None or one.name == name]
     is_missing = name is not None and not versions
     parts: list[Part] = [Table(COLUMNS, map(_row, versions))]
     for one in versions if name is not None else ():
@@ -75,23 +65,23 @@ async def show_types(settings: Settings, name: str | None) -> Answer:
     return Answer({"types": versions}, parts, silent, is_missing)
 
 
-def versions_of(rows: Iterable[tuple[str, dict[str, Any]]], shard_ids: Sequence[str]) -> list[TypeVersion]:
-    """Return the versions of each type among the rows of *shard_ids*, the most common first."""
-    by_version: dict[tuple[str, str | None, bool], list[tuple[str, dict[str, Any]]]] = {}
-    for shard_id, row in rows:
-        by_version.setdefault((row["name"], row["digest"], row["is_applied"]), []).append((shard_id, row))
-    having: dict[str, set[str]] = {}
-    for (name, _, _), found in by_version.items():
-        having.setdefault(name, set()).update(shard_id for shard_id, _ in found)
+def versions_of(answers: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[TypeVersion]:
+    """Return the versions of each type among the rows of the shards, the most common first."""
+    by_version: defaultdict[tuple[str, str | None, bool], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    having: defaultdict[str, set[str]] = defaultdict(set)
+    for shard_id, rows in answers.items():
+        for row in rows:
+            by_version[row["name"], row["digest"], row["is_applied"]][shard_id] = row
+            having[row["name"]].add(shard_id)
     versions = [
         TypeVersion(
             name,
             digest,
             "types apply" if is_applied else "the package",
-            sum(row["tenant_count"] for _, row in found),
-            sorted(shard_id for shard_id, _ in found),
-            [shard_id for shard_id in shard_ids if shard_id not in having[name]],
-            found[0][1]["definition"],
+            sum(row["tenant_count"] for row in found.values()),
+            sorted(found),
+            sorted(answers.keys() - having[name]),
+            next(iter(found.values()))["definition"],
         )
         for (name, digest, is_applied), found in by_version.items()
     ]
@@ -124,8 +114,7 @@ def read_folder(folder: Path) -> dict[str, TypeFile]:
 
 def _read(path: Path) -> TypeFile:
     try:
-        with path.open("rb") as opened:
-            text = opened.read(FILE_MAX_BYTES + 1).decode()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise TypeFileError([f"expected a file of UTF-8 that can be read, got {type(exc).__name__}"]) from None
     file = read_type(text)
@@ -171,10 +160,6 @@ class ApplyStatus(StrEnum):
     APPLIED = "applied"
     EMPTY = "empty"  # it has no schema yet
     REFUSED = "refused"  # a person has to correct a file, or something on the shard
-    FAILED = "failed"
-
-
-BAD: Final = frozenset({ApplyStatus.REFUSED, ApplyStatus.FAILED})
 
 
 class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -195,73 +180,46 @@ async def apply_types(
 ) -> Answer:
     """Return what the types of *folder* change on each shard; with *apply* write them, in one transaction a shard.
 
-    Resources under other names are moved after that.
+    Resources under other names are moved after that. It fails if a shard refuses or does not answer, or some were not.
     """
     files = read_folder(folder)
     if not files and not remove:
         raise ConfigurationError(f"{folder}: expected a file NAME.json for each business type, got none")
     if both := sorted(files.keys() & set(remove)):
         raise ConfigurationError(f"--remove: expected types without a file in {folder}, got {', '.join(both)}")
-    async with open_shards(settings) as shards:
-        known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
-    async with Pools(size=2, timeouts=UPGRADE_TIMEOUTS) as pools:
-        reports = await _ask_all(pools, known, files, remove, apply=apply, timeout_s=timeout_s)
-        if apply and any(report.other_names for report in reports):
-            await asyncio.sleep(REREAD_S)
-            reports = await _move_all(pools, reports, known, files)
-    warning = await clear_cache(settings) if any(report.moved for report in reports) else None
-    is_left = apply and any(report.other_names for report in reports)
-    is_failed = warning is not None or is_left or any(report.state in BAD for report in reports)
-    members = {"applied": apply, "shards": reports, "warning": warning}
-    return Answer(members, [*_describe(reports, apply=apply), warning], is_failed=is_failed)
-
-
-async def _ask_all(
-    pools: Pools,
-    known: Sequence[ShardAddress],
-    files: Mapping[str, TypeFile],
-    remove: Collection[str],
-    *,
-    apply: bool,
-    timeout_s: float,
-) -> list[ApplyReport]:
-    async def ask(address: ShardAddress) -> ApplyReport:
-        pool = pools.ensure_pool(address)
-        if apply:
-            plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
-        else:
-            plan = await plan_on(pool, files, remove=remove)
-        others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
-        return msgspec.structs.replace(_report(address.shard_id, plan, apply=apply), other_names=others)
-
     limits = QueryLimits(answer_s=timeout_s + ANSWER_LIMITS.all_s, all_s=2 * (timeout_s + ANSWER_LIMITS.all_s))
-    answers, silent = await query_with_causes(known, ask, limits=limits)
-    late = f"no answer within {limits.answer_s:g} s"
-    failed = {one: ApplyReport(one, ApplyStatus.FAILED, problems=[cause or late]) for one, cause in silent.items()}
-    return [*dict(sorted((answers | failed).items())).values()]
+    async with open_known_shards(settings) as (_, known), Pools(size=2, timeouts=UPGRADE_TIMEOUTS) as pools:
+
+        async def ask(address: ShardAddress) -> ApplyReport:
+            pool = pools.ensure_pool(address)
+            if apply:
+                plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
+            else:
+                plan = await plan_on(pool, files, remove=remove)
+            others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
+            return _report(address.shard_id, plan, others, apply=apply)
+
+        async def move(address: ShardAddress) -> ApplyReport:
+            pool = pools.ensure_pool(address)
+            moved = await store_under_names(pool, files)
+            others = await find_other_names(pool, files)
+            return msgspec.structs.replace(reports[address.shard_id], moved=moved, other_names=others)
+
+        reports, silent = await query_with_causes(known, ask, limits=limits)
+        due = [one for one in known if one.shard_id in reports and reports[one.shard_id].other_names]
+        if apply and due:
+            await asyncio.sleep(REREAD_S)
+            moved, unmoved = await query_with_causes(due, move, limits=MOVE_LIMITS)
+            reports, silent = reports | moved, silent | unmoved
+    found = [reports[shard_id] for shard_id in sorted(reports)]
+    warning = await clear_cache(settings) if any(report.moved for report in found) else None
+    is_left = apply and any(report.other_names for report in found)
+    is_failed = warning is not None or is_left or any(report.state is ApplyStatus.REFUSED for report in found)
+    members = {"applied": apply, "shards": found, "warning": warning}
+    return Answer(members, [*_describe(found, apply=apply), warning], silent, is_failed)
 
 
-async def _move_all(
-    pools: Pools, reports: Sequence[ApplyReport], known: Sequence[ShardAddress], files: Mapping[str, TypeFile]
-) -> list[ApplyReport]:
-    by_id = {report.shard_id: report for report in reports}
-
-    async def move(address: ShardAddress) -> ApplyReport:
-        pool = pools.ensure_pool(address)
-        moved = await store_under_names(pool, files)
-        others = await find_other_names(pool, files)
-        return msgspec.structs.replace(by_id[address.shard_id], moved=moved, other_names=others)
-
-    due = [address for address in known if by_id[address.shard_id].other_names]
-    answers, silent = await query_with_causes(due, move, limits=MOVE_LIMITS)
-    failed = {
-        one: msgspec.structs.replace(by_id[one], state=ApplyStatus.FAILED, problems=[cause])
-        for one, cause in silent.items()
-    }
-    return [*(by_id | answers | failed).values()]
-
-
-def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyReport:
+def _report(shard_id: str, plan: TypesPlan | None, others: Sequence[OtherName], *, apply: bool) -> ApplyReport:
     if plan is None:
         return ApplyReport(shard_id, ApplyStatus.EMPTY)
     types = {name: change.value for name, change in plan.changes.items()}
@@ -271,7 +229,7 @@ def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyRepor
         state = ApplyStatus.CURRENT
     else:
         state = ApplyStatus.APPLIED if apply else ApplyStatus.DIFFERENT
-    return ApplyReport(shard_id, state, types, plan.dropped_views, plan.index_statements, plan.refusals)
+    return ApplyReport(shard_id, state, types, plan.dropped_views, plan.index_statements, plan.refusals, others)
 
 
 def _describe(reports: Sequence[ApplyReport], *, apply: bool) -> Iterator[Part]:
@@ -301,12 +259,7 @@ CHECK_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     "findings": COUNTED | {"resources": "resources that do not fit", "schemaPath": "place in the schema"},
     "otherNames": OTHER_COLUMNS,
 }
-
-
 Schemas: TypeAlias = Sequence[tuple[ResourceType, Schema]]
-Checked: TypeAlias = Mapping[str, list[dict[str, Any]]]
-"""The resources of one shard whose type the files do not know, those that do not fit a schema, counted at the first
-place where each one fails, and those that are left under names of before."""
 
 
 async def check_types(settings: Settings, folder: Path) -> Answer:
@@ -316,14 +269,8 @@ async def check_types(settings: Settings, folder: Path) -> Answer:
     """
     files = read_folder(folder)
     schemas = {name: _schemas_of(file) for name, file in files.items()}
-    async with open_shards(settings) as shards:
-        known = await shards.locator.list_shards()
-
-        async def ask(address: ShardAddress) -> Checked:
-            return await _check_rows(shards.pools.ensure_pool(address), files, schemas)
-
-        answers, silent = await query_with_causes(known, ask, limits=LIMITS)
-    found = {name: [row for _, checked in sorted(answers.items()) for row in checked[name]] for name in CHECK_COLUMNS}
+    answers, silent = await ask_shards(settings, lambda pool: _check_rows(pool, files, schemas), limits=LIMITS)
+    found = {name: [row for checked in answers.values() for row in checked[name]] for name in CHECK_COLUMNS}
     parts: list[Part] = [Line(f"valid: {', '.join(sorted(files)) or 'no file'}")]
     parts += [table_of(CHECK_COLUMNS[name], rows) for name, rows in found.items() if rows]
     return Answer({"types": sorted(files)} | found, parts, silent, is_failed=any(found.values()))
@@ -333,7 +280,10 @@ def _schemas_of(file: TypeFile) -> Schemas:
     return [(one, Schema(one.schema)) for one in file.type.resource_types if one.schema is not None]
 
 
-async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> Checked:
+async def _check_rows(
+    pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]
+) -> Mapping[str, list[dict[str, Any]]]:
+    """Return those of one shard; of those that do not fit a schema, the first place where each one fails."""
     unknown: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
     for name, file in files.items():
@@ -344,28 +294,18 @@ async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: M
             about | {"resourceType": row["name"], "resources": row["row_count"], "tenants": row["tenant_count"]}
             for row in await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
         ]
-        for resource_type, counts in await _judge_rows(pool, name, schemas[name]):
+        tenants = await fetch_from_shard(pool, QUERIES["list_tenants_of_type"], name) if schemas[name] else []
+        for resource_type, schema in schemas[name]:
+            counts: Counter[str] = Counter()
+            for tenant, stored_name in product(tenants, resource_type.names):
+                async for documents in _documents(pool, tenant["id"], stored_name):
+                    counts += count_findings(schema, documents)
             findings += [
-                about | {"resourceType": resource_type, "resources": count, "schemaPath": path}
+                about | {"resourceType": resource_type.name, "resources": count, "schemaPath": path}
                 for path, count in counts.most_common()
             ]
     others = msgspec.to_builtins(await find_other_names(pool, files))
     return {"unknown": unknown, "findings": findings, "otherNames": others}
-
-
-async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[tuple[str, Counter[str]]]:
-    if not schemas:
-        return []
-    tenants = [row["id"] for row in await fetch_from_shard(pool, QUERIES["list_tenants_of_type"], name)]
-    findings = []
-    for resource_type, schema in schemas:
-        counts: Counter[str] = Counter()
-        for tenant_id in tenants:
-            for stored_name in resource_type.names:
-                async for documents in _documents(pool, tenant_id, stored_name):
-                    counts += count_findings(schema, documents)
-        findings.append((resource_type.name, counts))
-    return findings
 
 
 async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterator[Iterable[bytes]]:

@@ -43,9 +43,9 @@ def check(data: bytes) -> None:
     except ConfigurationError as exc:
         shown = str(exc)
     else:
-        names = [destination.name for destination in found.destinations]
+        names = [destination.terms.name for destination in found]
         assert 1 <= len(names) == len(set(names))
-        shown = repr(found)
+        shown = repr([one.terms for one in found])
     check_secrets(shown)
     assert SECRET not in shown
     check_faults()

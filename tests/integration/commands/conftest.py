@@ -4,6 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 from structlog.testing import capture_logs
+from support.aws.servers import KINESIS, running_servers
+
+
+@pytest.fixture(scope="module")
+def kinesis_url() -> Iterator[str]:
+    with running_servers(KINESIS) as url_of:
+        yield url_of("ours")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import REGION, client_of
 from support.aws.kpl_aggregates import aggregate
-from support.aws.servers import KINESIS, running_servers
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, is_caught_up, open_world, reaches, record
@@ -45,12 +44,6 @@ PLAN = LettersRequest(limit=ALL_LETTERS)
 OPERATOR = Actor("operator", "10.0.0.1")
 INVALID = DeadLetterReason.INVALID_JSON
 GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
-
-
-@pytest.fixture(scope="module")
-def kinesis_url() -> Iterator[str]:
-    with running_servers(KINESIS) as url_of:
-        yield url_of("ours")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from simplu_worker.feed.rows import (
     read_log,
     write_cursors,
 )
-from simplu_worker.feed.types import END, DestinationTerms, FeedFilter, Place
+from simplu_worker.feed.types import END, DestinationTerms, Place
 from simplu_worker.shards.log import key_of_id, mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -265,7 +265,7 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
     both, own = Receiver("both"), Receiver("own")
-    created = DestinationTerms("both", filter=FeedFilter(kinds=frozenset({FeedKind.RESOURCE_CREATED})))
+    created = DestinationTerms("both", kinds=frozenset({FeedKind.RESOURCE_CREATED}))
     own_file, other_file = [both.configured(), own.configured()], [both.configured(terms=created)]
     one, two, three = (
         feed_of(pools, [address], file, name)
@@ -332,7 +332,7 @@ async def test_new_destination_begins_where_its_terms_say(
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
     await case.apply(case.operation("create", "new", {}))
     now, since, oldest = Receiver("now"), Receiver("since"), Receiver("oldest")
-    hour_ago = DestinationTerms("since", begin=datetime.now(UTC) - timedelta(hours=1))
+    hour_ago = DestinationTerms("since", begin=(datetime.now(UTC) - timedelta(hours=1)).isoformat())
     feed = feed_of(
         pools,
         [address],
@@ -368,8 +368,7 @@ async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_w
     pools: Pools, address: ShardAddress, case: TenantCase, name: str
 ) -> None:
     receiver = Receiver()
-    wanted = FeedFilter(resource_types=frozenset({name}))
-    terms = DestinationTerms("receiver", filter=wanted, data=FeedData.CURRENT)
+    terms = DestinationTerms("receiver", resource_types=frozenset({name}), data=FeedData.CURRENT)
     feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
     async with running(feed):
         await publishing(feed)

@@ -53,7 +53,7 @@ async def test_check_reaches_each_destination_as_far_as_that_needs_no_event(
             named = {"AWS_REGION": REGION, "FEED_FILE": str(file), "FEED_ALLOWED_HOSTS": "127.0.0.1,rebound.example"}
             found = await check_feed(settings_in(named))
     assert [(one.dependency, one.status.value, one.result) for one in found] == [
-        ("feed stream", "ok", "active, 2 open stream shards"),
+        ("feed stream", "ok", "active, 2 open stream shards, records kept for 24 h"),
         ("feed no-stream", "failed", "the stream does not exist; create it, or correct its target"),
         ("feed queue", "ok", "answers, 0 waiting"),
         ("feed no-queue", "failed", "the queue does not exist; create it, or correct its target"),

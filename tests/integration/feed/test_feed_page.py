@@ -15,10 +15,10 @@ from aiohttp import web
 from jsonschema import Draft202012Validator
 from standardwebhooks import Webhook, WebhookVerificationError
 from support.feed.events import AT, feed_event
+from support.feed.publishing import open_webhook
 from support.page_examples import page_examples
 from support.requires import ROOT
 
-from simplu_worker.feed.destinations import open_webhook
 from simplu_worker.feed.events import reset_event
 from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
 from simplu_worker.feed.types import Delivered, FeedEvent, Place, Publication, Refused
@@ -76,8 +76,8 @@ async def state_after(receiver: Receiver, *events: FeedEvent, secret: str = SECR
 
 
 def test_file_of_the_page_is_one() -> None:
-    (found,) = parse_feed_file(EXAMPLES["webhook"].encode(), AllowedHosts(), lambda _: SECRET).destinations
-    assert found.name == "crm"
+    (found,) = parse_feed_file(EXAMPLES["webhook"].encode(), AllowedHosts(), lambda _: SECRET)
+    assert found.terms.name == "crm"
 
 
 def test_event_of_the_page_is_valid() -> None:

@@ -16,21 +16,20 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 from support.feed.events import feed_event
-from support.feed.publishing import expected_by_key, first_by_key, publish_all
+from support.feed.publishing import expected_by_key, first_by_key, open_webhook, publish_all
 
 from simplu_worker.feed.destinations import (
     CONNECTIONS,
     HttpDestination,
-    WebhookForm,
+    open_destination,
     open_guarded_session,
-    open_notification,
-    open_webhook,
+    pack_webhook,
 )
-from simplu_worker.feed.feed_file import AllowedHosts
+from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers, FeedDestination
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.network_errors import NO_URL, TOO_LONG
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.vocabulary import FeedKind
+from simplu_worker.vocabulary import DestinationKind, FeedKind
 
 SECRETS = tuple("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in range(3))
 LOOPBACK = AllowedHosts.parse(("127.0.0.1",))
@@ -120,7 +119,7 @@ async def test_webhook_is_a_cloud_event_that_the_library_verifies(receiver: Rece
 async def test_each_try_is_signed_by_every_secret_with_its_own_time(receiver: Receiver) -> None:
     now = utc_now()
     async with open_guarded_session("127.0.0.1", LOOPBACK, connections=1, timeout_s=30) as session:
-        destination = HttpDestination(session, receiver.url, WebhookForm(SECRETS[:2]), utc=lambda: now)
+        destination = HttpDestination(session, receiver.url, pack_webhook(SECRETS[:2]), utc=lambda: now)
         await destination.publish([feed_event()])
         now += timedelta(hours=3)
         await destination.publish([feed_event()])
@@ -244,7 +243,8 @@ async def test_receiver_with_endless_interim_answers_is_left() -> None:
 
 
 async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Receiver) -> None:
-    async with open_notification(f"{receiver.url}/base", LOOPBACK) as destination:
+    members = DestinationMembers("live", kind=DestinationKind.NOTIFICATION, target=f"{receiver.url}/base/")
+    async with open_destination(FeedDestination(members), region=None, allowed=LOOPBACK) as destination:
         events = [
             feed_event(0, data=b"{}"),
             feed_event(1, resource_id=None, resource_type=None, kind=FeedKind.TENANT_MOVED),

@@ -17,7 +17,7 @@ from support.feed.publishing import command_server, expected_by_key, first_by_ke
 from simplu_local.stack.aws import aws_client
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sending import PutRecord, put_records, speed_up_put_records, stream_producer
-from simplu_worker.feed.destinations import AwsDestination, open_kinesis, record_of
+from simplu_worker.feed.destinations import AwsDestination, open_aws, record_of
 from simplu_worker.feed.types import Delivered, Refused, RetryLater
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -135,7 +135,7 @@ async def test_stream_is_named_by_its_arn_in_its_own_region(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
     arn = (await client.describe_stream_summary(StreamName=stream))["StreamDescriptionSummary"]["StreamARN"]
-    async with open_kinesis(arn, region="us-west-2") as destination:
+    async with open_aws("kinesis", arn, region="us-west-2") as destination:
         assert await destination.publish([feed_event()]) == [Delivered()]
     assert await received(client, stream) == [("smile-berlin/patient/p-1", "token-7-0")]
 

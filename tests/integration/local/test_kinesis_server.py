@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp import ClientSession
 from botocore.exceptions import BotoCoreError
 from support.aws.endpoints import CREDENTIALS, client_of
 
@@ -61,28 +60,3 @@ async def test_cut_loses_the_request_or_only_its_answer(
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
     assert await kept(kinesis) == expected
-
-
-async def test_request_in_cbor_is_answered_in_cbor(url: str, kinesis: Client) -> None:
-    bodies = {
-        "PutRecord": b"\xa3\x6aStreamName\x66stream\x6cPartitionKey\x61k\x64Data\x42\xff\x00",
-        "PutRecords": b"\x18",
-    }
-    answers = {}
-    async with ClientSession() as session:
-        for action, body in bodies.items():
-            headers = {"X-Amz-Target": f"Kinesis_20131202.{action}", "Content-Type": "application/x-amz-cbor-1.1"}
-            async with session.post(url, data=body, headers=headers) as reply:
-                answers[action] = (reply.status, reply.content_type, (await reply.read())[:8])
-    shards = (await kinesis.list_shards(StreamName=NAME))["Shards"]
-    found = []
-    for shard in shards:
-        iterator = await kinesis.get_shard_iterator(
-            StreamName=NAME, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
-        )
-        reply = await kinesis.get_records(ShardIterator=iterator["ShardIterator"])
-        found += [record.data for record in reply["Records"]]
-
-    assert answers["PutRecord"] == (200, "application/x-amz-cbor-1.1", b"\xa2\x67ShardI")
-    assert answers["PutRecords"] == (400, "application/x-amz-cbor-1.1", b"\xa2\x66__type")
-    assert found == [b"\xff\x00"]

@@ -271,24 +271,6 @@ async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> Non
     assert (failed["SenderFault"], await queue.counts()) == (True, (0, 0, 0))
 
 
-@on("ours")
-async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
-    queue = await Queue.make(client, fifo=True)
-    await queue.send("A0", "A1", "B0")
-    first = await queue.receive(2, ReceiveRequestAttemptId="1")
-    assert await queue.receive(2, ReceiveRequestAttemptId="1") == first
-    assert await queue.bodies(ReceiveRequestAttemptId="2") == ["B0"]
-
-
-@on("ours")
-async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client) -> None:
-    queue = await Queue.make(client, fifo=True)
-    await queue.send("A0", "A1", "B0")
-    (first,) = await queue.receive(1, ReceiveRequestAttemptId="1")
-    await queue.delete(first)
-    assert await queue.bodies(ReceiveRequestAttemptId="1") == ["A1", "B0"]
-
-
 @on(*ALL)
 @pytest.mark.parametrize("fifo", [False, True])
 async def test_message_is_a_dead_letter_when_received_too_often(client: Client, *, fifo: bool) -> None:

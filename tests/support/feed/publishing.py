@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
 
+from simplu_worker.feed.destinations import REQUEST_TIMEOUT_S, HttpDestination, open_http, pack_webhook
+from simplu_worker.feed.feed_file import AllowedHosts
 from simplu_worker.feed.types import Delivered, Delivery, Destination, FeedEvent
 
 CALLS_MAX = 200
+
+
+def open_webhook(
+    url: str, secrets: Sequence[str], allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AbstractAsyncContextManager[HttpDestination]:
+    """Return a webhook as a context."""
+    return open_http(url, pack_webhook(secrets), allowed, timeout_s=timeout_s)
 
 
 async def nothing() -> None: ...

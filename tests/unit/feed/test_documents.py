@@ -7,13 +7,12 @@ from typing import Any
 from support.feed.events import feed_event
 
 from simplu_worker.feed.events import ReadRow, WantedDocuments
-from simplu_worker.feed.types import DestinationTerms, FeedFilter, Place
+from simplu_worker.feed.types import DestinationTerms, Place
 from simplu_worker.vocabulary import FeedData, FeedKind
 
-PATIENTS = FeedFilter(resource_types=frozenset({"patient"}))
 TERMS = [
-    DestinationTerms("one", data=FeedData.CURRENT, filter=PATIENTS),
-    DestinationTerms("two", data=FeedData.CURRENT, filter=FeedFilter(tenants=frozenset({"another"}))),
+    DestinationTerms("one", data=FeedData.CURRENT, resource_types=frozenset({"patient"})),
+    DestinationTerms("two", data=FeedData.CURRENT, tenants=frozenset({"another"})),
     DestinationTerms("three"),
 ]
 

@@ -6,7 +6,7 @@ import pytest
 from support.feed.events import feed_event
 
 from simplu_worker.feed.events import lets_through
-from simplu_worker.feed.types import FeedEvent, FeedFilter
+from simplu_worker.feed.types import DestinationTerms, FeedEvent
 from simplu_worker.vocabulary import FeedKind
 
 OF_RESOURCE = feed_event(other_types=("patients",))
@@ -15,21 +15,23 @@ OF_SHARD = tuple(
     feed_event(kind=kind, tenant=None, resource_type=None, resource_id=None) for kind in (FeedKind.RESET, FeedKind.GAP)
 )
 ALL = (OF_RESOURCE, OF_TENANT, *OF_SHARD)
-CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
-    (FeedFilter(), ALL),
-    (FeedFilter(tenants=frozenset({"smile-berlin", "other"})), ALL),
-    (FeedFilter(tenants=frozenset({"other"})), OF_SHARD),
-    (FeedFilter(business_types=frozenset({"dental"})), ALL),
-    (FeedFilter(business_types=frozenset({"gym"})), OF_SHARD),
-    (FeedFilter(resource_types=frozenset({"patient"})), ALL),
-    (FeedFilter(resource_types=frozenset({"patients"})), ALL),
-    (FeedFilter(resource_types=frozenset({"order"})), ALL[1:]),
-    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, *OF_SHARD)),
-    (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), ALL[1:]),
-    (FeedFilter(tenants=frozenset({"other"}), kinds=frozenset({FeedKind.RESET})), OF_SHARD),
+CASES: list[tuple[DestinationTerms, tuple[FeedEvent, ...]]] = [
+    (DestinationTerms("d"), ALL),
+    (DestinationTerms("d", tenants=frozenset({"smile-berlin", "other"})), ALL),
+    (DestinationTerms("d", tenants=frozenset({"other"})), OF_SHARD),
+    (DestinationTerms("d", business_types=frozenset({"dental"})), ALL),
+    (DestinationTerms("d", business_types=frozenset({"gym"})), OF_SHARD),
+    (DestinationTerms("d", resource_types=frozenset({"patient"})), ALL),
+    (DestinationTerms("d", resource_types=frozenset({"patients"})), ALL),
+    (DestinationTerms("d", resource_types=frozenset({"order"})), ALL[1:]),
+    (DestinationTerms("d", kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, *OF_SHARD)),
+    (DestinationTerms("d", kinds=frozenset({FeedKind.TENANT_MOVED})), ALL[1:]),
+    (DestinationTerms("d", tenants=frozenset({"other"}), kinds=frozenset({FeedKind.RESET})), OF_SHARD),
 ]
 
 
 @pytest.mark.parametrize(("chosen", "expected"), CASES)
-def test_filter_lets_through_what_all_of_its_parts_do(chosen: FeedFilter, expected: tuple[FeedEvent, ...]) -> None:
+def test_filter_lets_through_what_all_of_its_parts_do(
+    chosen: DestinationTerms, expected: tuple[FeedEvent, ...]
+) -> None:
     assert expected == tuple(one for one in ALL if lets_through(chosen, one))

@@ -1,4 +1,4 @@
-"""Destinations over all shards, as a replica knows them."""
+"""Destinations over all shards, their places, and what a person's word does to a cursor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.feed.types import DestinationTerms, DestinationView, ShardView, destination_views
+from simplu_worker.feed.events import skip_problem
+from simplu_worker.feed.types import DestinationTerms, DestinationView, Place, ShardView, destination_views
+from simplu_worker.vocabulary import FeedStop
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -35,3 +37,24 @@ def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
 def test_event_is_tried_again_twice_as_late_each_time(tries: int, delays_s: list[float]) -> None:
     rules = DestinationTerms("crm", tries=tries).rules
     assert (rules.delays_s, rules.tenant_wait) == (delays_s, timedelta())
+
+
+def test_label_has_no_negative_number_when_the_place_is_before_the_first_row() -> None:
+    assert Place(7, 3).label == "7-3"
+    assert Place(7, 0).before.label == "7-0"
+
+
+@pytest.mark.parametrize(
+    ("stopped", "event_id", "problem"),
+    [
+        (FeedStop.REFUSED, None, None),
+        (FeedStop.DISABLED, None, None),
+        (None, "id-2", None),
+        (None, None, "the destination has not stopped: nothing is to be passed"),
+        (FeedStop.REFUSED, "id-2", "the destination has stopped: leave out --event"),
+    ],
+)
+def test_skip_passes_what_is_named_and_nothing_else(
+    stopped: FeedStop | None, event_id: str | None, problem: str | None
+) -> None:
+    assert skip_problem(stopped, event_id) == problem

@@ -331,9 +331,9 @@ SELECT
     ) AS refusal_count,
     (
         SELECT
-            pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                'event', latest.event, 'error', latest.error, 'since', latest.refused_at
-            ))::pg_catalog.text
+            pg_catalog.jsonb_agg(
+                pg_catalog.jsonb_build_array(latest.event, latest.error, latest.refused_at)
+            )::pg_catalog.text
         FROM (
             SELECT feed_refusals.event, feed_refusals.error, feed_refusals.refused_at
             FROM public.feed_refusals

@@ -8,7 +8,9 @@ import pytest
 from pydantic import Secret
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.findings import CheckFacts, find_oddities
+from simplu_worker.commands.check.checking import CheckReport, verdict_on
+from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
+from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities
 from simplu_worker.config.settings import Settings
 
 HOUR = timedelta(hours=1)
@@ -68,14 +70,8 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["queue q: keeps records"],
         ),
         (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
-        (CheckFacts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
-        (CheckFacts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
-        (CheckFacts(told={"shard a": ["its clock is off; set it"]}), {}, ["shard a: its clock is off; set it"]),
         (CheckFacts(shard_count=50), {}, []),
         (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
-        (CheckFacts(missing_tables={"table t": "create it"}), {}, ["table t: does not exist; create it"]),
-        (CheckFacts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
-        (CheckFacts(eviction_policy="volatile-lru"), {}, []),
         (CheckFacts(), {"api_token": None}, ["API_TOKEN: not set"]),
         (
             CheckFacts(),
@@ -83,12 +79,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["sources: expected a source of operations, KINESIS_STREAM_NAME or SQS_ORDER_EVENTS_QUEUE_URL or "],
         ),
         (CheckFacts(), {"sqs_shard_creation_queue_url": "https://sqs/c", "kinesis_stream_name": "s"}, []),
-        (
-            CheckFacts(lease_table_read_units=49),
-            {"kinesis_stream_name": "s"},
-            ["lease table simplu-worker: provisioned for 49 read units a second, where the scans of each replica may "],
-        ),
-        (CheckFacts(lease_table_read_units=50), {"kinesis_stream_name": "s"}, []),
         (CheckFacts(), {}, []),
     ],
 )
@@ -104,3 +94,19 @@ def test_misspelt_variable_is_odd() -> None:
     assert [str(finding) for finding in found] == [
         "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
     ]
+
+
+ODD = [Finding("queue q", "no redrive policy", "nothing to do")]
+
+
+def verdict(*statuses: CheckStatus, odd: list[Finding] | None = None) -> str:
+    rows = [CheckedDependency(f"shard {at}", "", status, "", 0.0) for at, status in enumerate(statuses)]
+    return verdict_on(CheckReport(rows, odd or []))
+
+
+def test_check_ends_with_what_failed_or_warns() -> None:
+    ok, warning, failed, off = CheckStatus.OK, CheckStatus.WARNING, CheckStatus.FAILED, CheckStatus.OFF
+    assert verdict(ok, off) == "nothing odd"
+    assert verdict(ok, odd=ODD) == "nothing failed; see what is odd"
+    assert verdict(warning, failed, failed) == "failed: shard 1, shard 2"
+    assert verdict(ok, warning, odd=ODD) == "warning: shard 1"

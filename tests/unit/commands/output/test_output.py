@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import re
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from simplu_worker.commands.output import (
 )
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.outcomes import send_outcomes
+from simplu_worker.commands.stream.outcomes import SendStatus, outcome_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.operations.operation import Operation
@@ -41,25 +40,21 @@ def row_of(line: InputLine, **changes: object) -> dict[str, Any]:
     return row | changes
 
 
-def test_fates_of_says_of_each_line_what_became_of_it() -> None:
-    numbers = itertools.count(1)
-    lines = read(text_of(*(WHOLE | {"requestId": f"r{next(numbers)}"} for _ in range(4)), b"bad", WHOLE))
-    keys = [line.key for line in lines[:3]]
-    rows = [
-        row_of(lines[0], result='{"n": 1.0}'),
-        row_of(lines[1], status="failed", error="already_exists"),
-        row_of(lines[2], digest=b"another"),
+def test_outcome_is_that_of_the_log() -> None:
+    line, bad = read(text_of(WHOLE, b"bad"))
+    sent = SendStatus.SENT
+    cases: list[tuple[InputLine, dict[str, Any] | None, tuple[str, str | None, str | None]]] = [
+        (line, None, ("sent", None, None)),
+        (line, row_of(line, result='{"n": 1.0}'), ("succeeded", "s-1", None)),
+        (line, row_of(line, status="failed", error="already_exists"), ("failed", "s-1", "already_exists")),
+        (line, row_of(line, digest=b"another"), ("failed", "s-1", "request_id_reused")),
     ]
-    found = {key: row for key, row in zip(keys, rows, strict=True) if key is not None}
-    outcomes = send_outcomes(lines, 5, rows=found)
-    assert [(outcome.line, outcome.status, outcome.error) for outcome in outcomes[:4]] == [
-        (1, "succeeded", None),
-        (2, "failed", "already_exists"),
-        (3, "failed", "request_id_reused"),
-        (4, "unknown", None),
-    ]
-    assert outcomes[0].result == msgspec.Raw(b'{"n": 1.0}')
-    assert [(outcome.line, outcome.status) for outcome in outcomes[4:]] == [(5, "sent"), (6, "not sent")]
+    for one, row, expected in cases:
+        outcome = outcome_of(one, sent, row)
+        assert (outcome.status, outcome.shard_id, outcome.error) == expected
+        assert outcome.result == (msgspec.Raw(b'{"n": 1.0}') if row is not None and row["result"] else None)
+    rejected = outcome_of(bad, sent, None)
+    assert (rejected.line, rejected.status, (rejected.error or "")[:13]) == (2, "sent", "invalid_json:")
 
 
 def test_printable_shows_what_would_steer_a_terminal() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.feed.destinations import delivery_of, region_of_queue, region_of_stream, retry_after_s
+from simplu_worker.feed.destinations import delivery_of, region_of, retry_after_s
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 NOW = datetime(2026, 3, 1, 9, tzinfo=UTC)
@@ -54,8 +54,7 @@ def test_retry_after_is_seconds_or_a_time(header: str | None, expected: float | 
 
 
 def test_region_is_that_of_the_arn_or_the_url() -> None:
-    assert region_of_stream("arn:aws:kinesis:us-east-1:123456789012:stream/changes", "eu-west-1") == "us-east-1"
-    assert region_of_stream("changes", "eu-west-1") == "eu-west-1"
+    assert region_of("arn:aws:kinesis:us-east-1:123456789012:stream/changes", "eu-west-1") == "us-east-1"
     for url in ("https://sqs.us-east-1.amazonaws.com/1/a.fifo", "https://us-east-1.queue.amazonaws.com/1/a.fifo"):
-        assert region_of_queue(url, "eu-west-1") == "us-east-1"
-    assert region_of_queue("http://127.0.0.1:4566/1/a.fifo", None) is None
+        assert region_of(url, "eu-west-1") == "us-east-1"
+    assert [region_of(one, "eu") for one in ("changes", "http://127.0.0.1:4566/1/a.fifo")] == ["eu", "eu"]

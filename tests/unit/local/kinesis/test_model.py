@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from simplu_local.kinesis.actions import KinesisActions
 from simplu_local.kinesis.errors import KinesisError
-from simplu_local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
-from simplu_local.kinesis.quotas import ReadQuota
 from simplu_local.kinesis.reshard import HASH_KEYS, HashRange
 
 START_MS = 1_700_000_000_000
@@ -49,23 +47,6 @@ class Kinesis:
     def texts(self, iterator: str) -> list[str]:
         return texts_of(self("GetRecords", ShardIterator=iterator))
 
-    def subscribe(self, arn: str, kind: str = "TRIM_HORIZON", **more: Any) -> LocalSubscription:
-        start = {"Type": kind} | more
-        body = json.dumps({"ConsumerARN": arn, "ShardId": shard_id(0), "StartingPosition": start}).encode()
-        return self.actions.subscribe(self.actions.decode("SubscribeToShard", body), self.now_ms)
-
-    def register(self) -> str:
-        arn = self.account.streams[NAME].arn
-        answer = self("RegisterStreamConsumer", StreamARN=arn, ConsumerName="me")
-        return str(answer["Consumer"]["ConsumerARN"])
-
-    def event(self, subscription: LocalSubscription) -> dict[str, Any] | None:
-        event = subscription.next_event(self.now_ms)
-        return None if event is None else json.loads(event)
-
-    def listed(self, **more: Any) -> list[str]:
-        return [shard["ShardId"][-2:] for shard in self("ListShards", **more)["Shards"]]
-
 
 def shard_id(index: int) -> str:
     return f"shardId-{index:012d}"
@@ -75,23 +56,10 @@ def texts_of(answer: dict[str, Any]) -> list[str]:
     return [base64.b64decode(record["Data"]).decode() for record in answer["Records"]]
 
 
-def code_of(action: Any, *arguments: Any) -> str:
-    with pytest.raises(KinesisError) as caught:
-        action(*arguments)
-    return caught.value.code
-
-
 def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
     with pytest.raises(KinesisError) as caught:
         kinesis(action, **request)
     return caught.value.code
-
-
-def test_read_quota_allows_five_reads_a_second() -> None:
-    quota = ReadQuota()
-    assert [quota.acquire(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
-    paced = ReadQuota()
-    assert all(paced.acquire(START_MS + 200 * number) for number in range(50))
 
 
 def test_records_go_when_their_retention_is_over() -> None:
@@ -107,73 +75,6 @@ def test_records_go_when_their_retention_is_over() -> None:
     assert refusal(kinesis, "GetRecords", ShardIterator=iterator) == "ExpiredIteratorException"
     assert refusal(kinesis, "DecreaseStreamRetentionPeriod", RetentionPeriodHours=23) == "InvalidArgumentException"
 
-
-def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
-    kinesis = Kinesis(2, memory_max_bytes=100_000)
-    for number in range(1000):
-        kinesis.now_ms += 1
-        kinesis.put("k", str(number), ExplicitHashKey="0" if number < 500 else str(HASH_KEYS - 1))
-    stream = kinesis.account.streams[NAME]
-    left = kinesis.texts(kinesis.iterator(0)) + kinesis.texts(kinesis.iterator(1))
-    assert left == [str(number) for number in range(1000 - len(left), 1000)]
-    assert 100 < len(left) == 1000 - stream.trimmed_for_memory
-    assert sum(shard.stored_bytes for shard in stream.stream_shards.values()) <= 100_000
-
-
-def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
-    kinesis = Kinesis()
-    kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
-    kinesis.now_ms += 24 * HOUR_MS + 1
-    assert kinesis.listed() == ["01", "02"]
-    assert kinesis("ListShards")["Shards"][0]["ParentShardId"] == shard_id(0)
-    assert refusal(kinesis, "GetShardIterator", ShardId=shard_id(0), ShardIteratorType="TRIM_HORIZON") == (
-        "ResourceNotFoundException"
-    )
-
-
-# Enhanced fan-out
-
-
-def test_subscription_sends_what_is_stored_and_what_comes() -> None:
-    kinesis = Kinesis(heartbeat_ms=1000)
-    arn = kinesis.register()
-    first = kinesis.put("k", "a")["SequenceNumber"]
-    subscription = kinesis.subscribe(arn)
-    event = kinesis.event(subscription)
-    assert texts_of(event or {}) == ["a"]
-    assert event is not None
-    assert (event["MillisBehindLatest"], event["ContinuationSequenceNumber"]) == (0, first)
-    kinesis.now_ms += 999
-    assert kinesis.event(subscription) is None
-    kinesis.now_ms += 1
-    idle = kinesis.event(subscription)
-    assert idle is not None
-    assert (idle["Records"], int(idle["ContinuationSequenceNumber"]) > int(first)) == ([], True)
-    second = kinesis.put("k", "b")["SequenceNumber"]
-    assert int(idle["ContinuationSequenceNumber"]) < int(second)
-    kinesis.now_ms += 10
-    assert texts_of(kinesis.event(subscription) or {}) == ["b"]
-    kinesis.now_ms += 5000
-    again = kinesis.subscribe(arn, "AFTER_SEQUENCE_NUMBER", SequenceNumber=idle["ContinuationSequenceNumber"])
-    assert texts_of(kinesis.event(again) or {}) == ["b"]
-
-
-def test_later_call_takes_the_subscription_after_five_seconds() -> None:
-    kinesis = Kinesis()
-    arn = kinesis.register()
-    earlier = kinesis.subscribe(arn)
-    kinesis.event(earlier)
-    kinesis.now_ms += 4999
-    assert code_of(kinesis.subscribe, arn) == "ResourceInUseException"
-    kinesis.now_ms += 1
-    later = kinesis.subscribe(arn)
-    assert code_of(kinesis.event, earlier) == "ResourceInUseException"
-    assert kinesis.event(later) is not None
-    kinesis("DeregisterStreamConsumer", ConsumerARN=arn)
-    assert code_of(kinesis.event, later) == "ResourceNotFoundException"
-
-
-# All of it at random
 
 operations = st.lists(
     st.one_of(

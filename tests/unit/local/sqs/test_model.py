@@ -39,15 +39,6 @@ def bodies(messages: list[StoredMessage]) -> list[str]:
     return [message.content.body for message in messages]
 
 
-def test_receive_attempt_is_kept_for_five_minutes() -> None:
-    account = new_account()
-    queue = new_queue(account)
-    send(queue, "A0")
-    account.receive(queue, 0, visibility_s=600, attempt_id="1")
-    assert bodies(account.receive(queue, 299_999, visibility_s=600, attempt_id="1")) == ["A0"]
-    assert account.receive(queue, 300_000, visibility_s=600, attempt_id="1") == []
-
-
 def test_repetition_is_taken_after_five_minutes() -> None:
     queue = new_queue(new_account())
     send(queue, "A0", now_ms=0)
