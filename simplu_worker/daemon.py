@@ -20,7 +20,6 @@ from simplu_worker import __version__, instruments
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.bulkheads import contain, keep_running
 from simplu_worker.config.settings import TLS_FILES, Settings, unset_sources
-from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
@@ -73,7 +72,7 @@ async def run_worker(settings: Settings) -> None:
     instruments.set_build_info(__version__)
     notifier = SystemdNotifier(os.environ)
     replica = ReplicaStatus(
-        name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
+        name=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
         stopping=signals.stopping,
         grace_s=settings.shutdown_grace_seconds,
         runbook_url=settings.runbook_url,

@@ -26,10 +26,10 @@ from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, TIP_INTERVAL_S
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
-from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
+from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
+from simplu_worker.consumers.kinesis.leases.lease_rules import plan_takes
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
 from simplu_worker.shards.health.assessment import probe_interval_s
 

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S, SCANS_PER_DURATION
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import CONCURRENT_TAKES
+from simplu_worker.consumers.kinesis.fleet.fleet import CONCURRENT_TAKES, SCAN_CAPACITY_PER_S, SCANS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
-from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, LIGHT, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lease_rules import HEAVY, LIGHT, plan_takes
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 
 SEED = 3

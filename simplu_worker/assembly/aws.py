@@ -9,8 +9,7 @@ from typing import Final
 from simplu_worker.aws.clients import open_client
 from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.lease_table import KclLeaderWatch, LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 
@@ -49,13 +48,21 @@ async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]
 @contextlib.asynccontextmanager
 async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
     """Open the lease table, and the watch for a leader of the KCL 3.x."""
-    name = settings.kinesis_application_name
-    kcl_tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
     async with open_client(
         "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
     ) as client:
-        table = LeaseTable(client, name)
-        yield table, KclLeaderWatch(client, table, kcl_tables, follows=settings.kinesis_kcl_follower)
+        table = LeaseTable(client, settings.kinesis_application_name)
+        yield table, kcl_leader_watch(settings, table)
+
+
+def kcl_leader_watch(settings: Settings, table: LeaseTable) -> KclLeaderWatch:
+    """Return the watch for a leader of the KCL 3.x."""
+    return KclLeaderWatch(
+        table,
+        settings.kinesis_coordinator_table,
+        settings.kinesis_worker_metrics_table,
+        follows=settings.kinesis_kcl_follower,
+    )
 
 
 @contextlib.asynccontextmanager

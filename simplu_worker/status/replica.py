@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +16,8 @@ from simplu_worker import __version__, instruments
 from simplu_worker.aws.clients import credential_source
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
-from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, HoldRetry, ReplicaFigures, TopTenant
+from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
+from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, LeaseReport, ReplicaFigures, TopTenant
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import RetryableError
@@ -339,7 +338,7 @@ class ReplicaStatus:
 
     def _fleet_report(self) -> dict[str, Any]:
         if self.fleet is None:
-            return lone_report(KnownReplica(self.name, __version__, self._figures()))
+            return fleet_report({}, {}, LeaseReport(self.name, __version__, self._figures()), now=0.0)
         return self.fleet.report()
 
     def _figures(self) -> ReplicaFigures:
@@ -353,7 +352,7 @@ class ReplicaStatus:
         if self.fleet is None:
             return 200, answers.Retry(0, [], []).json()
         try:
-            asked = await self.fleet.ask_to_retry(HoldRetry(secrets.token_hex(8), target))
+            asked = await self.fleet.ask_to_retry(target)
         except ValueError as exc:
             return 400, {"error": str(exc)}
         return 200, answers.Retry(

@@ -207,7 +207,7 @@ def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
     [
         (("StreamShardReader", "_read"), ("StreamShardReader", "read", "", "")),  # it calls the read of its cursor
         (("ShardGateway", "_apply"), ("GroupCommit", "apply", "", "")),
-        (("LeaseRenewer", "run"), ("LeaseTable", "_checkpoint", "", "")),
+        (("LeaseRenewer", "_progress"), ("LeaseTable", "_checkpoint", "", "")),
     ],
 )
 def test_function_of_the_same_name_in_another_class_is_no_link(start: tuple[str, str], other: Station) -> None:

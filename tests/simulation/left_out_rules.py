@@ -304,7 +304,7 @@ ELSEWHERE: Final = (
         {
             "lease: any row one higher is the own write": (
                 "unit/consumers/kinesis/leases/test_lease.py::"
-                "test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on"
+                "test_row_is_our_own_landed_write_when_we_own_it_one_step_on"
             )
         },
     ),

@@ -30,10 +30,9 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, read_
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import ENCODED_NAMES_MAX
-from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
-from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of
+from simplu_worker.consumers.kinesis.leases.lease_rules import FIXED_KBPS, GAIN, HEAVY, LIGHT
+from simplu_worker.consumers.kinesis.leases.lease_table import KclLeaderWatch, LeaseTable
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
@@ -109,7 +108,7 @@ class Replica:
 
     def __init__(self, world: World, number: int) -> None:
         plan = world.plan
-        self.me = worker_id("host", number, f"{number:04x}")
+        self.me = f"host:{number}:{number:04x}"
         self.process = Process(self.me)
         self.stopping = asyncio.Event()
         skew = timedelta(seconds=world.draws.uniform(-plan.skew_max_s, plan.skew_max_s))
@@ -123,7 +122,7 @@ class Replica:
         services = FleetServices(
             Stream(KinesisClient(world.kinesis), STREAM),
             table,
-            KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION), follows=plan.follows_kcl),
+            KclLeaderWatch(table, follows=plan.follows_kcl),
             cast("ShardGateway", gateway),
             letters,
             PrefetchMemory(plan.prefetch_max_bytes),

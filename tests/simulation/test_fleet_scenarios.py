@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from random import Random
 from typing import Any
 
@@ -17,17 +16,15 @@ import structlog
 from botocore.exceptions import ClientError
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
-from simulation.disasters import merge, split
+from simulation.disasters import split
 from simulation.simulated_kinesis import KinesisClient
 from simulation.simulated_network import Trouble
 from simulation.simulated_shards import SHARD_IDS
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, World, a_world
 from simulation.simulation import produce, settle_down, stop_all
 
-from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet
-from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S
-from simplu_worker.consumers.kinesis.leases.lease import HoldRetry
+from simplu_worker.consumers.kinesis.leases.lease_rules import PATIENCE_S
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import Inability
 
@@ -152,18 +149,6 @@ def test_no_stream_shard_is_unread_for_two_seconds_when_replicas_are_replaced_on
     play(replace(CALM, record_count=100, trouble_s=30.0), work_under_load)
 
 
-def test_two_hundred_leases_are_taken_within_two_seconds_when_their_replica_is_stopped() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        replica = world.start_replica()
-        await world.until(lambda: replica.fleet.is_set_up, within_s=10)
-        world.alive()[0].stopping.set()
-
-        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 2.0
-
-    play(Plan(replica_count=1, stream_shard_count=200), work)
-
-
 def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
     async def work(world: World) -> None:
         await until_well(world)
@@ -251,22 +236,6 @@ def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None
     play(CALM, work)
 
 
-def test_replica_is_not_ready_when_no_lease_row_can_be_read() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        (replica,) = world.alive()
-        rows = dict(world.table.rows)
-        for key, row in rows.items():
-            world.table.rows[key] = {name: value for name, value in row.items() if name != "checkpoint"}
-        await asyncio.sleep(5.0)
-        assert "no row is a lease as the KCL writes it" in (replica.fleet.outage or "")
-        world.table.rows.update(rows)
-        await until_well(world)
-        assert replica.fleet.outage is None
-
-    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
-
-
 @pytest.mark.parametrize("refused", ["all", "writes"])
 def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
     def unowned() -> float | None:
@@ -343,28 +312,6 @@ def test_records_that_expired_while_the_fleet_was_stopped_are_told(stopped_s: fl
         play(replace(CALM, replica_count=1, stream_shard_count=1, key_count=4, retention_s=3600.0), work)
 
 
-def test_lag_grows_when_a_replica_has_never_had_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(world: World) -> None:
-        do = world.kinesis.do
-
-        def refused(action: str, **members: Any) -> Any:
-            if action == "GetRecords":
-                raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, action)
-            return do(action, **members)
-
-        monkeypatch.setattr(world.kinesis, "do", refused)
-        await asyncio.sleep(3600.0)
-        (replica,) = world.alive()
-        readers = replica.fleet.readers()
-        assert [reader.view.lag_s for reader in readers] == [None, None]
-        assert all(3500 < reader.view.least_lag_s <= 3600 for reader in readers)
-        assert all(reader.view.lag_retention_ratio(timedelta(hours=1)) > 0.9 for reader in readers)
-        monkeypatch.undo()
-        await settle_down(world)
-
-    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
-
-
 def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:
     async def work(world: World) -> None:
         await produce(world)
@@ -397,76 +344,6 @@ def test_nothing_is_lost_or_doubled_when_all_is_suspended_for_longer_than_an_ite
         assert len(world.ledger.puts) >= 20
 
     play(Plan(initial_position="LATEST", stream_shard_count=2), work)
-
-
-def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        replies = 0
-
-        def is_false_end() -> bool:
-            nonlocal replies
-            replies += 1
-            if replies == 10:  # its reply is on its way
-                put_one(world, KEYS[0], 0)
-                split(world)
-            return replies <= 10
-
-        world.kinesis.is_false_end = is_false_end
-        await world.until(lambda: replies > 10, within_s=60)
-        await settle_down(world)
-
-        assert world.leases()["shardId-000000000000"].checkpoint == SHARD_END
-
-    play(Plan(replica_count=1, options=KinesisOptions(scaling_limits=False, update_delay_ms=0)), work)
-
-
-def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
-    async def work(world: World) -> None:
-        split(world)
-        await asyncio.sleep(1)
-        await produce(world)
-        await until_well(world)
-        await asyncio.sleep(5)  # checkpoints are written
-        children = {key for key, lease in world.leases().items() if lease.parents}
-        assert {key for key, kind in world.kinesis.iterators if kind == "TRIM_HORIZON"} >= children
-        begun_count = len(world.kinesis.iterators)
-        (killed, *_) = [replica for replica in world.alive() if children.intersection(replica.running())]
-        moved = children.intersection(killed.running())
-        killed.kill()
-        await until_well(world)
-
-        begun = dict(reversed(world.kinesis.iterators[begun_count:]))  # the first of each
-        assert {key: begun[key] for key in moved} == dict.fromkeys(moved, "AT_SEQUENCE_NUMBER")
-        assert "TRIM_HORIZON" not in {kind for key, kind in world.kinesis.iterators[begun_count:] if key in moved}
-
-    play(Plan(), work)
-
-
-def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_registered() -> None:
-    async def work(world: World) -> None:
-        registered, unregistered = world.shards.tenants.values()
-        registered.created_at = world.loop.utc()
-        keys = [f"key-{number}" for number in range(8)]
-        for key in keys:
-            world.put(key, [world.operation(key, f"r-{key}", "1")])
-        merge(world)
-        await asyncio.sleep(1)
-        for key in keys:
-            world.put(key, [world.operation(key, f"s-{key}", "2")])
-        await asyncio.sleep(20)
-        begun = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
-        applied = [key for key in world.shards.log if key[1].startswith("s-")]
-        pending = [lease.pending_tenants for lease in world.leases().values() if lease.pending_tenants]
-        unregistered.created_at = world.loop.utc()
-        await settle_down(world)
-        await stop_all(world)
-
-        assert begun == ["shardId-000000000002"]
-        assert {tenant_id for tenant_id, _ in applied} == {registered.tenant_id}
-        assert set(pending) == {frozenset({f"tenant:{unregistered.tenant_id}"})}
-
-    play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
 
 
 def put_for_both(world: World, first: int) -> None:
@@ -547,7 +424,7 @@ def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_targe
         await asyncio.sleep(30)
         asker, *others = world.alive()
         with structlog.testing.capture_logs() as logs:
-            asked = await asker.fleet.ask_to_retry(HoldRetry("1"))
+            asked = await asker.fleet.ask_to_retry(None)
             await asyncio.sleep(CALM.lease_duration_s / 3 + 1)
             carried_out = [entry["stream_shard_id"] for entry in logs if entry["event"] == "hold.retried"]
             of_others = [key for replica in others for key in replica.running()]

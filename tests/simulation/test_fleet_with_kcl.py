@@ -234,16 +234,16 @@ def test_fleet_looks_for_a_kcl_3_leader_before_it_takes_its_first_lease() -> Non
     async def work(world: World) -> None:
         world.start(Process("kcl-3"), _lead(world, LEADING, BEFORE_3_5))
         await asyncio.sleep(1)
-        answer, refused = world.dynamodb.get_item, 0
+        answer, refused = world.dynamodb.scan, 0
 
         async def refuse(**request: Any) -> dict[str, Any]:
             nonlocal refused
             if request["TableName"] == COORDINATOR and refused < 3:
                 refused += 1
-                raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "as simulated"}}, "GetItem")
+                raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "as simulated"}}, "Scan")
             return await answer(**request)
 
-        world.dynamodb.get_item = refuse  # type: ignore[method-assign]
+        world.dynamodb.scan = refuse  # type: ignore[method-assign]
         replica = world.start_replica()
         await asyncio.sleep(60)
 

@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, loads_of, plan_move
-from simplu_worker.consumers.kinesis.leases.lease import KILOBYTE, Lease, Observation, ThroughputMeter, observe
+from simplu_worker.consumers.kinesis.leases.lease import TIME_CONSTANT_S, Lease, Meter, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lease_rules import FIXED_KBPS, loads_of, plan_move
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 STREAM_SHARDS = 1000
@@ -32,8 +32,8 @@ class Fleet:
         self.now = 0.0
         self.means = [skew(self._draws) for _ in range(STREAM_SHARDS)]
         self._phases = [self._draws.uniform(0, 2 * math.pi) for _ in range(STREAM_SHARDS)]
-        self._meters = [ThroughputMeter(None, now=0.0) for _ in range(STREAM_SHARDS)]
-        self._bytes = [0.0] * STREAM_SHARDS
+        self._meters = [Meter(time_constant_s=TIME_CONSTANT_S, now=0.0) for _ in range(STREAM_SHARDS)]
+        self._kilobytes = [0.0] * STREAM_SHARDS
         self.owners = [f"replica-{number % REPLICAS:02}" for number in range(STREAM_SHARDS)]
         self.replicas = sorted(set(self.owners))
         self._observations: dict[str, Observation] = {}
@@ -48,10 +48,9 @@ class Fleet:
     def _measure(self) -> None:
         self.now += ROUND_S
         for number, meter in enumerate(self._meters):
-            self._bytes[number] += (
-                self.rate(number) * self._draws.gammavariate(ROUND_S / BURST_S, BURST_S / ROUND_S) * ROUND_S * KILOBYTE
-            )
-            meter.note(int(self._bytes[number]), now=self.now)
+            burst = self._draws.gammavariate(ROUND_S / BURST_S, BURST_S / ROUND_S)
+            self._kilobytes[number] += self.rate(number) * burst * ROUND_S
+            meter.note(self._kilobytes[number], now=self.now)
 
     def run(self, for_s: float) -> None:
         until = self.now + for_s
@@ -64,7 +63,7 @@ class Fleet:
                     TRIM_HORIZON,
                     counter=self._counter,
                     owner=owner,
-                    throughput_kbps=self._meters[number].kbps,
+                    throughput_kbps=self._meters[number].per_s,
                     metered_by=owner,
                 )
                 for number, owner in enumerate(self.owners)

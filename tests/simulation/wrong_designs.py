@@ -51,7 +51,7 @@ from simulation.wrong_positions import (
     CountingShards,
     FindingPositions,
     GlancingGateway,
-    GrandparentlessAncestry,
+    GrandparentlessTree,
     HoardingGateway,
     KeepingShards,
     MixedPositions,
@@ -71,13 +71,13 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import PositionSync
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder, LeaseRenewer, LeaseTree
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease_rules import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -233,14 +233,14 @@ class _TwiceReadingCatchUp(CatchUpReader):
 
 
 class _TrustingRenewer(LeaseRenewer):
-    async def release_unchanged(self) -> None:
-        await self.release(is_ended=False)
+    async def release(self, *, is_ended: bool = False, is_unchanged: bool = False) -> None:
+        await super().release(is_ended=is_ended)
 
 
 class _TrustingFleet(Fleet):
     def create_holder(self, lease: Lease) -> LeaseHolder:
         holder = super().create_holder(lease)
-        holder._renewer.__class__ = _TrustingRenewer
+        holder.renewer.__class__ = _TrustingRenewer
         return holder
 
 
@@ -266,11 +266,11 @@ class _GreedyOwnership(Ownership):
 
 
 class _SteadyOwnership(Ownership):
-    def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
+    def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, lacks: Unread | None = None, now: float) -> Hold:
         hold = self.shard_hold(shard_id)
-        if hold is not None and hold.is_backfill:
+        if lacks is not None and hold is not None and hold.is_backfill:
             return hold
-        return super().open_backfill(shard_id, unread, arrived_at, now=now)
+        return super().open_shard_hold(shard_id, arrived_at, lacks=lacks, now=now)
 
 
 class _NarrowCatchUp(CatchUpReader):
@@ -435,8 +435,8 @@ class _LaggardCatchUps(CatchUps):
             one._progress = Altered.of(one._progress, read_to=lambda progress: progress.tracker.checkpoint)
 
 
-class _OneParentEnd(StreamShardEnd):
-    async def note(self, lease: Lease, child_shards: Sequence[ChildShard]) -> None:
+class _OneParentTree(LeaseTree):
+    async def create_children(self, lease_key: str, child_shards: Sequence[ChildShard]) -> None:
         for child in child_leases(child_shards):
             await self._table.create(child)
 
@@ -463,24 +463,24 @@ class _CredulousFleet(Fleet):
         return reader
 
 
-class _HopefulAncestry(LeaseAncestry):
+class _HopefulTree(LeaseTree):
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         pending = await super().find_pending_at_parents(lease)
         return None if pending is None else TenantSet()
 
 
-class _OrphanAncestry(LeaseAncestry):
+class _OrphanTree(LeaseTree):
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
         return TenantSet()
 
 
-class _TrustingAncestry(LeaseAncestry):
+class _TrustingTree(LeaseTree):
     async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
-        pending = pending_at_parents(lease, self._view.leases(), self._view.gone)
+        pending = pending_at_parents(lease, self._view.leases, self._view.gone)
         return None if self.unfinished_parents(lease) else TenantSet.decode(pending)
 
 
-class _FatherlessAncestry(LeaseAncestry):
+class _FatherlessTree(LeaseTree):
     def lineage(self, lease: Lease) -> Lineage:
         return Lineage()
 
@@ -509,10 +509,10 @@ def _with_gateway(gateway_class: type[SimulatedGateway]) -> FleetMaker:
     return make_fleet
 
 
-def _with_ancestry(ancestry_class: type[LeaseAncestry]) -> FleetMaker:
+def _with_tree(tree_class: type[LeaseTree]) -> FleetMaker:
     def make_fleet(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
         fleet = Fleet(services, settings, **more)
-        fleet._ancestry.__class__ = ancestry_class
+        fleet._tree.__class__ = tree_class
         return fleet
 
     return make_fleet
@@ -567,16 +567,6 @@ def _create_as(
     reader = create(catch_up)
     reader.__class__ = catch_up_class
     return reader
-
-
-def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
-    class WrongFleet(Fleet):
-        def create_holder(self, lease: Lease) -> LeaseHolder:
-            holder = super().create_holder(lease)
-            holder._end.__class__ = end_class
-            return holder
-
-    return WrongFleet
 
 
 def _take_whatever_the_counter(world: World) -> None:
@@ -689,18 +679,16 @@ WRONG_DESIGNS = {
         _lose_nothing,
         seed=598,
     ),
-    "children do not hold the tenants pending at their parents": WrongDesign(
-        _with_ancestry(_HopefulAncestry), seed=111
-    ),
+    "children do not hold the tenants pending at their parents": WrongDesign(_with_tree(_HopefulTree), seed=111),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=34),
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(access_class=_GullibleAccess), _lose_all_behind_splits, seed=4
     ),
     "the child of a merge has its lease from one parent": WrongDesign(
-        _with_end(_OneParentEnd), weather=Weather.RESHARDS, seed=63
+        _with_tree(_OneParentTree), weather=Weather.RESHARDS, seed=63
     ),
-    "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=14),
-    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=175),
+    "children do not wait for their parents": WrongDesign(_with_tree(_OrphanTree), seed=14),
+    "a lease that a scan does not show does not exist": WrongDesign(_with_tree(_TrustingTree), seed=175),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=3),
     "a renewal expects the counter alone, and knows itself by the owner in the row": WrongDesign(
         _with_table(_NamelessTable), hand_leases_over, seed=21
@@ -729,7 +717,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_ForwardPositions), seed=51
     ),
     "a row is compared with the reader's checkpoint": WrongDesign(_with_reader(positions_class=_LowPositions), seed=77),
-    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=172),
+    "children do not read their parents' records again": WrongDesign(_with_tree(_FatherlessTree), seed=172),
     "the parents are noted as done when re-reading them starts": WrongDesign(
         _with_reader(positions_class=_RashPositions), weather=Weather.RESHARDS, seed=22
     ),
@@ -820,7 +808,7 @@ MORE_WRONG_DESIGNS = {
         _with_reader(ownership_class=DoneOwnership), weather=Weather.RESHARDS
     ),
     "children do not read their grandparents' records again": WrongDesign(
-        _with_ancestry(GrandparentlessAncestry), weather=Weather.RESHARDS
+        _with_tree(GrandparentlessTree), weather=Weather.RESHARDS
     ),
     "children read the rows of their parents and do not write their own": WrongDesign(
         _with_gateway(GlancingGateway), weather=Weather.RESHARDS

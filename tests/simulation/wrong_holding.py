@@ -70,10 +70,17 @@ class StartingOwnership(Ownership):
 
 
 class JoiningOwnership(Ownership):
-    def join(self, hold: Hold, catch_up: CatchUp) -> bool:
-        if not catch_up.holds or catch_up.parents:
+    def start_catch_up(self, holds: Sequence[Hold]) -> CatchUp:
+        catch_up = super().start_catch_up(holds)
+        catch_up.__class__ = _EmbracingCatchUp
+        return catch_up
+
+
+class _EmbracingCatchUp(CatchUp):
+    def take_along(self, hold: Hold) -> bool:
+        if not self.holds or self.parents:
             return False
-        hold.enter(HoldState.CATCHING_UP, catch_up)
+        hold.enter(HoldState.CATCHING_UP, self)
         return True
 
 
@@ -125,7 +132,7 @@ class NarrowDispatcher(Dispatcher):
 
 class LanelessProgress(ReaderProgress):
     def all_pending_tenants(self) -> TenantSet:
-        return self.ownership.held_tenants()
+        return self.ownership.owners.tenants()
 
 
 class EarlyProgress(ReaderProgress):
@@ -142,14 +149,14 @@ class PresumptuousTable(LeaseTable):
 
 
 class FreeingTable(LeaseTable):
-    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+    async def _update(self, lease_key: str, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
         if ":one" in values:  # a release
             update = update.replace("checkpointOwner", "leaseOwner, checkpointOwner")
-        return await super()._update(lease, update, condition, values)
+        return await super()._update(lease_key, update, condition, values)
 
 
 class HalfTakingTable(LeaseTable):
-    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+    async def _update(self, lease_key: str, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
         if ":switch" in values:  # a take
             update = update.replace("REMOVE checkpointOwner, ", "REMOVE ")
-        return await super()._update(lease, update, condition, values)
+        return await super()._update(lease_key, update, condition, values)

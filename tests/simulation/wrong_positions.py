@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 from simulation.simulated_shards import PostgresShards, SimulatedGateway, Tenant, Transaction
 
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseTree
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ReplayStart, format_position
@@ -82,7 +82,7 @@ class SelfTrustingPositions(ShardPositions):
         return await super()._has_own_left(row, behind, is_old, was_read=was_read)
 
 
-class GrandparentlessAncestry(LeaseAncestry):
+class GrandparentlessTree(LeaseTree):
     def lineage(self, lease: Lease) -> Lineage:
         lineage = super().lineage(lease)
         return replace(lineage, ancestors={key: lineage.ancestors[key] for key in lineage.parents})

@@ -18,7 +18,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.stack import citrus_server as local_citrus
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import PositionSync
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderServices, ReaderSettings, StreamShardReader

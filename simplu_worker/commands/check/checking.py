@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.assembly.aws import kcl_leader_watch
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import (
     Client,
@@ -38,7 +39,6 @@ from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddi
 from simplu_worker.commands.output import Answer, Line, Table
 from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
@@ -206,10 +206,8 @@ class DependencyChecks:
         return answer or CheckAnswer(table.status.lower())
 
     async def _check_kcl_leader(self, client: Client, name: str) -> CheckAnswer | None:
-        settings = self._settings
         table = LeaseTable(client, name)
-        tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
-        watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
+        watch = kcl_leader_watch(self._settings, table)
         await table.scan()
         await watch.check()
         if watch.follows and watch.leaders is not None:

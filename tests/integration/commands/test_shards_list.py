@@ -20,7 +20,7 @@ from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.leases.lease_rules import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.health.assessment import ShardSilence

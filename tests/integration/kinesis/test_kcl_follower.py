@@ -6,13 +6,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import structlog
 from msgspec.structs import replace
-from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
+from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.kcl3_peer import Kcl3Peer, leader_row, migration_row, table_migration_row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclFollower, KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableRequests
+from simplu_worker.consumers.kinesis.leases.lease_table import KclFollower, KclLeaderWatch, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 ME, OTHER = "host:1:me", "kcl:other"
@@ -26,9 +27,8 @@ class Following:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.table = LeaseTable(client, f"leases-{uuid4()}")
-        self.tables = KclTables.of(self.table.name)
-        self.watch = KclLeaderWatch(client, self.table, self.tables, follows=True)
-        self.follower = KclFollower(TableRequests(client), self.watch, me=ME, utc=lambda: NOW)
+        self.watch = KclLeaderWatch(self.table, follows=True)
+        self.follower = KclFollower(self.watch, me=ME, utc=lambda: NOW)
 
     async def put(self, row: dict[str, Any]) -> None:
         await self.client.put_item(TableName=self.table.name, Item=row)
@@ -39,7 +39,7 @@ class Following:
         found = []
         for label, table, key in (
             ("leases", self.table.name, "leaseKey"),
-            ("metrics", self.tables.worker_metrics, "wid"),
+            ("metrics", self.watch.worker_metrics, "wid"),
         ):
             try:
                 reply = await self.client.get_item(TableName=table, Key={key: {"S": ME}})
@@ -50,7 +50,7 @@ class Following:
 
     async def create_metrics_table(self) -> None:
         await self.client.create_table(
-            TableName=self.tables.worker_metrics,
+            TableName=self.watch.worker_metrics,
             BillingMode="PAY_PER_REQUEST",
             AttributeDefinitions=[{"AttributeName": "wid", "AttributeType": "S"}],
             KeySchema=[{"AttributeName": "wid", "KeyType": "HASH"}],
@@ -86,7 +86,7 @@ async def test_metrics_are_written_where_the_kcl_reads_them_and_deleted_at_the_e
 
 
 async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(following: Following) -> None:
-    coordinator = following.tables.coordinator
+    coordinator = following.watch.coordinator
     await following.client.create_table(
         TableName=coordinator,
         BillingMode="PAY_PER_REQUEST",
@@ -96,7 +96,7 @@ async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(followin
     await following.client.put_item(TableName=coordinator, Item=migration_row(LEADING, key_name="key"))
     await following.watch.check()
     await following.follower.report()
-    before = await following.rows(), following.tables.worker_metrics in str(following.follower.trouble)
+    before = await following.rows(), following.watch.worker_metrics in str(following.follower.trouble)
     await following.create_metrics_table()
     await following.follower.report()
 
@@ -125,10 +125,26 @@ async def test_assigned_lease_is_begun_only_while_it_is_assigned(
     await following.table.create(lease)
     leader = Kcl3Peer(following.client, following.table.name, "kcl:leader")
     await change(following.table, leader, await leader.read("a"))
-    begun = await following.table.begin(lease, ME, start_at=NOW)
+    begun = await following.table.take(lease, ME, start_at=NOW, is_assigned=True)
     row = await following.table.find("a")
 
     assert (begun is not None) == is_taken
     assert row is not None
     assert (row.actual_owner, row.owner) == ((ME, ME) if is_taken else (row.actual_owner, OTHER))
     assert begun in (None, replace(lease, counter=4, started_at=NOW, metered_by=ME))
+
+
+async def test_lease_table_counts_when_the_others_may_not_be_read() -> None:
+    aws = ScriptedAws()
+    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
+    aws.refuse("AccessDeniedException", status=400)
+    aws.refuse("AccessDeniedException", status=400)
+    async with aws.running() as url, client_of("dynamodb", url) as scripted:
+        following = Following(scripted)
+        with structlog.testing.capture_logs() as logs:
+            await following.table.scan()
+            await following.watch.check()
+
+    assert following.watch.leaders == "kcl-1"
+    tables = [following.watch.coordinator, following.watch.worker_metrics]
+    assert [(entry["event"], entry["table"]) for entry in logs] == [("kcl_leader.unread", table) for table in tables]

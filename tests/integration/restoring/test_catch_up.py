@@ -12,7 +12,7 @@ from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import fetch
 from support.reader_world import World, chain, eventually, logs, looked_after, mixed, open_world, record
 
-from simplu_worker.consumers.kinesis.fleet import lease_coordinator
+from simplu_worker.consumers.kinesis.fleet import position_sync
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -32,7 +32,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
 
 @pytest.fixture(autouse=True)
 def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_coordinator, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
 
 

@@ -18,7 +18,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.leases.lease_rules import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,28 +14,38 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from simplu_worker import __version__
-from simplu_worker.bulkheads import FailureCount, contain, keep_running, note_trouble
+from simplu_worker import __version__, instruments
+from simplu_worker.bulkheads import FailureCount, contain, keep_running, note_trouble, translate
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory, ReadSchedule
-from simplu_worker.consumers.kinesis.fleet.fleet_report import SILENT_S, KnownReplica, fleet_report, start_of
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator, PositionSync
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
+from simplu_worker.consumers.kinesis.fleet.fleet_report import (
+    SILENT_S,
+    fleet_report,
+    pinned_start,
+    start_of,
+)
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder, LeaseRenewer, LeaseTree
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
-from simplu_worker.consumers.kinesis.leases.balancing import Ability
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import REPORT_INTERVAL_S, KclFollower, KclLeaderWatch
-from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, Lease, ReplicaFigures, StreamView
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseSyncer, LeaseTable
+from simplu_worker.consumers.kinesis.leases import lease_rules
+from simplu_worker.consumers.kinesis.leases.lease import Lease, LeaseReport, Observation, ReplicaFigures, StreamView
+from simplu_worker.consumers.kinesis.leases.lease_table import (
+    CHECK_INTERVAL_S,
+    REPORT_INTERVAL_S,
+    KclFollower,
+    KclLeaderWatch,
+    LeaseTable,
+)
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderServices, ReaderSettings, StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderAssignment, ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import Inability, TargetKind
+from simplu_worker.vocabulary import Inability, LeaseState, LeaseTake, StreamShardState, TargetKind
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +53,13 @@ SCANS_PER_DURATION: Final = 10
 SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units that a replica spends on scans
 AUDIT_INTERVAL_S: Final = 10.0
 CLEANUP_INTERVAL_S: Final = 60.0
+REMOVED_MAX: Final = 100  # leases of one clean-up: none is taken meanwhile
 TROUBLE_PAUSE_S: Final = 1.0
 UNREAD_S: Final = 10.0  # longer than Kinesis throttles a reader
 DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
+CONCURRENT_TAKES: Final = 10  # connections of the client
+OVERDUE_DURATIONS: Final = 2.0  # of a lease, without a renewal: nobody took it either when it expired
+TARGET_MAX_LENGTH: Final = 900  # of a held target as people see it
 
 
 class FleetServices(msgspec.Struct, frozen=True):
@@ -68,6 +84,181 @@ class FleetSettings(msgspec.Struct, frozen=True):
     reader: ReaderSettings
 
 
+class LeaseCoordinator:
+    """The leases that this replica holds, and those that it takes."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        view: StreamView,
+        create_holder: Callable[[Lease], LeaseHolder],
+        settings: FleetSettings,
+        *,
+        me: str,
+        on_expired: Callable[[], None],
+        draw: Callable[[], float],
+        utc: UtcClock,
+    ) -> None:
+        self._table = table
+        self._view = view
+        self._create_holder = create_holder
+        self._settings = settings
+        self._me = me
+        self._on_expired = on_expired
+        self._draw = draw
+        self._utc = utc
+        self.holders: dict[str, LeaseHolder] = {}  # by lease key
+        self._rest_until: dict[str, float] = {}  # of leases whose reader failed
+        self._failures: dict[str, FailureCount] = {}  # of readers, by lease key
+        self._untaken: dict[str, str] = {}  # the errors of the last takes, by lease key
+
+    @property
+    def are_all_failing(self) -> bool:
+        """Whether every reader has failed and waits for its next try."""
+        return not self.holders and bool(self._rest_until)
+
+    @property
+    def take_trouble(self) -> str | None:
+        """Why the lease table refuses a replica that holds no lease."""
+        return None if self.holders else next(iter(self._untaken.values()), None)
+
+    def readers(self) -> Sequence[StreamShardReader]:
+        """Return the running readers, in order of their stream shards."""
+        return [reader for _, holder in sorted(self.holders.items()) if (reader := holder.renewer.reader) is not None]
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return owner, state and checkpoint of every leased stream shard."""
+        return [
+            self.holders[lease_key].status()
+            if lease_key in self.holders
+            else {
+                "streamShard": lease_key,
+                "state": self._state_for_people(one.lease),
+                "checkpoint": one.lease.checkpoint.checkpoint,
+                "owner": one.lease.actual_owner,
+            }
+            for lease_key, one in sorted(self._view.observations.items())
+        ]
+
+    def update_gauges(self, *, is_blind: bool = False) -> None:
+        """Set the gauges by the last scan; if *is_blind*, there was none."""
+        counts = Counter(map(self._state_of, self._view.observations.values()))
+        counts[LeaseState.UNOWNED] += is_blind
+        for state in LeaseState:
+            instruments.KINESIS_LEASES.labels(state).set(counts[state])
+
+    async def release_from_parents(self) -> None:
+        """Let the readers apply what waited for parents that have finished."""
+        for holder in list(self.holders.values()):
+            try:
+                await holder.release_from_parents()
+            except Exception as exc:  # noqa: BLE001  # of this reader's memory
+                holder.fail(exc)
+
+    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: lease_rules.Reach) -> None:
+        """Take this replica's share and run the holders in *tasks* until *stopping*."""
+        wanted = lease_rules.plan_takes(
+            self._view.observations,
+            held=self.holders.keys(),
+            now=loop_time(),
+            lease_duration_s=self._settings.lease_duration_s,
+            me=self._me,
+            draw=self._draw(),
+            reach=reach,
+        )
+        await self._take_all(wanted, tasks, stopping)
+
+    async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        """Take only what a KCL 3.x leader has assigned to this replica.
+
+        A lease that was lost while it was to be handed over is handed over now.
+        """
+        leases = [lease for key, lease in self._view.leases.items() if key not in self.holders]
+        for lease in leases:
+            if lease.checkpoint_owner == self._me:
+                try:
+                    await self._table.release(lease, self._me, None, lease.ahead)
+                except (RetryableError, PermanentError) as exc:
+                    log.warning("lease.unreleased", stream_shard_id=lease.lease_key, error=str(exc))
+        await self._take_all(lease_rules.assigned_leases(leases, me=self._me), tasks, stopping, is_assigned=True)
+
+    async def _take_all(
+        self, wanted: Sequence[Lease], tasks: asyncio.TaskGroup, stopping: asyncio.Event, *, is_assigned: bool = False
+    ) -> None:
+        now = loop_time()
+        self._rest_until = {key: until for key, until in self._rest_until.items() if until > now}
+        self._failures = {key: count for key, count in self._failures.items() if key in self._view.observations}
+        wanted = [lease for lease in wanted if lease.lease_key not in self._rest_until]
+        keys = {lease.lease_key for lease in wanted}
+        self._untaken = {key: error for key, error in self._untaken.items() if key in keys}
+        for at in range(0, len(wanted), CONCURRENT_TAKES):
+            async with asyncio.TaskGroup() as takes:
+                for lease in wanted[at : at + CONCURRENT_TAKES]:
+                    work = self._take(lease, tasks, stopping, is_assigned=is_assigned)
+                    takes.create_task(work, name=f"take:{lease.lease_key}")
+
+    async def _take(
+        self, lease: Lease, tasks: asyncio.TaskGroup, stopping: asyncio.Event, *, is_assigned: bool
+    ) -> None:
+        key = lease.lease_key
+        try:
+            with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
+                start_at = pinned_start(lease, self._settings.initial_position, now=self._utc())
+                taken = await self._table.take(lease, self._me, start_at=start_at, is_assigned=is_assigned)
+        except (RetryableError, PermanentError) as exc:
+            log.warning("lease.untaken", stream_shard_id=key, error=str(exc))
+            self._untaken[key] = str(exc)
+            return
+        self._untaken.pop(key, None)
+        if taken is None:
+            return
+        how = LeaseTake.ASSIGNED if is_assigned else self._how(lease)
+        checkpoint, owner = lease.checkpoint.checkpoint, lease.actual_owner
+        log.info("lease.taken", stream_shard_id=key, checkpoint=checkpoint, how=how, owner_before=owner)
+        if how == LeaseTake.EXPIRED:
+            self._on_expired()
+        holder = self.holders[key] = self._create_holder(taken)
+        tasks.create_task(self._run(holder, stopping), name=f"lease:{key}")
+
+    def _how(self, lease: Lease) -> LeaseTake:
+        if lease.actual_owner in {None, self._me}:
+            return LeaseTake.FREE
+        if lease.is_given_away:
+            return LeaseTake.RELEASED
+        unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
+        return LeaseTake.EXPIRED if unchanged_for_s > self._settings.lease_duration_s else LeaseTake.STOLEN
+
+    async def _run(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
+        key = holder.lease_key
+        try:
+            with contain(TargetKind.STREAM_SHARD, key, "lease"):
+                await holder.run(stopping)
+        finally:
+            if holder.has_failed:
+                failures = self._failures.setdefault(key, FailureCount())
+                self._rest_until[key] = loop_time() + failures.next_delay_s(self._draw())
+            del self.holders[key]
+            instruments.remove_stream_shard(key)
+
+    def _state_for_people(self, lease: Lease) -> StreamShardState:
+        if lease.checkpoint == SHARD_END:
+            return StreamShardState.ENDED
+        if lease.owner is None:
+            return StreamShardState.UNOWNED
+        return StreamShardState.RELEASED if lease.owner == self._me else StreamShardState.ELSEWHERE
+
+    def _state_of(self, one: Observation) -> LeaseState:
+        if one.lease.checkpoint == SHARD_END:
+            return LeaseState.ENDED
+        if one.lease.lease_key in self.holders:
+            return LeaseState.OWNED
+        unchanged_for_s = self._view.scanned_at - one.unchanged_since
+        is_overdue = unchanged_for_s > OVERDUE_DURATIONS * self._settings.lease_duration_s
+        if is_overdue or one.lease.actual_owner in {None, self._me}:
+            return LeaseState.UNOWNED  # nobody reads it, whatever its row says
+        return LeaseState.OTHER
+
+
 class Fleet:
     """Scans the lease table; after each scan it runs the chores that are due, and takes leases."""
 
@@ -87,52 +278,38 @@ class Fleet:
         self._me = me
         self._draw = draw
         self._utc = utc
-        stream, table = services.stream, services.table
+        self.stream_name = services.stream.name
+        self.prefetch = services.prefetch
+        self.kcl_leader = services.kcl_leader
         self._read_schedule = ReadSchedule(draw())
         self._view = StreamView()
-        self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
-        self._ancestry = LeaseAncestry(table, self._view)
-        self.kcl_leader = services.kcl_leader
-        self._follower = (
-            KclFollower(table.requests, self.kcl_leader, me=me, utc=utc) if self.kcl_leader.follows else None
-        )
+        self._tree = LeaseTree(services.stream, services.table, self._view, settings.initial_position, utc=utc)
+        self._follower = KclFollower(self.kcl_leader, me=me, utc=utc)
         self._coordinator = LeaseCoordinator(
-            table,
+            services.table,
             self._view,
             self.create_holder,
+            settings,
             me=me,
-            lease_duration_s=settings.lease_duration_s,
-            initial_position=settings.initial_position,
             on_expired=on_expired,
             draw=draw,
             utc=utc,
         )
-        self._position_sync = PositionSync(services.gateway, stream.name, self.readers)
-        cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
-        self._chores: tuple[_Chore, ...] = (
-            _Chore("audit", self._audit, AUDIT_INTERVAL_S),
-            _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S),
-            _Chore("kcl leader", self.kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S),
-        )
-        if self._follower is not None:
-            follow = partial(self._report_to_leader, self._follower)
-            self._chores += (_Chore("kcl follower", follow, REPORT_INTERVAL_S),)
+        self._position_sync = PositionSync(services.gateway, self.stream_name, self.readers)
+        self._chores: list[tuple[Callable[[], Awaitable[None]], float]] = [
+            (self._audit, AUDIT_INTERVAL_S),
+            (self._clean_up, CLEANUP_INTERVAL_S),
+            (self.kcl_leader.check, CHECK_INTERVAL_S),
+        ]
+        if self.kcl_leader.follows:
+            self._chores.append((self._report_to_leader, REPORT_INTERVAL_S))
+        self._due_at: dict[object, float] = {}  # of chores that ran well once
         self.is_set_up = False
         self.trouble: str | None = None
         self.last_turn = float("inf")
         self.figures = ReplicaFigures()  # of this replica, set from outside
-        self._ability = Ability()
+        self._ability = lease_rules.Ability()
         self._told_inability: Inability | None = None
-
-    @property
-    def stream_name(self) -> str:
-        """The name of the stream."""
-        return self._services.stream.name
-
-    @property
-    def prefetch(self) -> PrefetchMemory:
-        """The memory for records that are read and not yet applied."""
-        return self._services.prefetch
 
     @property
     def reading_trouble(self) -> str | None:
@@ -153,7 +330,7 @@ class Fleet:
     @property
     def inability(self) -> Inability | None:
         """Why this replica can do nothing, and gives its leases away."""
-        is_told = not self._coordinator.held or self._ability.is_unable(loop_time())
+        is_told = not self._coordinator.holders or self._ability.is_unable(loop_time())
         return self._ability.trouble if is_told else None
 
     def readers(self) -> Sequence[StreamShardReader]:
@@ -165,7 +342,7 @@ class Fleet:
         readers = {reader.stream_shard_id: reader for reader in self.readers()}
         return [
             lease if (reader := readers.get(key)) is None else reader.progress.apply_to(lease)
-            for key, lease in self._view.leases().items()
+            for key, lease in self._view.leases.items()
         ]
 
     def status(self) -> list[dict[str, Any]]:
@@ -176,13 +353,16 @@ class Fleet:
         """Try held targets now: all of them, or *target*; return how many."""
         return sum(reader.retry_holds(target) for reader in self.readers())
 
-    async def ask_to_retry(self, retry: HoldRetry) -> dict[str, bool]:
-        """Ask the replicas that report held targets to try them.
+    async def ask_to_retry(self, target: str | None) -> dict[str, bool]:
+        """Ask the replicas that report held targets to try them: all, or *target*.
 
         Return the owners, each with whether it was asked. Raises ValueError.
         """
+        if target is not None and len(target) > TARGET_MAX_LENGTH:
+            raise ValueError("target: expected the name of a held target, as /status has it, got a longer text")
+        retry = f"{secrets.token_hex(8)} {target or ''}"
         asked: dict[str, bool] = {}
-        for lease in self._view.leases().values():
+        for lease in self._view.leases.values():
             if lease.report is None or not lease.report.held_count or lease.report.by == self._me:
                 continue
             try:
@@ -200,14 +380,12 @@ class Fleet:
 
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet."""
-        states = {row["streamShard"]: row["state"] for row in self.status()}
-        now = loop_time()
         return fleet_report(
             self._view.observations,
-            states,
-            KnownReplica(self._me, __version__, self.own_figures()),
+            {row["streamShard"]: row["state"] for row in self.status()},
+            LeaseReport(self._me, __version__, self.own_figures()),
             silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
-            now=now,
+            now=loop_time(),
         )
 
     def own_figures(self) -> ReplicaFigures:
@@ -218,22 +396,15 @@ class Fleet:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""
         await self._services.gateway.look_around()
         async with asyncio.TaskGroup() as tasks:
-            sync = keep_running(
-                TargetKind.LEASES,
-                self.stream_name,
-                "positions",
-                partial(self._position_sync.run, stopping),
-                stopping=stopping,
-            )
+            work = partial(self._position_sync.run, stopping)
+            sync = keep_running(TargetKind.LEASES, self.stream_name, "positions", work, stopping=stopping)
             tasks.create_task(sync, name="position-sync")
             failures = FailureCount()
             while not stopping.is_set():
                 self.last_turn = loop_time()
                 try:
                     await self._turn(tasks, stopping)
-                    self.trouble = self.kcl_leader.trouble or (
-                        None if self._follower is None else self._follower.trouble
-                    )
+                    self.trouble = self.kcl_leader.trouble or self._follower.trouble
                     pause_s = self._scan_pause_s()
                 except (RetryableError, PermanentError) as exc:
                     self.trouble = str(exc)
@@ -243,9 +414,9 @@ class Fleet:
                     self.trouble = str(note_trouble(TargetKind.LEASES, self._services.table.name, "fleet", exc))
                     pause_s = min(failures.next_delay_s(self._draw()), DEFECT_PAUSE_MAX_S)
                 await sleep_or_event(pause_s, until=stopping)
-            if self._follower is not None:  # before the leases are released: the leader must not assign them to it
-                with contain(TargetKind.LEASES, self._services.table.name, "leaving"):
-                    await self._follower.leave()
+            # Before the leases are released: the leader must not assign them to it.
+            with contain(TargetKind.LEASES, self._services.table.name, "leaving"):
+                await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         # Before the scan: it may fail, and the leases expire.
@@ -254,29 +425,35 @@ class Fleet:
         now = loop_time()
         self._view.update(leases, now=now)
         self._note_ability(now)
-        for chore in self._chores:
-            await chore.run_if_due(now)
+        await self._run_chores(now)
         await self._coordinator.release_from_parents()
         if not self.kcl_leader.is_leading:
             await self._coordinator.take(tasks, stopping, self._ability.reach(now))
-        elif self._follower is not None:
+        elif self.kcl_leader.follows:
             await self._coordinator.take_assigned(tasks, stopping)
 
+    async def _run_chores(self, now: float) -> None:
+        # A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
+        for run, interval_s in self._chores:
+            if now >= self._due_at.get(run, 0.0):
+                due_at = loop_time() + interval_s
+                if run in self._due_at:
+                    self._due_at[run] = due_at
+                await run()
+                self._due_at[run] = due_at
+
     def _note_ability(self, now: float) -> None:
-        trouble = self._services.gateway.inability
-        readers = self.readers()
-        if readers:
-            is_unread = self._is_unread and not any(one.cursor.is_gone for one in readers)
-            self._ability.note(trouble or (Inability.STREAM_UNAVAILABLE if is_unread else None), now=now)
-        else:
-            self._ability.note_without_lease(trouble, now=now)
+        trouble, readers = self._services.gateway.inability, self.readers()
+        if trouble is None and self._is_unread and not any(one.cursor.is_gone for one in readers):
+            trouble = Inability.STREAM_UNAVAILABLE
+        self._ability.note(trouble, is_reading=bool(readers), now=now)
         inability = self.inability
         if inability is not None and inability is not self._told_inability:
-            log.error("replica.unable", reason=inability, leases=len(self._coordinator.held))
+            log.error("replica.unable", reason=inability, leases=len(self._coordinator.holders))
         self._told_inability = inability
 
-    async def _report_to_leader(self, follower: KclFollower) -> None:
-        await (follower.report() if self.inability is None else follower.leave())
+    async def _report_to_leader(self) -> None:
+        await (self._follower.report() if self.inability is None else self._follower.leave())
 
     async def _scan(self) -> list[Lease]:
         table, settings = self._services.table, self._settings
@@ -286,7 +463,7 @@ class Fleet:
             create=settings.create_stream, stream_shard_count=settings.stream_shard_count
         )
         await table.ensure()
-        leases = await self._syncer.sync_at_start(await table.scan())
+        leases = await self._tree.sync_at_start(await table.scan())
         self.is_set_up = True
         return leases
 
@@ -299,14 +476,35 @@ class Fleet:
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
             LeaseRenewer(table, lease, self.own_figures, me=self._me, duration_s=duration_s),
-            StreamShardEnd(table, self._syncer, me=self._me),
-            self._ancestry,
+            self._tree,
             self.create_reader,
             duration_s=duration_s,
         )
 
     async def _audit(self) -> None:
-        await self._syncer.audit(self._view.leases().values())
+        await self._tree.audit(self._view.leases.values())
+
+    async def _clean_up(self) -> None:
+        # A stream shard that a listing lacks is past its retention, or new. Only its own answer tells (as for the KCL).
+        stream, table, leases = self._services.stream, self._services.table, self._view.leases
+        self._view.retention = (await stream.describe()).retention
+        listed = {shard.stream_shard_id: shard for shard in await stream.list_stream_shards()}
+        self._view.gone = frozenset(leases.keys() - listed.keys())
+        self._tree.forget_unlisted(listed)
+        for reader in self.readers():
+            reader.progress.retention = self._view.retention
+            key = reader.stream_shard_id
+            if key in self._view.gone and reader.cursor.is_gone and not reader.progress.is_at_end:
+                instruments.KINESIS_EXPIRED.inc()
+                log.error("stream_shard.gone", stream_shard_id=key, checkpoint=leases[key].checkpoint.checkpoint)
+                reader.abandon()
+        for lease in lease_rules.removable_leases(leases, self._view.gone)[:REMOVED_MAX]:
+            if await table.delete(lease):
+                log.info("lease.removed", stream_shard_id=lease.lease_key)
+                self._position_sync.remove_rows(lease.lease_key)
+        for key, lease in leases.items():  # of KCL 1.x
+            if lease.hash_range is None and key in listed:
+                await table.write_hash_range(key, listed[key].hash_range)
 
     def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
         """Return the reader of a lease, with the tenants *pending* at its parents."""
@@ -335,29 +533,3 @@ class Fleet:
             draw=self._draw,
             utc=self._utc,
         )
-
-
-class _Chore:
-    """A periodic chore, and when it is due next."""
-
-    def __init__(self, name: str, run: Callable[[], Awaitable[None]], interval_s: float) -> None:
-        self._name = name
-        self._run = run
-        self._interval_s = interval_s
-        self._due_at = 0.0
-
-    async def run_if_due(self, now: float) -> None:
-        # A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
-        if now >= self._due_at:
-            is_first = self._due_at == 0.0
-            self._due_at = loop_time() + self._interval_s
-            try:
-                await self._run()
-            except (RetryableError, PermanentError):
-                self._due_at = 0.0 if is_first else self._due_at
-                raise
-            except Exception as exc:
-                self._due_at = 0.0 if is_first else self._due_at
-                error = note_trouble(TargetKind.LEASES, self._name, self._name, exc)
-                if is_first:
-                    raise error from exc

@@ -13,8 +13,14 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import HELD_MAX, Lease, Observation, ReplicaFigures
-from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
+from simplu_worker.consumers.kinesis.leases.lease import (
+    HELD_MAX,
+    Lease,
+    LeaseReport,
+    Observation,
+    ReplicaFigures,
+)
+from simplu_worker.consumers.kinesis.leases.lease_rules import first_hole
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.shards.types import ShardPositionRows, StreamPosition
 from simplu_worker.vocabulary import OTHER_REPLICA, Absence, HoldReason, StreamShardState
@@ -22,23 +28,16 @@ from simplu_worker.vocabulary import OTHER_REPLICA, Absence, HoldReason, StreamS
 SILENT_S: Final = 10.0  # since the last renewal of a lease, or the lease duration where that is longer
 
 
-class KnownReplica(msgspec.Struct, frozen=True):
-    """A replica, by the owner of its leases."""
-
-    owner: str
-    version: str = ""
-    figures: ReplicaFigures = ReplicaFigures()
-
-
 def fleet_report(
     observations: Mapping[str, Observation],
     states: Mapping[str, str],
-    me: KnownReplica,
+    me: LeaseReport,
     *,
     silent_after_s: float = SILENT_S,
     now: float,
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first."""
+    leases = sorted(observations.items())
     rows = [
         _stream_shard(
             one.lease,
@@ -46,19 +45,16 @@ def fleet_report(
             seen_s=now - one.unchanged_since,
             silent_after_s=silent_after_s,
         )
-        for key, one in sorted(observations.items())
+        for key, one in leases
     ]
-    # The report that was written last is the last one here.
     latest_last = sorted(observations.values(), key=lambda one: one.unchanged_since)
-    owners = {row["owner"] for row in rows} | {me.owner}
-    reports = [one.lease.report for one in latest_last if one.lease.report is not None]
-    known = {report.by: KnownReplica(report.by, report.version, report.figures) for report in reports} | {me.owner: me}
-    held = [one for _, lease in sorted(observations.items()) for one in _held(lease, now=now)]
+    reports = {one.lease.report.by: one.lease.report for one in latest_last if one.lease.report is not None}
+    held = [one for _, lease in leases for one in _held(lease, now=now)]
     return {
-        "replicas": _replicas(rows, known, held, me.owner),
+        "replicas": _replicas(rows, reports | {me.by: me}, held, me.by),
         "streamShards": rows,
         "counts": {
-            "replicas": len(owners - {None}),
+            "replicas": len({row["owner"] for row in rows} - {None} | {me.by}),
             "leases": sum(row["owner"] is not None for row in rows),
             "unowned": sum(row["owner"] is None and row["state"] != StreamShardState.ENDED for row in rows),
             "ended": sum(row["state"] == StreamShardState.ENDED for row in rows),
@@ -66,27 +62,21 @@ def fleet_report(
     }
 
 
-def lone_report(me: KnownReplica) -> dict[str, Any]:
-    """Return the report of a replica that reads no stream."""
-    return fleet_report({}, {}, me, now=0.0)
-
-
 def _stream_shard(lease: Lease, state: str, *, seen_s: float, silent_after_s: float) -> dict[str, Any]:
-    report, is_ended = lease.report, lease.checkpoint == positions.SHARD_END
+    is_ended = lease.checkpoint == positions.SHARD_END
     owner = None if is_ended else lease.actual_owner
     is_silent = owner is not None and seen_s > silent_after_s
-    if is_silent:
-        report = None
+    report = LeaseReport("") if lease.report is None or is_silent else lease.report
     is_measured = owner is not None and lease.is_metered and not is_silent
     return {
         "streamShard": lease.lease_key,
         "owner": owner,
         "state": StreamShardState.ENDED if is_ended else state,
-        "lagSeconds": None if report is None else _rounded(report.lag_s),
-        "recordsPerSecond": None if report is None else _rounded(report.records_per_s),
-        "recordsRead": None if report is None else report.read_count,
+        "lagSeconds": _rounded(report.lag_s),
+        "recordsPerSecond": _rounded(report.records_per_s),
+        "recordsRead": report.read_count,
         "readKBps": _rounded(lease.throughput_kbps) if is_measured else None,
-        "heldTargets": None if report is None else report.held_count,
+        "heldTargets": report.held_count,
         "readUpTo": None if lease.read_up_to is None else lease.read_up_to.isoformat(timespec="milliseconds"),
         "checkpoint": lease.checkpoint.checkpoint,
         "seenSecondsAgo": _rounded(max(0.0, seen_s)),
@@ -96,17 +86,17 @@ def _stream_shard(lease: Lease, state: str, *, seen_s: float, silent_after_s: fl
 
 def _held(seen: Observation, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
     lease = seen.lease
-    if lease.actual_owner is None or lease.checkpoint == positions.SHARD_END:
+    if lease.actual_owner is None or lease.report is None or lease.checkpoint == positions.SHARD_END:
         return
     passed_s = max(0.0, now - seen.unchanged_since)
-    for one in () if lease.report is None else lease.report.held:
+    for one in lease.report.held:
         members = {"target": one.target, "reason": one.reason, "ageSeconds": _rounded(one.age_s + passed_s)}
         yield lease.actual_owner, {"streamShard": lease.lease_key} | members
 
 
 def _replicas(
     rows: Sequence[Mapping[str, Any]],
-    known: Mapping[str, KnownReplica],
+    reports: Mapping[str, LeaseReport],
     held: Iterable[tuple[str, dict[str, Any]]],
     me: str,
 ) -> list[dict[str, Any]]:
@@ -117,32 +107,34 @@ def _replicas(
     held_by: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for owner, target in held:
         held_by[owner].append(target)
-    return [
-        {
-            "replica": owner,
-            "isThis": owner == me,
-            "version": replica.version or None,
-            "unable": replica.figures.unable,
-            "leases": len(leases),
-            "lagSeconds": max(_known(leases, "lagSeconds"), default=None),
-            "recordsPerSecond": _total(leases, "recordsPerSecond"),
-            "readKBps": _total(leases, "readKBps"),
-            "latencyP99Seconds": _rounded(figures.latency_p99_s),
-            "deadLetters": figures.dead_letter_count,
-            "heldTargets": _total(leases, "heldTargets"),
-            "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
-            "topTenants": [
-                {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
-                for one in figures.top
-            ],
-            "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo")),
-            "isSilent": is_silent,
-        }
-        for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))
-        for is_silent in [owner != me and bool(leases) and all(one["isSilent"] for one in leases)]
-        for replica in [known.get(owner, KnownReplica(owner))]
-        for figures in [ReplicaFigures() if is_silent else replica.figures]
-    ]
+    replicas = []
+    for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0])):
+        is_silent = owner != me and all(one["isSilent"] for one in leases)
+        report = reports.get(owner, LeaseReport(owner))
+        figures = ReplicaFigures() if is_silent else report.figures
+        replicas.append(
+            {
+                "replica": owner,
+                "isThis": owner == me,
+                "version": report.version or None,
+                "unable": report.figures.unable,
+                "leases": len(leases),
+                "lagSeconds": max(_known(leases, "lagSeconds"), default=None),
+                "recordsPerSecond": _total(leases, "recordsPerSecond"),
+                "readKBps": _total(leases, "readKBps"),
+                "latencyP99Seconds": _rounded(figures.latency_p99_s),
+                "deadLetters": figures.dead_letter_count,
+                "heldTargets": _total(leases, "heldTargets"),
+                "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
+                "topTenants": [
+                    {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
+                    for one in figures.top
+                ],
+                "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo")),
+                "isSilent": is_silent,
+            }
+        )
+    return replicas
 
 
 def _known(rows: Iterable[Mapping[str, Any]], name: str) -> list[Any]:
@@ -252,16 +244,13 @@ def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetim
     """
     if lease.started_at is not None:
         return None
-    if lease.checkpoint == positions.TRIM_HORIZON or (is_start_unknown(lease) and initial_position == "TRIM_HORIZON"):
+    if lease.checkpoint == positions.TRIM_HORIZON or (
+        lease.checkpoint == positions.AT_TIMESTAMP and initial_position == "TRIM_HORIZON"
+    ):
         return HORIZON
     if lease.checkpoint in {positions.LATEST, positions.AT_TIMESTAMP} and isinstance(initial_position, datetime):
         return initial_position
     return now
-
-
-def is_start_unknown(lease: Lease) -> bool:
-    """Return whether a lease begins at an instant that its row lacks."""
-    return lease.checkpoint == positions.AT_TIMESTAMP and lease.started_at is None
 
 
 def start_of(lease: Lease, now: datetime) -> positions.Start:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from enum import Enum, auto
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -58,23 +58,19 @@ class CheckpointTracker(Generic[P]):
     @property
     def checkpoint(self) -> P | None:
         """The last position up to which no record is pending; None before there is one."""
-        for run in self._runs:
-            return run.position_before(run.first_pending)
-        return self._last_read
+        return self._runs[0].position_before(self._runs[0].first_pending) if self._runs else self._last_read
 
     @property
     def first_pending(self) -> P | None:
         """The position of the first pending record; None without one."""
-        for run in self._runs:
-            return run.positions[run.first_pending - run.tickets.start]
-        return None
+        if not self._runs:
+            return None
+        return self._runs[0].positions[self._runs[0].first_pending - self._runs[0].tickets.start]
 
     @property
     def first_pending_ticket(self) -> int | None:
         """The ticket of the first pending record; None without one."""
-        for run in self._runs:
-            return run.first_pending
-        return None
+        return self._runs[0].first_pending if self._runs else None
 
     @property
     def next_ticket(self) -> int:
@@ -153,14 +149,6 @@ MAY_FOLLOW: Final = {
 }
 
 
-class HasTracker(Protocol):
-    """An operation in memory."""
-
-    @property
-    def tracker(self) -> CheckpointTracker[RecordPosition]:
-        """That of the cursor that read it."""
-
-
 class Hold:
     """One target and its tenants, whose unread operations come through the catch-up of the hold."""
 
@@ -189,9 +177,6 @@ class Hold:
         self.passed_count = 0  # operations that the main reader has read and left to the hold, for people
         self.next_attempt_at = now  # monotonic
         self._unread = unread
-
-    def __repr__(self) -> str:
-        return f"Hold({self.target} {self.name}, {self.reason}, {self.state}, unread={self.unread})"
 
     @property
     def title(self) -> str:
@@ -232,7 +217,7 @@ class Hold:
     def enter(self, state: HoldState, catch_up: CatchUp | None = None) -> None:
         """Change the state. Raises ValueError where *state* may not follow."""
         if state not in MAY_FOLLOW[self.state] or (catch_up is None) is (state is HoldState.CATCHING_UP):
-            raise ValueError(f"{self}: expected a state that may follow, got {state}, {catch_up}")
+            raise ValueError(f"{self.title} {self.state}: expected a state that may follow, got {state}, {catch_up}")
         if self.catch_up is not None:
             self.catch_up.holds.remove(self)
         if catch_up is not None:
@@ -277,12 +262,18 @@ class CatchUp:
     def comes_to(self, unread: Unread) -> bool:
         """Return whether it comes to *unread*; at the parents, it may start lower with its own."""
         if self.parents and self.unread.includes_parents_of(unread):
-            self.start_own_lower(unread.after)
+            self.tracker.rewind(union([self.unread, Unread(unread.after)]).after)
         return self.unread.includes(unread)
 
-    def has_others(self, entries: Iterable[HasTracker]) -> bool:
-        """Return whether another cursor has read any of *entries*."""
-        return any(entry.tracker is not self.tracker for entry in entries)
+    def take_along(self, hold: Hold) -> bool:
+        """Take a hold along; return whether it still comes to all of it.
+
+        Without holds it is about to end, and takes none; nor does it at the parents.
+        """
+        if not self.holds or self.parents or not self.unread.includes(hold.unread):
+            return False
+        hold.enter(HoldState.CATCHING_UP, self)
+        return True
 
     def pass_parent_record(self, position: Position) -> None:
         """Go on after a record of the first of the parents."""
@@ -294,10 +285,6 @@ class CatchUp:
         """Go on after the first of the parents."""
         self.parents = self.parents[1:]
         self._own_from = self.tracker.next_ticket
-
-    def start_own_lower(self, after: RecordPosition | None) -> None:
-        """Start with its own records no later than after *after*."""
-        self.tracker.rewind(union([self.unread, Unread(after)]).after)
 
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
@@ -313,6 +300,65 @@ class Meeting(Enum):
     APART = auto()  # neither comes to all of it: the tenant needs a hold of its own
 
 
+class TenantOwners:
+    """Which hold owns a tenant: its name goes before its slot, and a slot belongs to the first hold with it."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Hold] = {}
+        self._inherited: list[Hold] = []  # with slots, from a lease row
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many tenants are held that nothing more should be read."""
+        return len(self._by_name) >= HELD_NAMES_MAX
+
+    def hold_of(self, tenant_id: str) -> Hold | None:
+        """Return the hold that owns a tenant; None for the main reader."""
+        found = self._by_name.get(tenant_id)
+        if found is None and self._inherited:
+            return next((hold for hold in self._inherited if tenant_id in hold.tenants), None)
+        return found
+
+    def tenants(self) -> TenantSet:
+        """Return all held tenants."""
+        found = TenantSet(self._by_name)
+        for hold in self._inherited:
+            found.update(hold.tenants)
+        return found
+
+    def without_names(self, tenants: TenantSet) -> TenantSet:
+        """Return those of *tenants* that no hold owns by name."""
+        return tenants.difference(TenantSet(tenants.names & self._by_name.keys()))
+
+    def add(self, hold: Hold) -> None:
+        """Give a new hold its tenants."""
+        if hold.tenants.has_names:
+            self._by_name |= dict.fromkeys(hold.tenants.names, hold)
+        elif hold.target is HeldTarget.PARENTS:  # before the slots of the last owner
+            self._inherited.insert(0, hold)
+        else:
+            self._inherited.append(hold)
+
+    def give(self, tenant_id: str, hold: Hold) -> Hold | None:
+        """Give a tenant to *hold*; return the other hold that had it by name."""
+        owner = self._by_name.get(tenant_id)
+        if owner is hold:
+            return None
+        if owner is not None:
+            owner.tenants.discard(tenant_id)
+        hold.tenants.add(tenant_id)
+        self._by_name[tenant_id] = hold
+        return owner
+
+    def remove(self, hold: Hold) -> None:
+        """Take all tenants from a hold that ends."""
+        if hold in self._inherited:
+            self._inherited.remove(hold)
+        for tenant_id in hold.tenants.names:
+            if self._by_name.get(tenant_id) is hold:
+                del self._by_name[tenant_id]
+
+
 class Ownership:
     """All holds of one reader, and which of them owns a tenant."""
 
@@ -320,8 +366,7 @@ class Ownership:
         """Create it without holds; *main* is the tracker of the main reader."""
         self._main = main
         self._holds: dict[tuple[HeldTarget, str], Hold] = {}
-        self._by_name: dict[str, Hold] = {}
-        self._inherited: list[Hold] = []  # with slots, from a lease row; a slot belongs to the first with it
+        self.owners = TenantOwners()
         self._catch_ups: list[CatchUp] = []  # that run, or have ended with pending operations
         self._tenant_count = 0  # holds with the target TENANT
         self._overflow_count = 0
@@ -337,10 +382,7 @@ class Ownership:
 
     def owner_of(self, tenant_id: str) -> Hold | None:
         """Return the hold that owns a tenant; None for the main reader."""
-        found = self._by_name.get(tenant_id)
-        if found is None and self._inherited:
-            return next((hold for hold in self._inherited if tenant_id in hold.tenants), None)
-        return found
+        return self.owners.hold_of(tenant_id)
 
     def has_own_hold(self, tenant_id: str) -> bool:
         """Return whether a tenant has a hold of its own."""
@@ -350,11 +392,6 @@ class Ownership:
     def has_room(self) -> bool:
         """Whether one more tenant can have a hold of its own."""
         return self._tenant_count < TENANT_HOLDS_MAX
-
-    @property
-    def is_full(self) -> bool:
-        """Whether so many tenants are held that nothing more should be read."""
-        return len(self._by_name) >= HELD_NAMES_MAX
 
     def needs_lookup(self, tenant_id: str) -> bool:
         """Return whether a tenant is held because it has no shard."""
@@ -375,8 +412,7 @@ class Ownership:
     @property
     def parents_hold(self) -> Hold | None:
         """The hold of the tenants with operations pending at the parents."""
-        hold = self._holds.get((HeldTarget.PARENTS, ""))
-        return hold if hold is not None and hold.is_waiting_for_parents else None
+        return self._holds.get((HeldTarget.PARENTS, ""))
 
     def are_waiting_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
         """Return whether all of *tenant_ids* are held for operations pending at the parents."""
@@ -387,22 +423,19 @@ class Ownership:
 
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them."""
-        owner = self.owner_of(tenant_id)
-        hold.lower(
-            self._undone(owner, in_memory), arrived_at if owner is None else min(arrived_at, owner.first_arrival)
-        )
+        owner, undone = self.owner_of(tenant_id), Unread(self._main.last_read)
+        if owner is not None:
+            undone, arrived_at = owner.unread, min(arrived_at, owner.first_arrival)
+        hold.lower(union([undone, *in_memory]), arrived_at)
         self._assign(tenant_id, hold)
 
-    def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, now: float) -> Hold:
-        """Return the hold of a Postgres shard that takes no operations."""
-        return self._open(HeldTarget.SHARD, shard_id, HoldReason.SHARD_UNAVAILABLE, arrived_at, now=now)
-
-    def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
-        """Return the hold of a Postgres shard that lacks *unread*."""
-        hold = self._open(HeldTarget.SHARD, shard_id, HoldReason.BACKFILL, arrived_at, now=now)
-        hold.reason = HoldReason.BACKFILL
-        hold.is_backfill = True
-        hold.lower(unread, arrived_at)
+    def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, lacks: Unread | None = None, now: float) -> Hold:
+        """Return the hold of a Postgres shard that takes no operations, or, as a backfill, *lacks* some."""
+        hold = self._open(HeldTarget.SHARD, shard_id, HoldReason.SHARD_UNAVAILABLE, arrived_at, now=now)
+        if lacks is not None:
+            hold.reason = HoldReason.BACKFILL
+            hold.is_backfill = True
+            hold.lower(lacks, arrived_at)
         return hold
 
     def hold_tenant(
@@ -431,7 +464,7 @@ class Ownership:
             owner = None
         elif owner is not None and owner.is_waiting_for_parents:
             return Meeting.LEFT
-        undone = self._undone(owner, in_memory)
+        undone = union([Unread(self._main.last_read) if owner is None else owner.unread, *in_memory])
         if backfill.unread.includes(undone) if catch_up is None else catch_up.comes_to(undone):
             self._assign(tenant_id, backfill)
             return Meeting.TAKEN
@@ -443,16 +476,6 @@ class Ownership:
         self._catch_ups.append(catch_up)
         return catch_up
 
-    def join(self, hold: Hold, catch_up: CatchUp) -> bool:
-        """Have a running catch-up take a hold along; return whether it still comes to all of it.
-
-        One without holds is about to end, and takes none; nor does one at the parents.
-        """
-        if not catch_up.holds or catch_up.parents or not catch_up.unread.includes(hold.unread):
-            return False
-        hold.enter(HoldState.CATCHING_UP, catch_up)
-        return True
-
     def meet(self, catch_up: CatchUp) -> None:
         """End the holds of a catch-up that has reached the main reader."""
         for hold in list(catch_up.holds):
@@ -462,11 +485,7 @@ class Ownership:
         """End a hold: its tenants are the main reader's, or that one's from which they came."""
         del self._holds[hold.target, hold.name]
         self._tenant_count -= hold.target is HeldTarget.TENANT
-        if hold in self._inherited:
-            self._inherited.remove(hold)
-        for tenant_id in hold.tenants.names:
-            if self._by_name.get(tenant_id) is hold:
-                del self._by_name[tenant_id]
+        self.owners.remove(hold)
         hold.enter(HoldState.HELD)  # nothing reads for it any more
 
     # The tenants of the last owner of the lease, and of the parents
@@ -476,11 +495,11 @@ class Ownership:
     ) -> None:
         """Hold the tenants that the last owner of the lease *held*, if any, and those *pending* at the parents."""
         if held is not None:
-            tenants, reason = held.difference(pending), HoldReason.TAKEN_OVER
-            hold = self._add(HeldTarget.PREDECESSOR, "", reason, unread, arrived_at, now, tenants)
-            hold.enter(HoldState.READY)
+            target, reason, tenants = HeldTarget.PREDECESSOR, HoldReason.TAKEN_OVER, held.difference(pending)
+            self._open(target, "", reason, arrived_at, unread=unread, tenants=tenants, now=now).enter(HoldState.READY)
         if pending:
-            self._add(HeldTarget.PARENTS, "", HoldReason.RESHARD, unread, arrived_at, now, pending)
+            target, reason = HeldTarget.PARENTS, HoldReason.RESHARD
+            self._open(target, "", reason, arrived_at, unread=unread, tenants=pending, now=now)
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
         """Make ready the tenants with no operation *pending* at the parents; return whether any."""
@@ -492,13 +511,16 @@ class Ownership:
             return False
         self.remove(hold)
         self._released_count += 1
-        for name, tenants in ((str(self._released_count), released), ("", kept)):
-            for tenant_id in [one for one in tenants.names if one in self._by_name]:
-                tenants.discard(tenant_id)  # has another hold, and so no operation that the parents have
-            if tenants:
-                since = now if name else hold.since
-                reason, unread = HoldReason.RESHARD, hold.unread
-                part = self._add(HeldTarget.PARENTS, name, reason, unread, hold.arrived_at, since, tenants)
+        for name, tenants, since in ((str(self._released_count), released, now), ("", kept, hold.since)):
+            # One that has another hold has no operation that the parents have.
+            if tenants := self.owners.without_names(tenants):
+                target, reason, arrived_at, unread = (
+                    HeldTarget.PARENTS,
+                    HoldReason.RESHARD,
+                    hold.arrived_at,
+                    hold.unread,
+                )
+                part = self._open(target, name, reason, arrived_at, unread=unread, tenants=tenants, now=since)
                 if name:
                     part.enter(HoldState.READY)
         return True
@@ -514,55 +536,33 @@ class Ownership:
         """Return whether there is no hold, and no catch-up with a pending operation."""
         return not self._holds and not self._pending_catch_ups()
 
-    def held_tenants(self) -> TenantSet:
-        """Return all held tenants."""
-        found = TenantSet(self._by_name)
-        for hold in self._inherited:
-            found.update(hold.tenants)
-        return found
-
     def _pending_catch_ups(self) -> list[CatchUp]:
         self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.tracker)]
         return self._catch_ups
 
-    def _undone(self, owner: Hold | None, in_memory: Iterable[Unread]) -> Unread:
-        return union([Unread(self._main.last_read) if owner is None else owner.unread, *in_memory])
-
     def _assign(self, tenant_id: str, hold: Hold) -> None:
-        owner = self._by_name.get(tenant_id)
-        if owner is hold:
-            return
-        if owner is not None:
-            owner.tenants.discard(tenant_id)
-            if not owner.tenants and not owner.is_backfill:
-                self.remove(owner)
-        hold.tenants.add(tenant_id)
-        self._by_name[tenant_id] = hold
+        owner = self.owners.give(tenant_id, hold)
+        if owner is not None and not owner.tenants and not owner.is_backfill:
+            self.remove(owner)
 
-    def _open(self, target: HeldTarget, name: str, reason: HoldReason, arrived_at: datetime, *, now: float) -> Hold:
-        hold = self._holds.get((target, name))
-        if hold is None:
-            return self._add(target, name, reason, Unread(self._main.last_read), arrived_at, now, TenantSet())
-        hold.lower(hold.unread, arrived_at)
-        return hold
-
-    def _add(
+    def _open(
         self,
         target: HeldTarget,
         name: str,
         reason: HoldReason,
-        unread: Unread,
         arrived_at: datetime,
+        *,
+        unread: Unread | None = None,
+        tenants: TenantSet | None = None,
         now: float,
-        tenants: TenantSet,
     ) -> Hold:
+        hold = self._holds.get((target, name))
+        if hold is not None:
+            hold.lower(hold.unread, arrived_at)
+            return hold
+        unread = Unread(self._main.last_read) if unread is None else unread
         hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
         self._holds[target, name] = hold
         self._tenant_count += target is HeldTarget.TENANT
-        if tenants.has_names:
-            self._by_name |= dict.fromkeys(tenants.names, hold)
-        elif target is HeldTarget.PARENTS:  # before the slots of the last owner
-            self._inherited.insert(0, hold)
-        else:
-            self._inherited.append(hold)
+        self.owners.add(hold)
         return hold

@@ -46,13 +46,6 @@ class TenantSet:
     def __bool__(self) -> bool:
         return self._bitmap is not None or bool(self._names)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TenantSet):
-            return NotImplemented
-        return self._names == other._names and self._bitmap == other._bitmap
-
-    __hash__ = None  # type: ignore[assignment]  # mutable
-
     @property
     def has_names(self) -> bool:
         """Whether the set contains names, not slots."""

@@ -6,7 +6,7 @@ metrics. Since 3.5 all are in the lease table, distinguished by `entityType`; wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -15,9 +15,6 @@ from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 
 LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
 UPGRADING_VERSION: Final = "CLIENT_VERSION_UPGRADE_FROM_2X"
-LEADER_KEY: Final = "Leader"
-MIGRATION_KEY: Final = "Migration3.0"
-TABLES_KEY: Final = "TableMigration3.5"
 
 # Looks without a beat after which its owner is dead. Looks and beats are about as frequent: a beat that is late, for a
 # pause of the process or a throttled request, must not let this worker take leases beside a live leader.
@@ -25,15 +22,14 @@ LOOKS: Final = 2
 
 FOLLOWER: Final = "simpluFollower"  # marks the metrics of this worker: they are no sign of life of a KCL
 
-Beats: TypeAlias = Mapping[tuple[str, str], str]
+Beats: TypeAlias = dict[tuple[str, str], str]
 
 WORKER_ENTITY: Final = "WORKER_METRIC_STATS"
-_LEADER, _MIGRATION, _TABLES = "LEADER", "CLIENT_VERSION_MIGRATION", "TABLE_MIGRATION"
-_KIND_BY_KEY: Final = {
-    LEADER_KEY: _LEADER,
-    MIGRATION_KEY: _MIGRATION,
-    TABLES_KEY: _TABLES,
-}  # rows before KCL 3.4 have no entityType
+_KIND_BY_KEY: Final = {  # rows before KCL 3.4 have no entityType
+    "Leader": "LEADER",
+    "Migration3.0": "CLIENT_VERSION_MIGRATION",
+    "TableMigration3.5": "TABLE_MIGRATION",
+}
 
 
 class KclState(msgspec.Struct, frozen=True):
@@ -44,11 +40,11 @@ class KclState(msgspec.Struct, frozen=True):
     of the move of all rows into the lease table, and *version_tables* have the mode of the application.
     """
 
-    client_versions: frozenset[str] = frozenset()
+    client_versions: set[str] = msgspec.field(default_factory=set)
     leader_beats: Beats = msgspec.field(default_factory=dict)
     worker_beats: Beats = msgspec.field(default_factory=dict)
-    table_states: frozenset[str] = frozenset()
-    version_tables: frozenset[str] = frozenset()
+    table_states: set[str] = msgspec.field(default_factory=set)
+    version_tables: set[str] = msgspec.field(default_factory=set)
 
     @property
     def is_version_leading(self) -> bool:
@@ -58,24 +54,20 @@ class KclState(msgspec.Struct, frozen=True):
 
 def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
     """Return the state that the rows of *tables* (name, rows) contain."""
-    versions: set[str] = set()
-    table_states: set[str] = set()
-    version_tables: set[str] = set()
-    leader_beats: dict[tuple[str, str], str] = {}
-    worker_beats: dict[tuple[str, str], str] = {}
+    state = KclState()
     for table, rows in tables:
         for row in rows:
             match _kind_of(row):
                 case "LEADER" if version := _text(row, "recordVersionNumber"):
-                    leader_beats[table, _text(row, "ownerName")] = version
+                    state.leader_beats[table, _text(row, "ownerName")] = version
                 case "CLIENT_VERSION_MIGRATION":
-                    versions.add(_text(row, "cv"))
-                    version_tables.add(table)
+                    state.client_versions.add(_text(row, "cv"))
+                    state.version_tables.add(table)
                 case "TABLE_MIGRATION":
-                    table_states.add(_text(row, "tm"))
+                    state.table_states.add(_text(row, "tm"))
                 case "WORKER_METRIC_STATS" if FOLLOWER not in row:
-                    worker_beats[table, _text(row, "wid") or _text(row, "leaseKey")] = _text(row, "lut")
-    return KclState(frozenset(versions), leader_beats, worker_beats, frozenset(table_states), frozenset(version_tables))
+                    state.worker_beats[table, _text(row, "wid") or _text(row, "leaseKey")] = _text(row, "lut")
+    return state
 
 
 def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
@@ -100,11 +92,7 @@ def _moved(beats: Beats, earlier: Sequence[Beats]) -> list[str]:
 def outlook_of(state: KclState) -> str | None:
     """Return what the application is about to do, for people; None when it will not assign leases."""
     if state.is_version_leading:
-        versions = ", ".join(sorted(state.client_versions & LEADING_VERSIONS))
-        return (
-            f"the Kinesis Client Library 3.x ({versions}) assigns the leases as soon as it runs; "
-            "this worker takes none then"
-        )
+        return "the Kinesis Client Library 3.x assigns the leases as soon as it runs; this worker takes none then"
     if UPGRADING_VERSION in state.client_versions:
         return (
             f"the Kinesis Client Library 3.x ({UPGRADING_VERSION}) works as 2.x, and does not begin to assign the "

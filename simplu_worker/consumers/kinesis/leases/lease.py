@@ -1,4 +1,4 @@
-"""The contents of a row of the lease table, and which leases may be taken. Pure.
+"""The contents of a row of the lease table. Pure.
 
 Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
 a report for people, and a person's request to an owner, are attributes of a row. No replica decides by a report. An
@@ -7,26 +7,20 @@ owner carries out a request that appears while it owns the lease, once.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 
-REPORT: Final = "simpluReport"
-RETRY: Final = "simpluRetry"
-TEXT_MAX_LENGTH: Final = 1000
 HELD_MAX: Final = 3  # targets in a report
 TOP_MAX: Final = 3  # tenants in a report
 DECIMALS: Final = 3
-
-Amount: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-_T = TypeVar("_T")
 
 
 class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -34,7 +28,7 @@ class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     target: str
     reason: str
-    age_s: Amount
+    age_s: float
 
 
 class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -42,10 +36,10 @@ class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     tenant_id: str
     shard_id: str
-    took_s: Amount
+    took_s: float
 
 
-class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
+class ReplicaFigures(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What a replica tells of itself.
 
     The p99 latency of the last interval, the dead letters of the last hour, and the tenants that took most of the last
@@ -59,60 +53,31 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The state of a reader, as the owner *by* wrote it with the last renewal."""
+    """The state of a replica and of one of its readers, as the owner *by* wrote it with the last renewal."""
 
     by: str
     version: str = ""
-    lag_s: Amount | None = None
-    records_per_s: Amount | None = None
-    held_count: Count | None = None
+    figures: ReplicaFigures = ReplicaFigures()
+    lag_s: float | None = None
+    records_per_s: float | None = None
+    read_count: int | None = None
+    held_count: int | None = None
     held: tuple[HeldTarget, ...] = ()
-    latency_p99_s: Amount | None = None
-    dead_letter_count: Count | None = None
-    top: tuple[TopTenant, ...] = ()
-    unable: str | None = None
-    read_count: Count | None = None
-
-    @property
-    def figures(self) -> ReplicaFigures:
-        """The figures of the replica."""
-        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.unable)
-
-
-class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A request to try the held targets now: all, or *target*."""
-
-    request_id: str
-    target: str | None = None
-
-
-class RecordRate:
-    """The records a second between two renewals."""
-
-    def __init__(self, *, now: float) -> None:
-        self._noted_at = now
-        self._noted_count = 0
-
-    def note(self, count: int, *, now: float) -> float | None:
-        """Return the rate, after *count* records since the reader began, until *now* (monotonic)."""
-        passed_s, new = now - self._noted_at, count - self._noted_count
-        if passed_s <= 0:
-            return None
-        self._noted_at, self._noted_count = now, count
-        return new / passed_s
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report."""
-    rounded = msgspec.structs.replace(
-        report,
-        lag_s=_rounded_if_known(report.lag_s),
-        records_per_s=_rounded_if_known(report.records_per_s),
-        latency_p99_s=_rounded_if_known(report.latency_p99_s),
-        held=tuple(msgspec.structs.replace(one, age_s=_rounded(one.age_s)) for one in report.held),
-        top=tuple(msgspec.structs.replace(one, took_s=_rounded(one.took_s)) for one in report.top),
-    )
-    return msgspec.json.encode(rounded).decode()
+    """Return the text of a report, its numbers rounded."""
+    plain = json.loads(msgspec.json.encode(report), parse_float=lambda digits: round(float(digits), DECIMALS))
+    return msgspec.json.encode(plain).decode()
+
+
+def decode_report(text: str | None, owner: str | None) -> LeaseReport | None:
+    """Return the report of *owner* in *text*; None for that of another, or an unreadable one."""
+    try:
+        report = msgspec.json.decode(text or "", type=LeaseReport)
+    except msgspec.DecodeError:
+        return None
+    return report if report.by == owner else None
 
 
 def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
@@ -120,56 +85,21 @@ def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
     return tuple(sorted(targets, key=lambda target: -target.age_s)[:HELD_MAX])
 
 
-def decode_report(text: str, owner: str | None) -> LeaseReport | None:
-    """Return the report of *owner* in *text*; None for that of another, or an unreadable one."""
-    report = _decoded(text, LeaseReport)
-    return report if report is not None and report.by == owner else None
-
-
-def encode_retry(retry: HoldRetry) -> str:
-    """Return the text of a request. Raises ValueError for one of more than TEXT_MAX_LENGTH."""
-    text = msgspec.json.encode(retry).decode()
-    if len(text) > TEXT_MAX_LENGTH:
-        raise ValueError("target: expected the name of a held target, as /status has it, got a longer text")
-    return text
-
-
-def decode_retry(text: str) -> HoldRetry | None:
-    """Return the request in *text*; None if it cannot be read."""
-    return _decoded(text, HoldRetry)
-
-
-def _decoded(text: str, kind: type[_T]) -> _T | None:
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError:
-        return None
-
-
-def _rounded_if_known(value: float | None) -> float | None:
-    return None if value is None else _rounded(value)
-
-
-def _rounded(value: float) -> float:
-    return round(max(value, 0.0), DECIMALS)
-
-
 LeaseRow: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
 
-ENTITY_TYPE = "LEASE"
-STARTED_AT = "simpluStartedAt"
-PENDING_TENANTS = "simpluPendingTenants"
-READ_TO = "simpluReadTo"
-HELD = "simpluHeld"
-READ_UP_TO = "simpluReadUpTo"
-THROUGHPUT = "throughputKBps"  # the KCL 3.x writes and reads it, too
-METERED_BY = "simpluMeteredBy"
-SWITCHES = "ownerSwitchesSinceCheckpoint"
-UNABLE = "simpluUnable"
-
-
-class UnreadableLeaseError(ValueError):
-    """A row that should be a lease and cannot be parsed."""
+ENTITY_TYPE: Final = "LEASE"
+REPORT: Final = "simpluReport"
+RETRY: Final = "simpluRetry"
+STARTED_AT: Final = "simpluStartedAt"
+PENDING_TENANTS: Final = "simpluPendingTenants"
+READ_TO: Final = "simpluReadTo"
+HELD: Final = "simpluHeld"
+READ_UP_TO: Final = "simpluReadUpTo"
+THROUGHPUT: Final = "throughputKBps"  # the KCL 3.x writes and reads it, too
+METERED_BY: Final = "simpluMeteredBy"
+SWITCHES: Final = "ownerSwitchesSinceCheckpoint"
+UNABLE: Final = "simpluUnable"
+PENDING_CHECKPOINT: Final = ("pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCheckpointState")
 
 
 class ReadAhead(msgspec.Struct, frozen=True, gc=False):
@@ -188,18 +118,15 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     *started_at* is the instant from which the stream shard is read, until there is a checkpoint. *pending_tenants* are
     those of a stream shard that is read to its end. Before *read_up_to* no record arrived that is pending, but for the
     tenants in *ahead*; None unless the actual owner has written it. *last_read_up_to* is that of whoever wrote it last.
-    *unable_of* is the owner that can do nothing.
+    *retry* is a person's request. *unable_of* is the owner that can do nothing.
     """
 
     lease_key: str
     checkpoint: Position
     counter: int = 0
     owner: str | None = None
-    owner_switches: int = 0
     parents: frozenset[str] = frozenset()
-    children: frozenset[str] = frozenset()
     hash_range: HashRange | None = None
-    pending_checkpoint: Position | None = None
     checkpoint_owner: str | None = None
     started_at: datetime | None = None
     pending_tenants: frozenset[str] | None = None
@@ -209,7 +136,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     throughput_kbps: float | None = None
     metered_by: str | None = None
     report: LeaseReport | None = None
-    retry: HoldRetry | None = None
+    retry: str | None = None
     unable_of: str | None = None
 
     @property
@@ -228,69 +155,41 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
         return self.unable_of is not None and self.unable_of == self.actual_owner
 
 
-class Observation(msgspec.Struct, frozen=True, gc=False):
-    """A lease as last scanned, and when its counter was first seen."""
+class Progress(msgspec.Struct, frozen=True, gc=False):
+    """What a renewal writes beside the counter.
 
-    lease: Lease
-    unchanged_since: float
-
-
-def worker_id(host: str, pid: int, token: str) -> str:
-    """Return the id under which a process owns leases."""
-    return f"{host}:{pid}:{token}"
-
-
-def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
-    """Return the observations by lease key, after a scan that found *leases*."""
-    observations: dict[str, Observation] = {}
-    for lease in leases:
-        known = previous.get(lease.lease_key)
-        unmoved = known is not None and known.lease.counter == lease.counter
-        observations[lease.lease_key] = Observation(lease, known.unchanged_since if known and unmoved else now)
-    return observations
-
-
-def takeable_leases(
-    observations: Mapping[str, Observation],
-    *,
-    held: Collection[str],
-    now: float,
-    lease_duration_s: float,
-    me: str,
-) -> list[Lease]:
-    """Return the leases that may be taken now: free ones first, then those unchanged for longest.
-
-    Free are those without an owner, those given away, and those of *me* that this process does not hold: the answer to
-    a take was lost.
+    None leaves what the row has, but removes *ahead* and *read_up_to*; so does False the mark of an unable owner.
     """
-    candidates = [
-        observation
-        for lease_key, observation in observations.items()
-        if lease_key not in held and observation.lease.checkpoint != SHARD_END
-    ]
-    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_given_away]
-    free_keys = {lease.lease_key for lease in free}
-    expired = [
-        one
-        for one in candidates
-        if one.lease.lease_key not in free_keys and now - one.unchanged_since > lease_duration_s
-    ]
-    expired.sort(key=lambda one: one.unchanged_since)
-    return free + [one.lease for one in expired]
 
+    checkpoint: Position | None = None
+    ahead: ReadAhead | None = None
+    read_up_to: datetime | None = None
+    pending_tenants: frozenset[str] | None = None
+    throughput_kbps: float | None = None
+    report: LeaseReport | None = None
+    is_given_away: bool = False
 
-def assigned_leases(leases: Iterable[Lease], *, me: str) -> list[Lease]:
-    """Return the unfinished *leases* that a KCL 3.x leader has assigned to *me*, and nobody reads."""
-    return [
-        lease
-        for lease in leases
-        if lease.owner == me and lease.checkpoint_owner is None and lease.checkpoint != SHARD_END
-    ]
+    def attributes(self, me: str) -> dict[str, Any]:
+        """Return the attributes that *me* writes, None for those that it removes."""
+        written = {
+            METERED_BY: {"S": me},
+            THROUGHPUT: None if self.throughput_kbps is None else {"N": f"{self.throughput_kbps:.3f}"},
+            REPORT: self.report and {"S": encode_report(self.report)},
+            PENDING_TENANTS: self.pending_tenants and {"SS": sorted(self.pending_tenants)},
+        }
+        return {name: value for name, value in written.items() if value} | {
+            READ_UP_TO: self.read_up_to and {"S": f"{self.read_up_to.isoformat()} {me}"},
+            UNABLE: {"S": me} if self.is_given_away else None,
+            **position_attributes(self.checkpoint, self.ahead),
+        }
 
-
-def unfinished_hand_overs(leases: Iterable[Lease], *, me: str) -> list[Lease]:
-    """Return the *leases* that *me* is to hand over."""
-    return [lease for lease in leases if lease.checkpoint_owner == me]
+    def after(self, row: Lease) -> Progress | None:
+        """Return what is left to write over *row*, which an earlier try has written; None if that is nothing."""
+        is_higher = self.checkpoint is not None and row.checkpoint < self.checkpoint
+        has_tenants = self.pending_tenants in (None, row.pending_tenants)
+        if not is_higher and has_tenants and row.ahead == self.ahead:
+            return None
+        return self if is_higher else msgspec.structs.replace(self, checkpoint=None)
 
 
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
@@ -315,159 +214,100 @@ def is_lease(row: LeaseRow) -> bool:
 
 
 def lease_of(row: LeaseRow) -> Lease | None:
-    """Parse a row of the lease table; None for rows that are not leases. Raises UnreadableLeaseError."""
+    """Parse a row of the lease table; None for rows that are not leases. Raises ValueError that names an attribute."""
     if not is_lease(row):
         return None
-    try:
-        read_up_to, read_by = _read_up_to(row)
-        reader = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
-        return Lease(
-            lease_key=_required(row, "leaseKey", "S"),
-            checkpoint=_position(row, "checkpoint"),
-            counter=_integer("leaseCounter", _required(row, "leaseCounter", "N")),
-            owner=_optional(row, "leaseOwner", "S") or None,
-            owner_switches=_integer(SWITCHES, _optional(row, SWITCHES, "N") or "0"),
-            parents=frozenset(_optional(row, "parentShardId", "SS") or ()),
-            children=frozenset(_optional(row, "childShardIds", "SS") or ()),
-            hash_range=_hash_range(row),
-            pending_checkpoint=_position(row, "pendingCheckpoint") if "pendingCheckpoint" in row else None,
-            checkpoint_owner=_optional(row, "checkpointOwner", "S") or None,
-            started_at=_instant(row, STARTED_AT),
-            pending_tenants=frozenset(_optional(row, PENDING_TENANTS, "SS") or ()) or None,
-            ahead=_ahead(row),
-            read_up_to=read_up_to if read_by and read_by == reader else None,
-            last_read_up_to=read_up_to,
-            throughput_kbps=_throughput(row),
-            metered_by=_optional(row, METERED_BY, "S"),
-            report=decode_report(_text(row, REPORT), reader or None),
-            retry=decode_retry(_text(row, RETRY)),
-            unable_of=_optional(row, UNABLE, "S"),
-        )
-    except UnreadableLeaseError:
-        raise
-    except ValueError as exc:  # not a number, or not a position
-        raise UnreadableLeaseError(str(exc)) from exc
+    owner, checkpoint_owner = _read(row, "leaseOwner") or None, _read(row, "checkpointOwner") or None
+    last_read_up_to, read_by = _read(row, READ_UP_TO, convert=_split_read_up_to) or (None, "")
+    sub_sequence_number = _read(row, "checkpointSubSequenceNumber", "N", int) or 0
+    checkpoint_of = partial(Position.from_checkpoint, sub_sequence_number=sub_sequence_number)
+    first, last = _read(row, "startingHashKey", convert=int), _read(row, "endingHashKey", convert=int)
+    read_to, held = _read(row, READ_TO, convert=_parse_read_to), _read(row, HELD, "SS", frozenset)
+    return Lease(
+        lease_key=_required(row, "leaseKey"),
+        checkpoint=_required(row, "checkpoint", convert=checkpoint_of),
+        counter=_required(row, "leaseCounter", "N", int),
+        owner=owner,
+        parents=_read(row, "parentShardId", "SS", frozenset) or frozenset(),
+        hash_range=None if None in (first, last) else HashRange(first, last),
+        checkpoint_owner=checkpoint_owner,
+        started_at=_read(row, STARTED_AT, convert=_parse_instant),
+        pending_tenants=_read(row, PENDING_TENANTS, "SS", frozenset) or None,
+        ahead=None if None in (read_to, held) else ReadAhead(read_to, held),
+        read_up_to=last_read_up_to if read_by and read_by == (checkpoint_owner or owner) else None,
+        last_read_up_to=last_read_up_to,
+        throughput_kbps=_read(row, THROUGHPUT, "N", float),
+        metered_by=_read(row, METERED_BY),
+        report=decode_report(_read(row, REPORT), checkpoint_owner or owner),
+        retry=_read(row, RETRY),
+        unable_of=_read(row, UNABLE),
+    )
 
 
 def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
     """Return the row that creates *lease*, without empty members."""
-    row: dict[str, dict[str, Any]] = {
+    row = {
         "leaseKey": {"S": lease.lease_key},
         "leaseCounter": {"N": str(lease.counter)},
-        SWITCHES: {"N": str(lease.owner_switches)},
-        "checkpoint": {"S": lease.checkpoint.checkpoint},
-        "checkpointSubSequenceNumber": {"N": str(lease.checkpoint.sub_sequence_number)},
         "entityType": {"S": ENTITY_TYPE},
-    }
-    if lease.owner:
-        row["leaseOwner"] = {"S": lease.owner}
-    if lease.parents:
-        row["parentShardId"] = {"SS": sorted(lease.parents)}
-    if lease.children:
-        row["childShardIds"] = {"SS": sorted(lease.children)}
-    if lease.hash_range:
-        row["startingHashKey"] = {"S": str(lease.hash_range.first)}
-        row["endingHashKey"] = {"S": str(lease.hash_range.last)}
-    if lease.started_at:
-        row[STARTED_AT] = {"S": lease.started_at.isoformat()}
-    if lease.pending_tenants:
-        row[PENDING_TENANTS] = {"SS": sorted(lease.pending_tenants)}
-    if lease.ahead:
-        row |= attributes_of(lease.ahead)
-    return row
+        "leaseOwner": lease.owner and {"S": lease.owner},
+        "parentShardId": lease.parents and {"SS": sorted(lease.parents)},
+        "startingHashKey": lease.hash_range and {"S": str(lease.hash_range.first)},
+        "endingHashKey": lease.hash_range and {"S": str(lease.hash_range.last)},
+        STARTED_AT: lease.started_at and {"S": lease.started_at.isoformat()},
+        PENDING_TENANTS: lease.pending_tenants and {"SS": sorted(lease.pending_tenants)},
+    } | position_attributes(lease.checkpoint, lease.ahead)
+    return {name: value for name, value in row.items() if isinstance(value, dict)}
 
 
-def attributes_of(ahead: ReadAhead) -> dict[str, dict[str, Any]]:
-    """Return the attributes of a lease row for *ahead*."""
-    read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
-    return {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
+def position_attributes(checkpoint: Position | None, ahead: ReadAhead | None) -> dict[str, Any]:
+    """Return the attributes for a checkpoint, if there is one, and for *ahead*; None for those to be removed."""
+    attributes: dict[str, Any] = {READ_TO: None, HELD: None}
+    if ahead is not None:
+        read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
+        attributes = {READ_TO: {"S": read_to}, HELD: {"SS": sorted(ahead.held)}}
+    if checkpoint is not None:  # a real one supersedes the KCL's two-phase ("pending") one
+        attributes |= {
+            "checkpoint": {"S": checkpoint.checkpoint},
+            "checkpointSubSequenceNumber": {"N": str(checkpoint.sub_sequence_number)},
+            SWITCHES: {"N": "0"},
+            **dict.fromkeys(PENDING_CHECKPOINT),
+        }
+    return attributes
 
 
-def _optional(row: LeaseRow, name: str, kind: str) -> Any:
+def _read(row: LeaseRow, name: str, kind: str = "S", convert: Callable[[Any], Any] | None = None) -> Any:
     value = row.get(name)
     if value is None or "NULL" in value:
         return None
-    if kind not in value:
-        raise UnreadableLeaseError(f"{name}: expected type {kind}, got {'/'.join(value)}")
-    return value[kind]
+    try:
+        return value[kind] if convert is None else convert(value[kind])
+    except (KeyError, ValueError) as exc:  # of another type, not a number, not a position
+        raise ValueError(f"{name}: {exc}") from exc
 
 
-def _required(row: LeaseRow, name: str, kind: str) -> Any:
-    value = _optional(row, name, kind)
+def _required(row: LeaseRow, name: str, kind: str = "S", convert: Callable[[Any], Any] | None = None) -> Any:
+    value = _read(row, name, kind, convert)
     if value is None:
-        raise UnreadableLeaseError(f"{name}: expected a value of type {kind}, got none")
+        raise ValueError(f"{name}: expected a value, got none")
     return value
 
 
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as exc:
-        raise UnreadableLeaseError(f"{name}: {exc}") from exc
-
-
-def _integer(name: str, digits: str) -> int:
-    with _named(name):
-        return int(digits)
-
-
-def _position(row: LeaseRow, name: str) -> Position:
-    sub_name = f"{name}SubSequenceNumber"
-    sub_sequence_number = _integer(sub_name, _optional(row, sub_name, "N") or "0")
-    checkpoint = _required(row, name, "S")
-    with _named(name):
-        return Position.from_checkpoint(checkpoint, sub_sequence_number)
-
-
-def _instant(row: LeaseRow, name: str) -> datetime | None:
-    text = _optional(row, name, "S")
-    if text is None:
-        return None
-    with _named(name):
-        instant = datetime.fromisoformat(text)
-        if instant.tzinfo is None:
-            raise ValueError(f"expected an instant with an offset, got {text[:40]!r}")
+def _parse_instant(text: str) -> datetime:
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError(f"expected an instant with an offset, got {text[:40]!r}")
     return instant
 
 
-def _ahead(row: LeaseRow) -> ReadAhead | None:
-    held = frozenset(_optional(row, HELD, "SS") or ())
-    sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
-    if not (held and sequence_number):
-        return None
-    with _named(READ_TO):
-        return ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
+def _split_read_up_to(text: str) -> tuple[datetime, str]:
+    instant, _, writer = text.partition(" ")
+    return _parse_instant(instant), writer
 
 
-def read_up_to_text(instant: datetime, owner: str) -> str:
-    """Return an instant for a row, with its writer."""
-    return f"{instant.isoformat()} {owner}"
-
-
-def _read_up_to(row: LeaseRow) -> tuple[datetime | None, str]:
-    try:
-        instant, _, writer = _text(row, READ_UP_TO).partition(" ")
-        read_up_to = datetime.fromisoformat(instant)
-    except ValueError:
-        return None, ""
-    return None if read_up_to.tzinfo is None else read_up_to, writer
-
-
-def _text(row: LeaseRow, name: str) -> str:
-    return row.get(name, {}).get("S") or ""  # the lease can be used without it
-
-
-def _throughput(row: LeaseRow) -> float | None:
-    kbps = row.get(THROUGHPUT, {}).get("N")
-    return None if kbps is None else float(kbps)
-
-
-def _hash_range(row: LeaseRow) -> HashRange | None:
-    first, last = _optional(row, "startingHashKey", "S"), _optional(row, "endingHashKey", "S")
-    if not (first and last):
-        return None
-    return HashRange(_integer("startingHashKey", first), _integer("endingHashKey", last))
+def _parse_read_to(text: str) -> Position:
+    sequence_number, _, sub_sequence_number = text.partition("/")
+    return Position.from_sequence_number(sequence_number, int(sub_sequence_number))
 
 
 # Slower than the KCL's mean of the last two renewals: a burst of some seconds must not move leases.
@@ -475,23 +315,41 @@ TIME_CONSTANT_S: Final = 120.0
 KILOBYTE: Final = 1024.0  # of the KCL's `throughputKBps`
 
 
-class ThroughputMeter:
-    """A moving mean of the bytes read, from the estimate of the last owner on."""
+class Meter:
+    """What is counted a second: since the last note, or as a moving mean from an estimate on."""
 
-    def __init__(self, estimate_kbps: float | None, *, now: float) -> None:
-        self.kbps = estimate_kbps
+    def __init__(self, estimate: float | None = None, *, time_constant_s: float = 0.0, now: float) -> None:
+        self.per_s = estimate
+        self._time_constant_s = time_constant_s
         self._noted_at = now
-        self._noted_bytes = 0
+        self._noted_count = 0.0
 
-    def note(self, read_bytes: int, *, now: float) -> None:
-        """Take over the bytes read since the meter was made, until *now* (monotonic)."""
+    def note(self, count: float, *, now: float) -> None:
+        """Take over the count since the meter was made, until *now* (monotonic)."""
         passed_s = now - self._noted_at
         if passed_s <= 0:
             return
-        rate = (read_bytes - self._noted_bytes) / KILOBYTE / passed_s
-        share = 1.0 if self.kbps is None else 1 - math.exp(-passed_s / TIME_CONSTANT_S)
-        self.kbps = (self.kbps or 0.0) * (1 - share) + rate * share
-        self._noted_at, self._noted_bytes = now, read_bytes
+        is_mean = self.per_s is not None and self._time_constant_s > 0
+        share = 1 - math.exp(-passed_s / self._time_constant_s) if is_mean else 1.0
+        self.per_s = (self.per_s or 0.0) * (1 - share) + (count - self._noted_count) / passed_s * share
+        self._noted_at, self._noted_count = now, count
+
+
+class Observation(msgspec.Struct, frozen=True, gc=False):
+    """A lease as last scanned, and when its counter was first seen."""
+
+    lease: Lease
+    unchanged_since: float
+
+
+def observe(previous: Mapping[str, Observation], leases: Iterable[Lease], *, now: float) -> dict[str, Observation]:
+    """Return the observations by lease key, after a scan that found *leases*."""
+    observations: dict[str, Observation] = {}
+    for lease in leases:
+        known = previous.get(lease.lease_key)
+        unmoved = known is not None and known.lease.counter == lease.counter
+        observations[lease.lease_key] = Observation(lease, known.unchanged_since if known and unmoved else now)
+    return observations
 
 
 class StreamView:
@@ -499,21 +357,12 @@ class StreamView:
 
     def __init__(self) -> None:
         self.observations: dict[str, Observation] = {}  # by lease key
-        self._leases: dict[str, Lease] = {}
-        self._scanned_at = 0.0
+        self.leases: dict[str, Lease] = {}
+        self.scanned_at = 0.0  # monotonic
         self.gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self.retention: timedelta | None = None  # of the stream; None before the first listing
 
     def update(self, leases: Iterable[Lease], *, now: float) -> None:
-        """Take over the *leases* of a scan; *now* is monotonic."""
-        self.observations = observe(self.observations, leases, now=now)
-        self._leases = {key: one.lease for key, one in self.observations.items()}
-        self._scanned_at = now
-
-    def unchanged_for_s(self, lease_key: str) -> float:
-        """Return for how long nobody had renewed a lease, at the last scan."""
-        return self._scanned_at - self.observations[lease_key].unchanged_since
-
-    def leases(self) -> dict[str, Lease]:
-        """Return the leases of the last scan by key, to be read only."""
-        return self._leases
+        """Take over the *leases* of a scan."""
+        self.observations, self.scanned_at = observe(self.observations, leases, now=now), now
+        self.leases = {key: one.lease for key, one in self.observations.items()}

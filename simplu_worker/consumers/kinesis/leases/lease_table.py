@@ -1,13 +1,13 @@
-"""The lease table in DynamoDB, shared with the Kinesis Client Library."""
+"""The tables in DynamoDB that are shared with the Kinesis Client Library: leases, and in 3.x its leader and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from itertools import product
 from typing import Any, Final, TypedDict
 
@@ -15,36 +15,10 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, error_code, translate
-from simplu_worker.consumers.kinesis.leases import shard_tree
-from simplu_worker.consumers.kinesis.leases.lease import (
-    HELD,
-    METERED_BY,
-    PENDING_TENANTS,
-    READ_TO,
-    READ_UP_TO,
-    REPORT,
-    RETRY,
-    STARTED_AT,
-    THROUGHPUT,
-    UNABLE,
-    HoldRetry,
-    Lease,
-    LeaseReport,
-    LeaseRow,
-    ReadAhead,
-    UnreadableLeaseError,
-    attributes_of,
-    encode_report,
-    encode_retry,
-    has_hand_over_begun,
-    is_lease,
-    is_own_landed_write,
-    lease_of,
-    read_up_to_text,
-    row_of,
-)
+from simplu_worker.consumers.kinesis.leases import kcl_leader
+from simplu_worker.consumers.kinesis.leases import lease as rows
+from simplu_worker.consumers.kinesis.leases.lease import Lease, LeaseRow, Progress, ReadAhead
 from simplu_worker.consumers.kinesis.stream import positions
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamShard
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import UtcClock
@@ -98,6 +72,19 @@ class TableRequests:
             DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
         return reply
 
+    async def scan(self, table: str, **arguments: Any) -> tuple[list[LeaseRow], float]:
+        """Return all rows, and the read capacity that they took."""
+        found: list[LeaseRow] = []
+        units = 0.0
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self.call(table, "scan", **arguments, **page)
+            found += reply["Items"]
+            units += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
+            if not reply.get("LastEvaluatedKey"):
+                return found, units
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
 
 class _Reply(TypedDict, total=False):
     """The members of a reply that are read; others are left out."""
@@ -142,9 +129,6 @@ TABLE_DEFINITION: Final[Mapping[str, Any]] = {
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 PASSING_STATES = frozenset({"CREATING", "DELETING"})  # the others last until a person acts
 STATE_POLL_INTERVAL_S = 0.5
-UNCHANGED: Final = ReadAhead(
-    positions.Position(0), frozenset()
-)  # compared by identity: leave the attributes of the row
 
 
 class LeaseTable:
@@ -157,248 +141,162 @@ class LeaseTable:
         self.name = name
         self.requests = TableRequests(client)
         self._unreadable: dict[str, str] = {}  # what is wrong with a row, by lease key
-        self.other_rows: tuple[LeaseRow, ...] = ()  # of the last scan: those of the KCL 3.5 that are not leases
+        self.other_rows: Sequence[LeaseRow] = ()  # of the last scan: those of the KCL 3.5 that are not leases
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
     async def ensure(self) -> None:
         """Create the table unless it exists, and wait until it is ready."""
         while True:
-            table = await self._describe()
-            if table is None:
-                await self._create_table()
-            elif (state := table["TableStatus"]) in READY_STATES:
+            try:
+                table = (await self.requests.call(self.name, "describe_table"))["Table"]
+            except TableMissingError:
+                with contextlib.suppress(TableInUseError):  # another replica was faster
+                    await self.requests.call(self.name, "create_table", **TABLE_DEFINITION)
+                    log.info("lease_table.created", table=self.name)
+                continue
+            if (state := table["TableStatus"]) in READY_STATES:
                 return self._check_key(table)
-            elif state in PASSING_STATES:
-                await asyncio.sleep(STATE_POLL_INTERVAL_S)
-            else:
+            if state not in PASSING_STATES:
                 raise RetryableError(
                     f"table {self.name}: expected one that can be used, got {state}; enable its KMS key, or restore it"
                 )
+            await asyncio.sleep(STATE_POLL_INTERVAL_S)
 
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
         """Return all leases, without rows of other kinds (`other_rows`) and unreadable ones (logged once).
 
         Unless *is_consistent*, a row may be a second old. Raises PermanentError if no row can be read.
         """
-        leases: list[Lease] = []
-        others: list[LeaseRow] = []
-        page: dict[str, Any] = {}
-        self.scan_capacity = 0.0
-        while True:
-            reply = await self.requests.call(
-                self.name, "scan", ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent, **page
-            )
-            self.scan_capacity += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
-            leases += [lease for row in reply["Items"] if (lease := self._parse(row))]
-            others += [row for row in reply["Items"] if not is_lease(row)]
-            if not reply.get("LastEvaluatedKey"):
-                self.other_rows = tuple(others)
-                self._require_readable(leases)
-                return leases
-            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
-
-    def _require_readable(self, leases: Sequence[Lease]) -> None:
+        found, self.scan_capacity = await self.requests.scan(
+            self.name, ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent
+        )
+        self.other_rows = [row for row in found if not rows.is_lease(row)]
+        leases = [lease for row in found if (lease := self._parse(row))]
         if self._unreadable and not leases:
             lease_key, problem = next(iter(self._unreadable.items()))
             raise PermanentError(
                 f"table {self.name}: no row is a lease as the KCL writes it, such as {lease_key} ({problem}); correct "
                 "the rows, or set KINESIS_APPLICATION_NAME to a name of its own"
             )
+        return leases
 
     async def find(self, lease_key: str) -> Lease | None:
-        """Return a lease by a consistent read; None without a readable row."""
+        """Return a lease by a consistent read; None without a row. Raises RetryableError for one that is unreadable."""
         reply = await self.requests.call(self.name, "get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
-        row = reply.get("Item")
-        return self._parse(row) if row else None
-
-    def is_unreadable(self, lease_key: str) -> bool:
-        """Return whether the row, when last read, was unreadable."""
-        return lease_key in self._unreadable
+        lease = self._parse(reply.get("Item"))
+        if lease is None and lease_key in self._unreadable:
+            raise RetryableError(f"table {self.name}: the lease {lease_key} cannot be read; correct its row")
+        return lease
 
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; return False when there is one."""
-        try:
-            await self.requests.call(
-                self.name, "put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})"
-            )
-        except ConditionFailedError:
-            return False
-        return True
+        condition = f"attribute_not_exists({KEY})"
+        return await _is_met(
+            self.requests.call(self.name, "put_item", Item=rows.row_of(lease), ConditionExpression=condition)
+        )
 
-    async def take(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
+    async def take(
+        self, lease: Lease, me: str, *, start_at: datetime | None = None, is_assigned: bool = False
+    ) -> Lease | None:
         """Make *me* the owner; return the lease as written, or None when its counter has moved.
 
-        *start_at* pins the start of an unread lease, unless it is pinned already.
+        *start_at* pins the start of an unread lease, unless it is pinned already. Where *is_assigned* by a KCL 3.x
+        leader, it has to be so still: a leader that assigns it again leaves the counter.
         """
-        return await self._take(lease, me, "leaseCounter = :counter", start_at)
-
-    async def _take(self, lease: Lease, me: str, condition: str, start_at: datetime | None) -> Lease | None:
-        changes = _Changes(me, counter=_number(lease.counter), switch=_number(0 if lease.actual_owner == me else 1))
-        changes.sets += ["leaseOwner = :me", f"{METERED_BY} = :me"]
-        changes.set(leaseCounter=_number(lease.counter + 1))
-        changes.removes += ["checkpointOwner", UNABLE]
+        attributes = {"leaseCounter": _number(lease.counter + 1), "checkpointOwner": None, rows.UNABLE: None}
+        switch = _number(0 if lease.actual_owner == me else 1)
+        changes = _Changes(me, attributes, counter=_number(lease.counter), switch=switch)
+        changes.sets += ["leaseOwner = :me", f"{rows.METERED_BY} = :me"]
         if start_at is not None:
-            changes.sets.append(f"{STARTED_AT} = if_not_exists({STARTED_AT}, :started)")
+            changes.sets.append(f"{rows.STARTED_AT} = if_not_exists({rows.STARTED_AT}, :started)")
             changes.values[":started"] = {"S": start_at.isoformat()}
-        update = f"{changes.expression()} ADD ownerSwitchesSinceCheckpoint :switch"
+        update = f"{changes.expression()} ADD {rows.SWITCHES} :switch"
+        condition = "leaseCounter = :counter"
+        if is_assigned:
+            condition += " AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
         try:
-            return await self._update(lease, update, condition, changes.values)
+            return await self._update(lease.lease_key, update, condition, changes.values)
         except ConditionFailedError as failed:
-            row = await self._find_instead(lease, failed)
-        return row if row is not None and is_own_landed_write(lease, row, me=me) else None
+            row = self._parse(failed.row)
+        return row if row is not None and rows.is_own_landed_write(lease, row, me=me) else None
 
-    async def begin(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
-        """Begin to hold a lease that a KCL 3.x leader has assigned to *me*; None when it is not any more.
+    async def renew(self, lease: Lease, me: str, progress: Progress = Progress()) -> Lease | None:  # noqa: B008  (frozen)
+        """Renew a lease that *me* holds, with its progress; return it as written, None when another owner has it.
 
-        Expects the owner, too: a leader that assigns it again leaves the counter.
+        With a `checkpoint_owner` (*me*), another worker waits for `release`. An earlier try that landed without an
+        answer counts as this one; where it wrote less, this try is written over it.
         """
-        condition = "leaseCounter = :counter AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
-        return await self._take(lease, me, condition, start_at)
-
-    async def renew(
-        self,
-        lease: Lease,
-        me: str,
-        checkpoint: positions.Position | None = None,
-        *,
-        pending_tenants: frozenset[str] | None = None,
-        ahead: ReadAhead | None = UNCHANGED,
-        read_up_to: datetime | None = None,
-        throughput_kbps: float | None = None,
-        report: LeaseReport | None = None,
-        is_given_away: bool = False,
-    ) -> Lease | None:
-        """Renew a lease that *me* holds; in the same write, set its checkpoint and its progress.
-
-        Returns the lease as written; None when another owner has it. With a `checkpoint_owner` (*me*), another worker
-        waits for `release`. An earlier try that landed without an answer counts as this one; where it wrote less, this
-        try is written over it.
-
-        Without *pending_tenants*, *throughput_kbps* or *report* those of the row stay; *ahead* or *read_up_to* None
-        remove the row's.
-        """
-        changes = _Changes(me, counter=_number(lease.counter))
-        changes.set(
-            leaseCounter=_number(lease.counter + 1),
-            **{
-                METERED_BY: {"S": me},
-                THROUGHPUT: None if throughput_kbps is None else {"N": f"{throughput_kbps:.3f}"},
-                REPORT: None if report is None else {"S": encode_report(report)},
-                PENDING_TENANTS: {"SS": sorted(pending_tenants)} if pending_tenants else None,
-                READ_UP_TO: None if read_up_to is None else {"S": read_up_to_text(read_up_to, me)},
-                UNABLE: {"S": me} if is_given_away else None,
-            },
-        )
-        before = {READ_UP_TO: lease.read_up_to, UNABLE: lease.unable_of}
-        changes.removes += [
-            name for name, value in before.items() if value is not None and f":{name}" not in changes.values
-        ]
-        changes.set_progress(lease, checkpoint, ahead)
+        attributes = progress.attributes(me) | {"leaseCounter": _number(lease.counter + 1)}
+        changes = _Changes(me, attributes, counter=_number(lease.counter))
+        condition = f"leaseCounter = :counter AND {self._held_condition(lease)}"
         try:
-            condition = f"leaseCounter = :counter AND {self._held_condition(lease)}"
-            return await self._update(lease, changes.expression(), condition, changes.values)
+            return await self._update(lease.lease_key, changes.expression(), condition, changes.values)
         except ConditionFailedError as failed:
-            row = await self._find_instead(lease, failed)
-        if row is None:
+            row = self._parse(failed.row)
+        if row is not None and rows.has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
+            return await self.renew(row, me, progress)
+        if row is None or not rows.is_own_landed_write(lease, row, me=me):
             return None
-        again = partial(
-            self.renew, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to, is_given_away=is_given_away
-        )
-        if has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
-            return await again(row, me, checkpoint, throughput_kbps=throughput_kbps, report=report)
-        if not is_own_landed_write(lease, row, me=me):
-            return None
-        higher = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
-        has_tenants = not pending_tenants or row.pending_tenants == pending_tenants
-        if higher is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
+        if (left := progress.after(row)) is None:
             return row
         try:
-            return await again(row, me, higher)
+            return await self.renew(row, me, left)
         except RetryableError:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
     async def release(
-        self,
-        lease: Lease,
-        me: str,
-        checkpoint: positions.Position | None = None,
-        *,
-        ahead: ReadAhead | None = UNCHANGED,
+        self, lease: Lease, me: str, checkpoint: positions.Position | None, ahead: ReadAhead | None
     ) -> bool:
-        """Release a lease of *me*, with a last checkpoint; return False when *me* does not hold it.
+        """Release a lease of *me*, with its last progress; return False when *me* does not hold it.
 
         One that a KCL 3.x leader has assigned to another worker stays that worker's. The write expects the owner and
         not the counter, so a renewal in flight does no harm.
         """
-        changes = _Changes(me, one=_number(1))
-        changes.removes.append("leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner")
-        changes.set_progress(lease, checkpoint, ahead)
+        owner = "leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner"
+        changes = _Changes(me, {owner: None} | rows.position_attributes(checkpoint, ahead), one=_number(1))
         update = f"{changes.expression()} ADD leaseCounter :one"
         try:
-            await self._update(lease, update, self._held_condition(lease), changes.values)
+            await self._update(lease.lease_key, update, self._held_condition(lease), changes.values)
         except ConditionFailedError as failed:
-            row = await self._find_instead(lease, failed)
+            row = self._parse(failed.row)
         else:
             return True
-        if row is not None and has_hand_over_begun(lease, row, me=me):
-            return await self.release(row, me, checkpoint, ahead=ahead)
+        if row is not None and rows.has_hand_over_begun(lease, row, me=me):
+            return await self.release(row, me, checkpoint, ahead)
         next_owner = None if lease.checkpoint_owner is None else lease.owner
         return row is not None and row.actual_owner == next_owner and checkpoint in (None, row.checkpoint)
 
-    async def write_children(self, lease: Lease, me: str, children: Collection[str]) -> None:
-        """Write the *children* of a lease, if *me* still holds it."""
-        values = {":children": {"SS": sorted(children)}, ":me": {"S": me}}
-        try:
-            await self._update(lease, "SET childShardIds = :children", self._held_condition(lease), values)
-        except ConditionFailedError as failed:
-            row = await self._find_instead(lease, failed)
-            if row is not None and has_hand_over_begun(lease, row, me=me):
-                await self.write_children(row, me, children)
+    async def write_retry(self, lease: Lease, retry: str) -> bool:
+        """Write a person's request to the owner of *lease*; return False when that is another now."""
+        values = {":retry": {"S": retry}, ":me": {"S": lease.actual_owner}}
+        return await _is_met(
+            self._update(lease.lease_key, f"SET {rows.RETRY} = :retry", self._held_condition(lease), values)
+        )
 
-    async def write_retry(self, lease: Lease, retry: HoldRetry) -> bool:
-        """Write a request to the owner of *lease*; return False when that is another now."""
-        values = {":retry": {"S": encode_retry(retry)}, ":me": {"S": lease.actual_owner}}
-        try:
-            await self._update(lease, f"SET {RETRY} = :retry", self._held_condition(lease), values)
-        except ConditionFailedError:
-            return False
-        return True
+    async def write_children(self, lease_key: str, children: Collection[str]) -> None:
+        """Write the *children* of a stream shard that has ended."""
+        await self._write_fact(lease_key, "SET childShardIds = :children", {":children": {"SS": sorted(children)}})
 
     async def write_hash_range(self, lease_key: str, hash_range: positions.HashRange) -> None:
-        """Write the hash range, if the row is there: half a row must not come back."""
+        """Write the hash range."""
         values = {":first": {"S": str(hash_range.first)}, ":last": {"S": str(hash_range.last)}}
-        update = "SET startingHashKey = :first, endingHashKey = :last"
-        with contextlib.suppress(ConditionFailedError):
-            await self._update(Lease(lease_key, positions.TRIM_HORIZON), update, f"attribute_exists({KEY})", values)
+        await self._write_fact(lease_key, "SET startingHashKey = :first, endingHashKey = :last", values)
 
     async def delete(self, lease: Lease) -> bool:
         """Delete the row unless it was written since; return whether it was deleted."""
-        try:
-            await self.requests.call(
+        return await _is_met(
+            self.requests.call(
                 self.name,
                 "delete_item",
                 Key={KEY: {"S": lease.lease_key}},
                 ConditionExpression="leaseCounter = :counter",
                 ExpressionAttributeValues={":counter": _number(lease.counter)},
             )
-        except ConditionFailedError:
-            return False
-        return True
+        )
 
-    async def _describe(self) -> dict[str, Any] | None:
-        try:
-            reply = await self.requests.call(self.name, "describe_table")
-        except TableMissingError:
-            return None
-        table: dict[str, Any] = reply["Table"]
-        return table
-
-    async def _create_table(self) -> None:
-        try:
-            await self.requests.call(self.name, "create_table", **TABLE_DEFINITION)
-        except TableInUseError:
-            return  # another replica was faster
-        log.info("lease_table.created", table=self.name)
+    async def _write_fact(self, lease_key: str, update: str, values: dict[str, Any]) -> None:
+        # The stream says the same to everybody, so any replica may write it; half a row must not come back.
+        await _is_met(self._update(lease_key, update, f"attribute_exists({KEY})", values))
 
     def _check_key(self, table: dict[str, Any]) -> None:
         key = [(part["AttributeName"], part["KeyType"]) for part in table["KeySchema"]]
@@ -414,11 +312,11 @@ class LeaseTable:
             return "leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
         return "checkpointOwner = :me"
 
-    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+    async def _update(self, lease_key: str, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
         reply = await self.requests.call(
             self.name,
             "update_item",
-            Key={KEY: {"S": lease.lease_key}},
+            Key={KEY: {"S": lease_key}},
             UpdateExpression=update,
             ConditionExpression=condition,
             ExpressionAttributeValues=values,
@@ -427,14 +325,13 @@ class LeaseTable:
         )
         return self._parse(reply["Attributes"])
 
-    async def _find_instead(self, lease: Lease, failed: ConditionFailedError) -> Lease | None:
-        return await self.find(lease.lease_key) if failed.row is None else self._parse(failed.row)
-
-    def _parse(self, row: LeaseRow) -> Lease | None:
+    def _parse(self, row: LeaseRow | None) -> Lease | None:
+        if row is None:
+            return None
         lease_key = str(row[KEY]["S"])
         try:
-            lease = lease_of(row)
-        except UnreadableLeaseError as exc:
+            lease = rows.lease_of(row)
+        except ValueError as exc:
             if lease_key not in self._unreadable:
                 log.warning("lease.unreadable", lease_key=lease_key, problem=str(exc))
             self._unreadable[lease_key] = str(exc)
@@ -443,114 +340,173 @@ class LeaseTable:
         return lease
 
 
+async def _is_met(request: Awaitable[object]) -> bool:
+    # Whether the condition of a request was met.
+    try:
+        await request
+    except ConditionFailedError:
+        return False
+    return True
+
+
 def _number(value: int) -> dict[str, str]:
     return {"N": str(value)}
 
 
 class _Changes:
-    """What one update of a row sets and removes; its condition may name `:me` and *values*."""
+    """An update of a row: sets *attributes*, but removes those that are None; its condition may name *values*."""
 
-    def __init__(self, me: str, **values: dict[str, Any]) -> None:
-        self.sets: list[str] = []
-        self.removes: list[str] = []
-        self.values: dict[str, Any] = {":me": {"S": me}} | {f":{name}": value for name, value in values.items()}
-
-    def set(self, **attributes: dict[str, Any] | None) -> None:
-        for name, value in attributes.items():
-            if value is not None:
-                self.sets.append(f"{name} = :{name}")
-                self.values[f":{name}"] = value
-
-    def set_progress(self, lease: Lease, checkpoint: positions.Position | None, ahead: ReadAhead | None) -> None:
-        if ahead is None and lease.ahead is not None:
-            self.removes += [READ_TO, HELD]
-        elif ahead is not None and ahead is not UNCHANGED and ahead != lease.ahead:
-            self.set(**attributes_of(ahead))
-        if checkpoint is not None:  # a real one supersedes the KCL's two-phase ("pending") one
-            self.set(
-                checkpoint={"S": checkpoint.checkpoint},
-                checkpointSubSequenceNumber=_number(checkpoint.sub_sequence_number),
-                ownerSwitchesSinceCheckpoint=_number(0),
-            )
-            self.removes += [
-                "pendingCheckpoint",
-                "pendingCheckpointSubSequenceNumber",
-                "pendingCheckpointState",
-            ]
+    def __init__(self, me: str, attributes: Mapping[str, Any], **values: dict[str, Any]) -> None:
+        self.sets = [f"{name} = :{name}" for name, value in attributes.items() if value is not None]
+        self.removes = [name for name, value in attributes.items() if value is None]
+        values |= {"me": {"S": me}} | {name: value for name, value in attributes.items() if value is not None}
+        self.values: dict[str, Any] = {f":{name}": value for name, value in values.items()}
 
     def expression(self) -> str:
-        parts = [f"SET {', '.join(self.sets)}" if self.sets else "", f"REMOVE {', '.join(self.removes)}"]
-        return " ".join(parts if self.removes else parts[:1])
+        parts = {"SET": self.sets, "REMOVE": self.removes}
+        return " ".join(f"{verb} {', '.join(clauses)}" for verb, clauses in parts.items() if clauses)
 
 
-class LeaseSyncer:
-    """Creates leases from listings; raises RetryableError or PermanentError, as stream and table do."""
+CHECK_INTERVAL_S: Final = 35.0  # a live leader writes a new version every 30 s, a live worker new metrics
+OWNERS_NAMED: Final = 3
 
-    def __init__(self, stream: Stream, table: LeaseTable, position: str | datetime, *, utc: UtcClock) -> None:
-        """*position* is `KINESIS_INITIAL_POSITION`."""
-        self._stream = stream
-        self._table = table
-        self._position = position
+
+class KclLeaderWatch:
+    """Knows whether a live leader of the KCL 3.x assigns the leases."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        coordinator: str | None = None,
+        worker_metrics: str | None = None,
+        *,
+        follows: bool = False,
+    ) -> None:
+        """With *follows* the replica takes what the leader assigns to it.
+
+        The KCL has a table of its *coordinator* and of *worker_metrics* until they are moved into the lease table; None
+        is the name that it derives.
+        """
+        self.table = table
+        self.coordinator = coordinator or f"{table.name}-CoordinatorState"
+        self.worker_metrics = worker_metrics or f"{table.name}-WorkerMetricStats"
+        self.follows = follows
+        self._states: tuple[kcl_leader.KclState, ...] = ()  # at the last looks, newest first
+        self._owners: list[str] = []
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether a live leader assigns the leases."""
+        return bool(self._leading_owners())
+
+    @property
+    def state(self) -> kcl_leader.KclState | None:
+        """The state at the last look; None before."""
+        return next(iter(self._states), None)
+
+    @property
+    def leaders(self) -> str | None:
+        """The names of the leader, or of live workers while there is none; None without any."""
+        owners = self._leading_owners()
+        return ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "") if owners else None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this replica takes no leases; None when it may."""
+        if self.follows or (names := self.leaders) is None:
+            return None
+        return (
+            f"table {self.table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
+            "stop that application, set KINESIS_APPLICATION_NAME to another name, or KINESIS_KCL_FOLLOWER=true to be "
+            "assigned leases by it"
+        )
+
+    @property
+    def outlook(self) -> str | None:
+        """What the KCL's application is about to do; None when that is nothing, or it leads already."""
+        state = self.state
+        text = None if state is None or self.is_leading or self.follows else kcl_leader.outlook_of(state)
+        return text and f"table {self.table.name}: {text}"
+
+    async def check(self) -> None:
+        """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
+
+        A table that may not be read counts as empty. Raises RetryableError, and keeps the last result then.
+        """
+        found = [(self.table.name, self.table.other_rows), (self.coordinator, await self._scan(self.coordinator))]
+        if kcl_leader.state_of(found).is_version_leading:  # else the workers do not matter
+            found.append((self.worker_metrics, await self._scan(self.worker_metrics)))
+        state = kcl_leader.state_of(found)
+        self._owners = kcl_leader.leading_owners(state, self._states)
+        self._states = (state, *self._states)[: kcl_leader.LOOKS]
+
+    def _leading_owners(self) -> list[str]:
+        scanned = kcl_leader.state_of([(self.table.name, self.table.other_rows)])
+        return self._owners or kcl_leader.new_leaders(scanned, self.state)
+
+    async def _scan(self, table: str) -> Sequence[LeaseRow]:
+        try:
+            found, _ = await self.table.requests.scan(table, ConsistentRead=True)
+        except TableMissingError:
+            return ()
+        except PermanentError as exc:
+            log.warning("kcl_leader.unread", table=table, error=str(exc))
+            return ()
+        return found
+
+
+REPORT_INTERVAL_S: Final = 10.0  # the KCL reports every 30 s by default, and calls a worker dead after two intervals
+METRICS_KEY: Final = "wid"  # of the table that only has worker metrics
+
+
+class KclFollower:
+    """The row of this replica's metrics: a leader of the KCL 3.x gives leases to workers with a fresh one only."""
+
+    def __init__(self, watch: KclLeaderWatch, *, me: str, utc: UtcClock) -> None:
+        self._requests = watch.table.requests
+        self._watch = watch
+        self._me = me
         self._utc = utc
+        self._measured = time.process_time(), time.monotonic()
+        self._percents: deque[float] = deque(maxlen=kcl_leader.VALUES_MAX)
+        self._written: tuple[str, str] | None = None  # the table with the row, and its key
+        self.trouble: str | None = None
 
-    async def sync_at_start(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Create the leases missing at the start; return all."""
-        initial = self._initial_position()
-        if not leases:
-            first = shard_tree.first_leases(await self._list_at(initial), initial)
-            # The leases of a faster replica count: if the stream was resharded in between, those of this listing would
-            # start the reading a second time.
-            leases = await self._table.scan(is_consistent=True)
-            if not leases:
-                return await self._create(first)
-        return [*leases, *await self._create(await self._find_missing(leases, await self._list_all()))]
+    async def report(self) -> None:
+        """Write the metrics where the KCL reads them. A failure is `trouble`."""
+        before, self._measured = self._measured, (time.process_time(), time.monotonic())
+        self._percents.append(kcl_leader.cpu_percent(before, self._measured))
+        self.trouble = None
+        state = self._watch.state
+        if state is None or not kcl_leader.is_reporting_wanted(state):
+            return
+        try:
+            await self._write(state)
+        except (RetryableError, PermanentError) as exc:
+            self.trouble = f"the metrics for the Kinesis Client Library 3.x could not be written: {exc}"
+            log.warning("kcl_follower.unreported", error=str(exc))
 
-    async def _find_missing(self, leases: Sequence[Lease], listing: Sequence[StreamShard]) -> list[Lease]:
-        # Scans again, consistently: where a stream shard starts depends on whether its parent has a lease.
-        if shard_tree.missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position()):
-            leases = await self._table.scan(is_consistent=True)
-        return shard_tree.missing_leases(listing, {lease.lease_key for lease in leases}, self._initial_position())
+    async def leave(self) -> None:
+        """Delete the row; if that fails, it expires."""
+        if self._written is None:
+            return
+        table, key_name = self._written
+        with contextlib.suppress(RetryableError, PermanentError):
+            await self._requests.call(table, "delete_item", Key={key_name: {"S": self._me}})
+        self._written = None
 
-    async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
-        created = [lease for lease in wanted if await self._table.create(lease)]
-        for lease in created:
-            start = lease.checkpoint.checkpoint
-            log.info("lease.created", stream_shard_id=lease.lease_key, parent=None, checkpoint=start)
-        return created
+    async def _write(self, state: kcl_leader.KclState) -> None:
+        # A KCL before 3.5 expects no such rows among the leases; an application that began with 3.5 has no other table.
+        lease_table = self._watch.table.name
+        if not kcl_leader.has_moved_metrics(state):
+            try:
+                return await self._put(self._watch.worker_metrics, METRICS_KEY)
+            except TableMissingError:
+                if lease_table not in state.version_tables:
+                    raise
+        return await self._put(lease_table, KEY)
 
-    async def sync(self) -> list[Lease]:
-        """List the stream and create the missing leases; return those."""
-        leases, listing = await self._table.scan(), await self._list_all()
-        return await self._create(await self._find_missing(leases, listing))
-
-    async def audit(self, leases: Iterable[Lease]) -> None:
-        """Look for a hole in the *leases* of a scan, which may be a stale one; create those that are missing."""
-        if shard_tree.first_hole_in_leases(leases) is not None and await self.sync():
-            log.warning("leases.incomplete", stream=self._stream.name)
-
-    def _initial_position(self) -> shard_tree.InitialPosition:
-        if isinstance(self._position, datetime):
-            return shard_tree.InitialPosition(positions.AT_TIMESTAMP, self._position)
-        if self._position == "LATEST":
-            return shard_tree.InitialPosition(positions.LATEST, self._utc())
-        return shard_tree.InitialPosition(positions.TRIM_HORIZON)
-
-    async def _list_at(self, initial: shard_tree.InitialPosition) -> list[StreamShard]:
-        at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp = positions.TrimHorizon()
-        if initial.checkpoint == positions.LATEST:
-            at = positions.Latest()
-        elif initial.started_at is not None:
-            at = positions.AtTimestamp(initial.started_at)
-        stream_shards = await self._stream.list_stream_shards(at)
-        hole = shard_tree.first_hole([shard.hash_range for shard in stream_shards])
-        if hole is not None:
-            raise RetryableError(
-                f"stream {self._stream.name}: expected stream shards for all hash keys, got none from {hole.first} on"
-            )
-        return stream_shards
-
-    async def _list_all(self) -> list[StreamShard]:
-        stream_shards = await self._stream.list_stream_shards()
-        if shard_tree.is_torn(stream_shards):
-            raise RetryableError(f"stream {self._stream.name} was resharded between two pages of its listing")
-        return stream_shards
+    async def _put(self, table: str, key_name: str) -> None:
+        row = kcl_leader.metrics_row(key_name, self._me, list(self._percents), at_s=int(self._utc().timestamp()))
+        await self._requests.call(table, "put_item", Item=row)
+        self._written = table, key_name

@@ -414,7 +414,7 @@ class CatchUps:
         for hold in ready:
             running = sorted((one for one in self.running if one.is_paced), key=lambda one: one.lag_s)
             may_join = len(running) >= PACED_MAX
-            if not (may_join and any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running)):
+            if not (may_join and any(one.catch_up.take_along(hold) for one in running)):
                 self._start([hold], tasks, ending, is_paced=True)
 
     def _start_groups(self, ready: Iterable[Hold], tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
@@ -438,7 +438,7 @@ class CatchUps:
             self._join_any(hold, by_lag)
 
     def _join_any(self, hold: Hold, running: Iterable[CatchUpReader]) -> bool:
-        return any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running)
+        return any(one.catch_up.take_along(hold) for one in running)
 
     def _start(
         self,

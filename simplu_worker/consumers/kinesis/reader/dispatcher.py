@@ -243,7 +243,8 @@ class Dispatcher:
             if hold.catch_up is None:
                 self._split(hold, [*lane.take_tenant(tenant_id), *own])
                 continue
-            if self.ownership.owner_of(tenant_id) is hold and not hold.catch_up.has_others(own):
+            is_its_own = all(entry.tracker is hold.catch_up.tracker for entry in own)
+            if is_its_own and self.ownership.owner_of(tenant_id) is hold:
                 admitted += own
                 continue
             if queued is None:
@@ -300,7 +301,7 @@ class Dispatcher:
         Must be called in the same step as the decision, with no batch in flight.
         """
         arrived_at = self._utc() if unread.after is None else unread.after.arrived_at
-        hold = self.ownership.open_backfill(shard_id, unread, arrived_at, now=loop_time())
+        hold = self.ownership.open_shard_hold(shard_id, arrived_at, lacks=unread, now=loop_time())
         own = {entry.operation.tenant_id for entry in self.pipeline.entries()}
         own = {tenant_id for tenant_id in own if self.ownership.owner_of(tenant_id) is hold}
         self._split(hold, [*entries, *self._take(own)])

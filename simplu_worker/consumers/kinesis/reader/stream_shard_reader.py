@@ -378,7 +378,7 @@ class StreamShardReader:
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.progress.is_at_end:
-            is_crowded = self._dispatcher.pipeline.lookup.is_crowded or self.progress.ownership.is_full
+            is_crowded = self._dispatcher.pipeline.lookup.is_crowded or self.progress.ownership.owners.is_full
             if self._memory.is_short or is_crowded:
                 self._shares.hold_over_share()
                 await self._wait_for_settled()

@@ -160,7 +160,7 @@ class ReaderProgress:
 
     def all_pending_tenants(self) -> TenantSet:
         """Return all tenants that are held or have operations in memory."""
-        tenants = self.ownership.held_tenants()
+        tenants = self.ownership.owners.tenants()
         for entry in self.pipeline.entries():
             tenants.add(entry.operation.tenant_id)
         return tenants
@@ -184,7 +184,7 @@ class ReaderProgress:
         read_to = max(main.arrived_at, self._passed_to() or main.arrived_at)
         if not is_noted_anyway and (read_to - oldest).total_seconds() < self._ahead_from_s:
             return None
-        tenants = self.ownership.held_tenants()
+        tenants = self.ownership.owners.tenants()
         for entry in self.pipeline.entries():
             if entry.tracker is not self.tracker:  # read by a catch-up, which may have ended
                 tenants.add(entry.operation.tenant_id)

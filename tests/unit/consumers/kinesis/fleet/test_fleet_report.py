@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import structs
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report, lone_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
 from simplu_worker.consumers.kinesis.leases.lease import (
     HeldTarget,
     Lease,
@@ -18,6 +18,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.vocabulary import HoldReason
 
 ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
+FIGURES = ReplicaFigures(0.75, 4)
 UP_TO = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
@@ -31,16 +32,24 @@ def report_of(
     me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
-    replica = KnownReplica(ME, "2", me)
+    replica = LeaseReport(ME, "2", me)
     states = {"a": "reading", "c": "unowned"}
     return fleet_report(observations, states, replica, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     found = report_of(
-        (lease("a", ME, report=LeaseReport(ME, "2", 0.25, 10.0, 2)), 99.0),
-        (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1, read_count=7), read_up_to=UP_TO), 97.5),
-        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4)), 98.5),
+        (lease("a", ME, report=LeaseReport(ME, "2", lag_s=0.25, records_per_s=10.0, held_count=2)), 99.0),
+        (
+            lease(
+                "b",
+                OTHER,
+                report=LeaseReport(OTHER, "1", lag_s=0.5, records_per_s=20.0, held_count=1, read_count=7),
+                read_up_to=UP_TO,
+            ),
+            97.5,
+        ),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", FIGURES, lag_s=4.0, records_per_s=30.0, held_count=0)), 98.5),
     )
     first, second = found["replicas"]
     assert first == {
@@ -95,7 +104,8 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
 
 
 def test_numbers_of_a_silent_replica_are_not_known() -> None:
-    report = LeaseReport(OTHER, "1", 0.0, 21.0, 1, (HeldTarget("tenant t", HoldReason.GAP, 1.0),), 0.75, 4)
+    held = (HeldTarget("tenant t", HoldReason.GAP, 1.0),)
+    report = LeaseReport(OTHER, "1", FIGURES, lag_s=0.0, records_per_s=21.0, held_count=1, held=held)
     found = report_of((lease("b", OTHER, report=report), 89.5))
     row, replica = found["streamShards"][0], found["replicas"][1]
     names = ("lagSeconds", "recordsPerSecond", "readKBps", "heldTargets")
@@ -128,7 +138,7 @@ def test_replica_has_its_oldest_held_targets() -> None:
 
 
 def test_replica_without_a_stream_is_alone_in_its_report() -> None:
-    found = lone_report(KnownReplica(ME, "2"))
+    found = fleet_report({}, {}, LeaseReport(ME, "2"), now=0.0)
     (one,) = found["replicas"]
     assert (one["replica"], one["isThis"], one["version"], one["leases"], one["isSilent"]) == (ME, True, "2", 0, False)
     assert (found["streamShards"], found["counts"]) == ([], {"replicas": 1, "leases": 0, "unowned": 0, "ended": 0})
@@ -170,7 +180,8 @@ def test_replica_is_silent_once_all_of_its_leases_are() -> None:
 
 def test_top_tenants_are_those_of_the_last_report_of_a_replica() -> None:
     reports = [
-        LeaseReport(OTHER, "1", top=(TopTenant("t", shard, took_s),)) for shard, took_s in (("x", 1.0), ("y", 2.00049))
+        LeaseReport(OTHER, "1", ReplicaFigures(top=(TopTenant("t", shard, took_s),)))
+        for shard, took_s in (("x", 1.0), ("y", 2.00049))
     ]
     found = report_of((lease("b", OTHER, report=reports[1]), 99.0), (lease("d", OTHER, report=reports[0]), 98.0))
     assert found["replicas"][1]["topTenants"] == [{"shardId": "y", "tenant": "t", "lastMinute": {"seconds": 2.0}}]

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import is_start_unknown, pinned_start, start_of
+from simplu_worker.consumers.kinesis.fleet.fleet_report import pinned_start, start_of
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.positions import (
@@ -34,6 +34,7 @@ READ = Position(17, 3)
         pytest.param(AT_TIMESTAMP, "LATEST", NOW, id="a KCL's instant, where only new records are wanted"),
         pytest.param(LATEST, EARLIER, EARLIER, id="a KCL's LATEST, with a configured instant"),
         pytest.param(READ, EARLIER, NOW, id="a KCL has read a part"),
+        pytest.param(LATEST, "TRIM_HORIZON", NOW, id="a KCL's LATEST, where all records are wanted"),
     ],
 )
 def test_take_pins_the_instant_from_which_a_lease_is_read(
@@ -55,14 +56,3 @@ def test_take_pins_the_instant_from_which_a_lease_is_read(
 )
 def test_reader_starts_by_the_checkpoint(lease: Lease, expected: Start) -> None:
     assert start_of(lease, NOW) == expected
-
-
-def test_only_an_instant_that_the_row_lacks_is_unknown() -> None:
-    rows = [
-        Lease("a", AT_TIMESTAMP),
-        Lease("a", AT_TIMESTAMP, started_at=EARLIER),
-        Lease("a", LATEST),
-        Lease("a", READ),
-    ]
-    assert [is_start_unknown(one) for one in rows] == [True, False, False, False]
-    assert pinned_start(Lease("a", LATEST), "TRIM_HORIZON", now=NOW) == NOW

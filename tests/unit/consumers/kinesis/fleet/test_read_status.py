@@ -9,7 +9,7 @@ from msgspec import structs
 from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.leases.lease_rules import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.vocabulary import Absence

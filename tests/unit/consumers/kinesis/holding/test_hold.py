@@ -18,6 +18,9 @@ def mark(number: int) -> RecordPosition:
     return RecordPosition(str(number), 0, START + timedelta(seconds=number))
 
 
+AT_4 = Unread(mark(4))
+
+
 def make_hold(after: int, *parents: ParentRecords, target: HeldTarget = HeldTarget.SHARD, arrived_s: int = 0) -> Hold:
     arrived_at = START + timedelta(seconds=arrived_s)
     return Hold(target, "", HoldReason.FAILING, unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
@@ -34,16 +37,12 @@ def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     hold = make_hold(5, target=target)
     assert (hold.sample_tenant, hold.is_backfill, hold.attempt_count, hold.passed_count) == ("", False, 0, 0)
     states = []
-    for state in (HoldState.HELD, HoldState.READY):
-        hold.enter(state)
-        states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
-    catch_up_of(hold)
-    states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
-    hold.lower(Unread(mark(4)), START)
-    states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
+    for change in (lambda: hold.enter(HoldState.READY), lambda: catch_up_of(hold), lambda: hold.lower(AT_4, START)):
+        change()
+        states.append((hold.is_waiting, hold.is_waiting_for_parents, hold.state))
 
-    waiting = (True, target is HeldTarget.PARENTS, "held")
-    assert states == [waiting, (False, False, "ready"), (False, False, "catching up"), waiting]
+    waiting = (True, target is HeldTarget.PARENTS, HoldState.HELD)
+    assert states == [(False, False, HoldState.READY), (False, False, HoldState.CATCHING_UP), waiting]
     assert (hold.since, hold.next_attempt_at) == (7.0, 7.0)
 
 
@@ -153,18 +152,12 @@ def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> N
     assert not without_parents.has_pending_parents
 
 
-@pytest.mark.parametrize(("start", "expected"), [(3, 3), (7, 5), (None, None)])
-def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int | None, expected: int | None) -> None:
-    catch_up = catch_up_of(make_hold(5, *PARENTS))
-    catch_up.start_own_lower(None if start is None else mark(start))
-    assert catch_up.unread == Unread(None if expected is None else mark(expected), PARENTS)
-
-
 @pytest.mark.parametrize(
     ("unread", "comes_to", "own_after"),
     [
         pytest.param(Unread(mark(7)), True, 5, id="later own records"),
         pytest.param(Unread(mark(3)), True, 3, id="earlier own records, while it reads those of parents"),
+        pytest.param(Unread(None), True, None, id="all own records"),
         pytest.param(Unread(mark(3), PARENTS[:1]), True, 3, id="those of a parent that it reads, too"),
         pytest.param(
             Unread(mark(3), (ParentRecords("parent-0", AtSequenceNumber("2"), Position(2), None),)),
@@ -174,7 +167,7 @@ def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int
         ),
     ],
 )
-def test_catch_up_comes_to_records(unread: Unread, comes_to: bool, own_after: int) -> None:  # noqa: FBT001
+def test_catch_up_comes_to_records(unread: Unread, comes_to: bool, own_after: int | None) -> None:  # noqa: FBT001
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     assert catch_up.comes_to(unread) is comes_to
-    assert catch_up.unread == Unread(mark(own_after), PARENTS)
+    assert catch_up.unread == Unread(None if own_after is None else mark(own_after), PARENTS)

@@ -48,8 +48,12 @@ def start(ownership: Ownership, *holds: Hold) -> CatchUp:
     return ownership.start_catch_up(holds)
 
 
+def open_backfill(ownership: Ownership, after: int, *parents: ParentRecords, shard_id: str = "shard-1") -> Hold:
+    return ownership.open_shard_hold(shard_id, START, lacks=unread(after, *parents), now=0.0)
+
+
 def backfill(ownership: Ownership, after: int, *parents: ParentRecords) -> Hold:
-    hold = ownership.open_backfill("shard-1", unread(after, *parents), START, now=0.0)
+    hold = open_backfill(ownership, after, *parents)
     start(ownership, hold)
     return hold
 
@@ -178,14 +182,14 @@ def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
     passed, same, later = (hold_tenant(ownership, one, after) for one, after in zip("bcd", (4, 5, 6), strict=True))
     for one in (passed, same, later):
         one.enter(HoldState.READY)
-    assert [ownership.join(one, catch_up) for one in (passed, same, later)] == [False, True, True]
+    assert [catch_up.take_along(one) for one in (passed, same, later)] == [False, True, True]
     assert (catch_up.holds, same.catch_up, passed.catch_up) == ([first, same, later], catch_up, None)
     assert parents is not None
-    assert not ownership.join(hold_tenant(ownership, "e-u", 6), parents)
-    assert not ownership.join(ownership.open_backfill("shard-2", unread(7, *PARENTS), START, now=0.0), catch_up)
+    assert not parents.take_along(hold_tenant(ownership, "e-u", 6))
+    assert not catch_up.take_along(open_backfill(ownership, 7, *PARENTS, shard_id="shard-2"))
     empty = start(ownership, passed)
     passed.lower(unread(1), START)
-    assert not ownership.join(hold_tenant(ownership, "f-t", 6), empty)
+    assert not empty.take_along(hold_tenant(ownership, "f-t", 6))
 
 
 def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
@@ -268,7 +272,7 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
 
 def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_apart() -> None:
     ownership = new()
-    hold = ownership.open_backfill("shard-1", unread(6, *PARENTS), START, now=0.0)
+    hold = open_backfill(ownership, 6, *PARENTS)
     ownership.split("a-x", hold, [], START)
     assert ownership.meet_resident("a-x", hold, [unread(4)]) is Meeting.APART
     assert ownership.meet_resident("a-x", hold, [unread(7)]) is Meeting.TAKEN
@@ -323,7 +327,7 @@ def test_tenant_goes_back_to_the_inherited_hold_with_its_slot(monkeypatch: pytes
     assert (own.unread, list(owners(ownership))[:2]) == (unread(3), ["a-x", ""])
     ownership.remove(own)
     assert list(owners(ownership))[:2] == ["", ""]
-    assert all(tenant in ownership.held_tenants() for tenant in TENANTS[:3])
+    assert all(tenant in ownership.owners.tenants() for tenant in TENANTS[:3])
     ownership.remove(ownership.holds()[0])
     assert set(owners(ownership)) == {"-"}
 
@@ -333,7 +337,7 @@ def test_nothing_is_read_when_too_many_tenants_are_held(monkeypatch: pytest.Monk
     ownership, found = new(), []
     for tenant in ("a-x", "b-w"):
         hold_shard(ownership, "shard-1", [tenant], 3)
-        found.append(ownership.is_full)
+        found.append(ownership.owners.is_full)
     assert found == [False, True]
 
 
@@ -358,7 +362,7 @@ def test_hold_knows_why_and_since_when_it_holds(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
     ownership, later = new(), START + timedelta(seconds=9)
     shard = ownership.open_shard_hold("shard-1", START, now=1.0)
-    ownership.open_backfill("shard-2", unread(5), START, now=2.0)
+    ownership.open_shard_hold("shard-2", START, lacks=unread(5), now=2.0)
     own = ownership.hold_tenant("a-x", HoldReason.OVER_SHARE, [], START, now=3.0)
     ownership.hold_tenant("b-w", HoldReason.FAILING, [unread(5)], later, now=4.0)
     assert [(hold.title, hold.reason, hold.since) for hold in ownership.holds()] == [

@@ -128,7 +128,7 @@ def test_targets_name_everybody_when_they_are_read_back(
     assert len(targets) == (len(tenants) if read.has_names else 1)
     assert read.encode(limit) == targets
     if read.has_names:
-        assert read == tenants
+        assert read.names == tenants.names
 
 
 def test_discard_takes_out_a_name_and_leaves_a_slot() -> None:
@@ -138,7 +138,7 @@ def test_discard_takes_out_a_name_and_leaves_a_slot() -> None:
         tenants.discard(one)
         tenants.discard("nobody")
 
-    assert named == TenantSet([other])
+    assert named.names == {other}
     assert (one in slots, other in slots) == (True, True)
 
 
@@ -153,7 +153,7 @@ def test_discard_takes_out_a_name_and_leaves_a_slot() -> None:
 )
 def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expected: set[str]) -> None:
     assert TenantSet(names).encode(limit) == expected
-    assert TenantSet.decode(expected) == TenantSet(names)
+    assert TenantSet.decode(expected).names == set(names)
 
 
 def test_targets_are_one_bitmap_beyond_the_limit() -> None:

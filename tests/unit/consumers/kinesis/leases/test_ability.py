@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S, STREAM_RETRY_S, Ability, Reach
+from simplu_worker.consumers.kinesis.leases.lease_rules import PATIENCE_S, STREAM_RETRY_S, Ability, Reach
 from simplu_worker.vocabulary import Inability
 
 STREAM, CITRUS = Inability.STREAM_UNAVAILABLE, Inability.CITRUS_UNREACHABLE
@@ -45,7 +45,7 @@ def test_replica_without_a_lease_does_not_see_whether_the_stream_answers(
 ) -> None:
     ability = Ability()
     ability.note(trouble, now=100.0)
-    ability.note_without_lease(then, now=100.0 + after_s)
+    ability.note(then, is_reading=False, now=100.0 + after_s)
     assert ability.trouble is expected
     is_same = (trouble is None) is (expected is None)
     assert ability.is_unable(100.0 + PATIENCE_S) is (expected is not None and is_same)

@@ -9,9 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.balancing import HEAVY, Reach, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.leases.lease_rules import (
+    HEAVY,
+    Reach,
+    assigned_leases,
+    plan_takes,
+    takeable_leases,
+)
+from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON
 
 ME, BAR, BAZ = "foo", "bar", "baz"
 DURATION_S = 10.0
@@ -163,3 +169,37 @@ def test_finished_leases_count_for_nobody() -> None:
 
     assert takes(seen([ME, BAR]) | finished) == []
     assert takes(seen([None, None]) | finished) == ["000", "001"]
+
+
+def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
+    observations = {
+        "young": Observation(Lease("young", LATEST, owner=BAR), 20.0),
+        "old": Observation(Lease("old", LATEST, owner=BAR), 10.0),
+        "free": Observation(Lease("free", LATEST), 50.0),
+        "held": Observation(Lease("held", LATEST, owner=ME), 10.0),
+    }
+    taken = takeable_leases(observations, held=("held",), now=NOW, lease_duration_s=DURATION_S, me=ME)
+    assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "checkpoint_owner", "takeable_at"),
+    [(None, None, 5.0), (ME, None, 5.0), ("next", ME, 5.0), (ME, "last", 15.0), (None, "last", 15.0)],
+)
+def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
+    owner: str | None, checkpoint_owner: str | None, takeable_at: float
+) -> None:
+    seen = {"a": Observation(Lease("a", LATEST, owner=owner, checkpoint_owner=checkpoint_owner), 0.0)}
+    found = [now for now in (5.0, 15.0) if takeable_leases(seen, held=(), now=now, lease_duration_s=DURATION_S, me=ME)]
+    assert found[0] == takeable_at
+
+
+def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left() -> None:
+    leases = [
+        Lease("assigned", LATEST, owner=ME),
+        Lease("ended", SHARD_END, owner=ME),
+        Lease("free", LATEST),
+        Lease("other", LATEST, owner=BAR),
+        Lease("read", LATEST, owner=ME, checkpoint_owner=BAR),
+    ]
+    assert [lease.lease_key for lease in assigned_leases(leases, me=ME)] == ["assigned"]

@@ -8,7 +8,10 @@ from msgspec.structs import replace
 from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     KclState,
     cpu_percent,
+    has_moved_metrics,
+    is_reporting_wanted,
     leading_owners,
+    metrics_row,
     new_leaders,
     outlook_of,
     state_of,
@@ -19,10 +22,10 @@ MIGRATION = {"cv": {"S": "CLIENT_VERSION_3X"}}
 TABLES = {"tm": {"S": "TABLE_MIGRATION_STATUS_PENDING"}}
 METRICS = {"lut": {"N": "1790000000"}}
 STATE = KclState(
-    frozenset({"CLIENT_VERSION_3X"}),
+    {"CLIENT_VERSION_3X"},
     {("table", "worker-1"): "v1"},
     {("table", "worker-2"): "1790000000"},
-    version_tables=frozenset({"table"}),
+    version_tables={"table"},
 )
 
 
@@ -35,7 +38,7 @@ def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
         {"leaseKey": {"S": "Leader"}, "leaseCounter": {"N": "1"}, "checkpoint": {"S": "LATEST"}, **LEADER},
     ]
 
-    assert state_of([("table", rows)]) == replace(STATE, table_states=frozenset({"TABLE_MIGRATION_STATUS_PENDING"}))
+    assert state_of([("table", rows)]) == replace(STATE, table_states={"TABLE_MIGRATION_STATUS_PENDING"})
 
 
 def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
@@ -63,7 +66,7 @@ def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
     ],
 )
 def test_leader_assigns_the_leases_in_the_modes_of_3_x_only(versions: set[str], expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    state = replace(STATE, client_versions=frozenset(versions))
+    state = replace(STATE, client_versions=versions)
 
     assert state.is_version_leading == expected
     assert bool(leading_owners(state, [])) == expected
@@ -107,7 +110,7 @@ def test_leader_lives_when_something_has_moved_in_the_last_two_looks(
         (STATE, STATE, []),
         (STATE, BEFORE_BEAT, []),  # whether a known leader lives is for the looks
         (STATE, KclState(), ["worker-1"]),
-        (replace(STATE, client_versions=frozenset()), KclState(), []),
+        (replace(STATE, client_versions=set()), KclState(), []),
     ],
 )
 def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
@@ -123,12 +126,12 @@ def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
         ({"CLIENT_VERSION_2X"}, ""),
         ({"CLIENT_VERSION_INIT"}, ""),
         ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, "does not begin to assign the leases while a worker without its metrics"),
-        ({"CLIENT_VERSION_3X"}, "(CLIENT_VERSION_3X) assigns the leases as soon as it runs"),
-        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X_WITH_ROLLBACK"}, "(CLIENT_VERSION_3X_WITH_ROLLBACK) assigns"),
+        ({"CLIENT_VERSION_3X"}, "assigns the leases as soon as it runs"),
+        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X_WITH_ROLLBACK"}, "assigns the leases as soon as it runs"),
     ],
 )
 def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions: set[str], expected: str) -> None:
-    outlook = outlook_of(KclState(frozenset(versions)))
+    outlook = outlook_of(KclState(versions))
 
     assert (expected in outlook) if outlook else expected == ""
 
@@ -142,3 +145,50 @@ def test_lock_without_a_version_is_none() -> None:
 )
 def test_share_of_a_core_is_that_between_two_readings(used_s: float, passed_s: float, expected: float) -> None:
     assert cpu_percent((100.0, 1000.0), (100.0 + used_s, 1000.0 + passed_s)) == pytest.approx(expected)
+
+
+def test_metrics_are_those_of_a_worker_of_the_kcl_3() -> None:
+    row = metrics_row("wid", "host:1:me", [float(value) for value in range(12)], at_s=1_790_000_000)
+
+    assert row["wid"] == {"S": "host:1:me"}
+    assert row["entityType"] == {"S": "WORKER_METRIC_STATS"}
+    assert [float(value["N"]) for value in row["sts"]["M"]["C"]["L"]] == [float(value) for value in range(2, 12)]
+    assert row["opr"] == {"M": {"C": {"L": [{"N": "80"}]}}}
+    assert (row["lut"], row["slu"], row["sup"]) == ({"N": "1790000000"}, {"N": "1790000000"}, {"N": "1"})
+
+
+def test_metrics_of_a_replica_are_no_sign_of_life_of_the_kcl() -> None:
+    row = metrics_row("leaseKey", "host:1:me", [1.0], at_s=1_790_000_000)
+    theirs = {name: value for name, value in row.items() if name != "simpluFollower"}
+
+    assert state_of([("table", [row])]) == KclState()
+    assert state_of([("table", [theirs])]).worker_beats == {("table", "host:1:me"): "1790000000"}
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("CLIENT_VERSION_INIT", False),
+        ("CLIENT_VERSION_2X", False),
+        ("CLIENT_VERSION_UPGRADE_FROM_2X", True),
+        ("CLIENT_VERSION_3X_WITH_ROLLBACK", True),
+        ("CLIENT_VERSION_3X", True),
+    ],
+)
+def test_metrics_are_written_while_the_application_reads_them(version: str, expected: bool) -> None:  # noqa: FBT001  # a column of the table
+    assert is_reporting_wanted(KclState({version})) == expected
+    assert not is_reporting_wanted(KclState())
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [("INIT", False), ("DEPLOYED", False), ("PENDING", True), ("COMPLETE", True)]
+)
+def test_metrics_are_in_the_lease_table_once_they_move(status: str, expected: bool) -> None:  # noqa: FBT001  # a column of the table
+    state = {"tm": {"S": f"TABLE_MIGRATION_STATUS_{status}"}}
+    rows = [
+        {"leaseKey": {"S": "TableMigration3.5"}, "entityType": {"S": "TABLE_MIGRATION"}, **state},
+        {"key": {"S": "TableMigration3.5"}, **state},
+    ]
+
+    assert [has_moved_metrics(state_of([("table", [row])])) for row in rows] == [expected] * 2
+    assert not has_moved_metrics(KclState())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,28 +12,33 @@ from msgspec.structs import replace
 from simplu_worker.consumers.kinesis.leases.lease import (
     READ_UP_TO,
     REPORT,
+    TIME_CONSTANT_S,
+    TOP_MAX,
     UNABLE,
-    HoldRetry,
+    HeldTarget,
     Lease,
     LeaseReport,
+    Meter,
     Observation,
+    Progress,
     ReadAhead,
+    ReplicaFigures,
     StreamView,
-    UnreadableLeaseError,
-    assigned_leases,
+    TopTenant,
+    decode_report,
     encode_report,
+    first_held,
     has_hand_over_begun,
     is_own_landed_write,
     lease_of,
     observe,
     row_of,
-    takeable_leases,
-    unfinished_hand_overs,
 )
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
+from simplu_worker.vocabulary import HoldReason
 
 ME = "host:1:me"
-DURATION_S = 10.0
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 # As the KCL 2.x leaves a row after a checkpoint (reference row of the KCL notes), an attribute of 3.x beside it.
 KCL_ROW: dict[str, dict[str, Any]] = {
@@ -55,11 +61,8 @@ KCL_LEASE = Lease(
     checkpoint=Position(49590338271490256608559692538361571095921575989136588898, 7),
     counter=4711,
     owner="host-a:uuid",
-    owner_switches=2,
     parents=frozenset({"shardId-000000000000", "shardId-000000000001"}),
-    children=frozenset({"shardId-000000000009"}),
     hash_range=HashRange(0, 2**128 - 1),
-    pending_checkpoint=TRIM_HORIZON,
     checkpoint_owner="host-b:uuid",
     throughput_kbps=1.5,
 )
@@ -72,27 +75,20 @@ MINIMAL_ROW: dict[str, dict[str, Any]] = {
 
 def test_lease_reads_a_row_of_the_kcl() -> None:
     assert lease_of(KCL_ROW) == KCL_LEASE
+    assert lease_of(MINIMAL_ROW) == Lease("shardId-000000000000", LATEST)
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"leaseOwner": {"S": "a"}, "simpluMeteredBy": {"S": "a"}}, True),
-        ({"leaseOwner": {"S": "b"}, "simpluMeteredBy": {"S": "a"}}, False),
-        ({"leaseOwner": {"S": "b"}, "checkpointOwner": {"S": "a"}, "simpluMeteredBy": {"S": "a"}}, True),
-        ({"leaseOwner": {"S": "a"}}, False),
-        ({}, False),
-    ],
+    ("owner", "checkpoint_owner", "expected"),
+    [("a", None, True), ("b", None, False), ("b", "a", True), ("a", "b", False), (None, None, False)],
 )
-def test_lease_is_metered_only_by_its_owner(row: dict[str, dict[str, Any]], expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    lease = lease_of(MINIMAL_ROW | row)
-
-    assert lease is not None
-    assert lease.is_metered == expected
-
-
-def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there() -> None:
-    assert lease_of(MINIMAL_ROW) == Lease("shardId-000000000000", LATEST)
+def test_mark_counts_only_from_the_actual_owner(
+    owner: str | None, checkpoint_owner: str | None, *, expected: bool
+) -> None:
+    lease = Lease("k", LATEST, owner=owner, checkpoint_owner=checkpoint_owner, metered_by="a", unable_of="a")
+    assert (lease.is_metered, lease.is_given_away) == (expected, expected)
+    unmarked = replace(lease, metered_by=None, unable_of=None)
+    assert (unmarked.is_metered, unmarked.is_given_away) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +118,12 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("leaseOwner", {"N": "1"}),
         ("parentShardId", {"S": "shardId-000000000000"}),
         ("startingHashKey", {"S": "zero"}),
-        ("ownerSwitchesSinceCheckpoint", {"N": "0.5"}),
+        ("endingHashKey", {"S": "x"}),
+        ("simpluReadTo", {"S": "5/y"}),
+        ("simpluReadTo", {"S": "5"}),
+        ("simpluReadTo", {"S": "x/0"}),
+        ("simpluReadUpTo", {"S": "yesterday me"}),
+        ("simpluReadUpTo", {"S": "2026-01-01T08:00:00 me"}),
         ("simpluStartedAt", {"S": "yesterday"}),
         ("simpluStartedAt", {"S": "2026-01-01T08:00:00"}),
         ("simpluPendingTenants", {"S": "tenant:b-l"}),
@@ -130,13 +131,10 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("leaseKey", None),
     ],
 )
-def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
-    attribute: str,
-    value: dict[str, str] | None,
-) -> None:
+def test_lease_is_unreadable_by_an_attribute_of_another_form(attribute: str, value: dict[str, str] | None) -> None:
     row = {name: given for name, given in (KCL_ROW | {attribute: value}).items() if given is not None}
 
-    with pytest.raises(UnreadableLeaseError, match=f"^{attribute.removesuffix('SubSequenceNumber')}: "):
+    with pytest.raises(ValueError, match=f"^{attribute.removesuffix('SubSequenceNumber')}: "):
         lease_of(row)
 
 
@@ -151,9 +149,7 @@ leases = st.builds(
     ),
     counter=st.integers(0, 3),
     owner=st.one_of(st.none(), texts, st.just(ME)),
-    owner_switches=st.integers(0, 3),
     parents=st.frozensets(texts, max_size=2),
-    children=st.frozensets(texts, max_size=2),
     hash_range=st.one_of(st.none(), st.builds(HashRange, st.integers(0, 2**64), st.integers(2**64, 2**128 - 1))),
     started_at=st.one_of(st.none(), st.datetimes(timezones=st.just(UTC))),
     pending_tenants=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
@@ -185,77 +181,54 @@ def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lease", "age_s", "held", "expected"),
-    [
-        (Lease("a", LATEST), 0.0, (), True),
-        (Lease("a", LATEST, owner="other"), 0.0, (), False),
-        (Lease("a", LATEST, owner="other"), DURATION_S, (), False),
-        (Lease("a", LATEST, owner="other"), DURATION_S + 0.001, (), True),
-        (Lease("a", LATEST, owner=ME), 0.0, (), True),
-        (Lease("a", LATEST, owner=ME), 0.0, ("a",), False),
-        (Lease("a", LATEST, owner=ME), DURATION_S * 2, ("a",), False),
-        (Lease("a", SHARD_END), 0.0, (), False),
-        (Lease("a", SHARD_END, owner="other"), DURATION_S * 2, (), False),
-    ],
-)
-def test_lease_is_takeable_when_free_or_not_renewed_for_the_lease_duration(
-    lease: Lease,
-    age_s: float,
-    held: tuple[str, ...],
-    expected: bool,  # noqa: FBT001  # a column of the table
-) -> None:
-    observations = {"a": Observation(lease, 1000.0)}
-
-    taken = takeable_leases(observations, held=held, now=1000.0 + age_s, lease_duration_s=DURATION_S, me=ME)
-
-    assert taken == ([lease] if expected else [])
-
-
-def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
-    observations = {
-        "young": Observation(Lease("young", LATEST, owner="other"), 20.0),
-        "old": Observation(Lease("old", LATEST, owner="other"), 10.0),
-        "free": Observation(Lease("free", LATEST), 50.0),
-    }
-
-    taken = takeable_leases(observations, held=(), now=100.0, lease_duration_s=DURATION_S, me=ME)
-
-    assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
-
-
-@pytest.mark.parametrize(
-    ("owner", "counter", "expected"),
-    [(ME, 6, True), (ME, 5, False), (ME, 7, False), ("other", 6, False), (None, 6, False)],
-)
-def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
-    owner: str | None,
-    counter: int,
-    expected: bool,  # noqa: FBT001  # a column of the table
-) -> None:
-    lease = Lease("a", LATEST, counter=5, owner=ME)
-
-    assert is_own_landed_write(lease, replace(lease, owner=owner, counter=counter), me=ME) == expected
-
-
-@pytest.mark.parametrize(
     ("owner", "checkpoint_owner", "counter", "expected"),
     [
+        (ME, None, 6, True),
+        (ME, None, 5, False),
+        (ME, None, 7, False),
+        ("other", None, 6, False),
+        (None, None, 6, False),
         ("next", ME, 6, True),  # renewed while it is handed over
         ("next", ME, 5, False),
         ("next", None, 6, False),  # assigned to the next owner, at last
         (ME, "last", 6, False),  # being handed over to this worker
     ],
 )
-def test_row_in_a_hand_over_is_the_write_of_its_checkpoint_owner(
-    owner: str,
-    checkpoint_owner: str | None,
-    counter: int,
-    expected: bool,  # noqa: FBT001  # a column of the table
+def test_row_is_our_own_landed_write_when_we_own_it_one_step_on(
+    owner: str | None, checkpoint_owner: str | None, counter: int, *, expected: bool
 ) -> None:
     lease = Lease("a", LATEST, counter=5, owner=ME)
     row = replace(lease, owner=owner, checkpoint_owner=checkpoint_owner, counter=counter)
-
     assert is_own_landed_write(lease, row, me=ME) == expected
+
+
+TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
+AHEAD = ReadAhead(Position(40), FEWER)
+
+
+@pytest.mark.parametrize(
+    ("progress", "row", "expected"),
+    [
+        (Progress(), {}, None),
+        (Progress(Position(17)), {"checkpoint": Position(17)}, None),
+        (Progress(Position(17)), {"checkpoint": SHARD_END}, None),
+        (Progress(Position(17)), {}, Progress(Position(17))),
+        (Progress(ahead=AHEAD), {"ahead": AHEAD}, None),
+        (Progress(ahead=AHEAD), {}, Progress(ahead=AHEAD)),
+        (Progress(), {"ahead": AHEAD}, Progress()),
+        (Progress(pending_tenants=FEWER), {"pending_tenants": FEWER}, None),
+        (Progress(), {"pending_tenants": FEWER}, None),
+        (
+            Progress(Position(17), pending_tenants=FEWER),
+            {"checkpoint": Position(20), "pending_tenants": TENANTS},
+            Progress(pending_tenants=FEWER),
+        ),
+    ],
+)
+def test_progress_is_written_over_an_earlier_try_that_wrote_less(
+    progress: Progress, row: dict[str, Any], expected: Progress | None
+) -> None:
+    assert progress.after(replace(Lease("a", LATEST), **row)) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,26 +243,11 @@ def test_row_in_a_hand_over_is_the_write_of_its_checkpoint_owner(
     ],
 )
 def test_hand_over_has_begun_when_the_row_names_this_worker_in_another_way(
-    known: tuple[str, str | None],
-    found: tuple[str, str | None],
-    expected: bool,  # noqa: FBT001  # a column of the table
+    known: tuple[str, str | None], found: tuple[str, str | None], *, expected: bool
 ) -> None:
     lease, row = (Lease("a", LATEST, owner=owner, checkpoint_owner=last) for owner, last in (known, found))
 
     assert has_hand_over_begun(lease, row, me=ME) == expected
-
-
-@pytest.mark.parametrize(
-    ("owner", "checkpoint_owner", "takeable_at"),
-    [(None, None, 5.0), (ME, None, 5.0), ("next", ME, 5.0), (ME, "last", 15.0), (None, "last", 15.0)],
-)
-def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
-    owner: str | None, checkpoint_owner: str | None, takeable_at: float
-) -> None:
-    seen = {"a": Observation(Lease("a", LATEST, owner=owner, checkpoint_owner=checkpoint_owner), 0.0)}
-    found = [now for now in (5.0, 15.0) if takeable_leases(seen, held=(), now=now, lease_duration_s=DURATION_S, me=ME)]
-
-    assert found[0] == takeable_at
 
 
 def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
@@ -308,11 +266,8 @@ def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
         pytest.param({"leaseOwner": {"S": ""}, "checkpointOwner": {"S": ""}}, {}, id="an empty owner is none"),
         pytest.param({"startingHashKey": {"S": "0"}}, {}, id="half of a hash range is none"),
         pytest.param({"endingHashKey": {"S": "9"}}, {}, id="the other half is none"),
-        pytest.param({"simpluRetry": {"N": "1"}}, {}, id="a request of another type is none"),
-        pytest.param({"simpluRetry": {"S": "{"}}, {}, id="a request that is no JSON is none"),
-        pytest.param(
-            {"simpluRetry": {"S": '{"request_id": "1"}'}}, {"retry": HoldRetry("1")}, id="a request without a target"
-        ),
+        pytest.param({"leaseOwner": {"NULL": True}, "checkpointOwner": {"NULL": True}}, {}, id="null is none"),
+        pytest.param({"simpluRetry": {"S": "1 shard s"}}, {"retry": "1 shard s"}, id="a request"),
         pytest.param({"checkpoint": {"S": "17"}}, {"checkpoint": Position(17, 0)}, id="no sub-sequence number is 0"),
     ],
 )
@@ -320,92 +275,106 @@ def test_lease_is_read_with_what_may_lack(attributes: dict[str, dict[str, Any]],
     assert lease_of(MINIMAL_ROW | attributes) == replace(Lease("shardId-000000000000", LATEST), **expected)
 
 
-def test_unreadable_progress_names_its_attribute() -> None:
-    held = {"simpluHeld": {"SS": ["tenant:b-l"]}}
-    for text in ("5/y", "5", "x/0"):
-        with pytest.raises(UnreadableLeaseError, match=r"^simpluReadTo: "):
-            lease_of(MINIMAL_ROW | held | {"simpluReadTo": {"S": text}})
-
-
 @pytest.mark.parametrize(
-    ("owners", "text", "expected"),
+    ("owners", "is_known"),
     [
-        ({"leaseOwner": "me"}, "2026-01-01T08:00:00+00:00 me", datetime(2026, 1, 1, 8, tzinfo=UTC)),
-        ({"leaseOwner": "other"}, "2026-01-01T08:00:00+00:00 me", None),
-        ({}, "2026-01-01T08:00:00+00:00 me", None),
-        (
-            {"leaseOwner": "next", "checkpointOwner": "me"},
-            "2026-01-01T08:00:00+00:00 me",
-            datetime(2026, 1, 1, 8, tzinfo=UTC),
-        ),
-        ({"leaseOwner": "me"}, "yesterday me", None),
-        ({"leaseOwner": "me"}, "2026-01-01T08:00:00 me", None),
+        ({"leaseOwner": "me"}, True),
+        ({"leaseOwner": "other"}, False),
+        ({}, False),
+        ({"leaseOwner": "next", "checkpointOwner": "me"}, True),
     ],
 )
-def test_time_read_up_to_counts_if_the_owner_has_written_it(
-    owners: dict[str, str], text: str, expected: datetime | None
-) -> None:
-    attributes = {name: {"S": value} for name, value in {**owners, "simpluReadUpTo": text}.items()}
+def test_time_read_up_to_counts_if_the_owner_has_written_it(owners: dict[str, str], *, is_known: bool) -> None:
+    attributes = {name: {"S": value} for name, value in {**owners, READ_UP_TO: f"{NOON.isoformat()} me"}.items()}
     lease = lease_of({**MINIMAL_ROW, **attributes})
     assert lease is not None
-    assert lease.read_up_to == expected
-    assert lease.last_read_up_to == (datetime(2026, 1, 1, 8, tzinfo=UTC) if "+" in text else None)
-
-
-@pytest.mark.parametrize(
-    ("lease", "is_assigned", "is_to_be_handed_over"),
-    [
-        (Lease("a", LATEST, owner=ME), True, False),
-        (Lease("a", SHARD_END, owner=ME), False, False),
-        (Lease("a", LATEST), False, False),
-        (Lease("a", LATEST, owner="other"), False, False),
-        (Lease("a", LATEST, owner=ME, checkpoint_owner="other"), False, False),
-        (Lease("a", LATEST, owner="other", checkpoint_owner=ME), False, True),
-        (Lease("a", SHARD_END, owner="other", checkpoint_owner=ME), False, True),
-    ],
-)
-def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left(
-    lease: Lease,
-    is_assigned: bool,  # noqa: FBT001  # a column of the table
-    is_to_be_handed_over: bool,  # noqa: FBT001  # a column of the table
-) -> None:
-    assert bool(assigned_leases([lease], me=ME)) == is_assigned
-    assert bool(unfinished_hand_overs([lease], me=ME)) == is_to_be_handed_over
+    assert (lease.read_up_to, lease.last_read_up_to) == (NOON if is_known else None, NOON)
 
 
 @pytest.mark.parametrize("writer", [ME, "host:2:other"])
-def test_report_and_time_of_a_row_are_those_of_its_reader(writer: str) -> None:
-    report = LeaseReport(writer, "2", 0.5, 10.0, 1, unable="citrus_unreachable")
-    lease = Lease("a", Position(17), owner=ME, report=report, unable_of=writer)
-    row = row_of(lease) | {REPORT: {"S": encode_report(report)}, UNABLE: {"S": writer}}
-    row |= {READ_UP_TO: {"S": f"2026-01-01T08:00:00+00:00 {writer}"}}
+def test_report_and_marks_of_a_row_are_those_of_its_reader(writer: str) -> None:
+    report = LeaseReport(writer, "2", ReplicaFigures(unable="citrus_unreachable"))
+    row = row_of(Lease("a", Position(17), owner=ME))
+    row |= {REPORT: {"S": encode_report(report)}, UNABLE: {"S": writer}}
     found = lease_of(row)
     assert found is not None
-    assert (found.report is not None, found.read_up_to is not None, found.is_given_away) == (writer == ME,) * 3
-    assert found.report is None or found.report.figures.unable == "citrus_unreachable"
-    without_reader = lease_of({name: value for name, value in row.items() if name != "leaseOwner"})
-    assert without_reader is not None
-    assert (without_reader.read_up_to, without_reader.is_given_away) == (None, False)
-
-
-def test_row_without_a_usable_number_names_it() -> None:
-    for name, value in (("leaseCounter", {"N": "x"}), ("endingHashKey", {"S": "x"})):
-        with pytest.raises(UnreadableLeaseError, match=name):
-            lease_of(KCL_ROW | {name: value})
-
-
-def test_attribute_that_is_null_is_absent() -> None:
-    lease = lease_of(KCL_ROW | {"leaseOwner": {"NULL": True}, "checkpointOwner": {"NULL": True}})
-    assert lease is not None
-    assert (lease.owner, lease.checkpoint_owner) == (None, None)
+    assert (found.report, found.is_given_away) == ((report, True) if writer == ME else (None, False))
 
 
 def test_view_of_a_stream_is_its_last_scan() -> None:
     view = StreamView()
-    assert (view.observations, view.leases(), view.gone, view.retention) == ({}, {}, frozenset(), None)
+    assert (view.observations, view.leases, view.gone, view.retention) == ({}, {}, frozenset(), None)
     lease = Lease("a", Position(17), counter=1, owner=ME)
     view.update([lease], now=10.0)
     view.update([lease], now=14.0)
-    assert (view.leases(), view.unchanged_for_s("a")) == ({"a": lease}, 4.0)
-    view.update([replace(lease, counter=2)], now=15.0)
-    assert view.unchanged_for_s("a") == 0.0
+    assert (view.leases, view.observations["a"].unchanged_since, view.scanned_at) == ({"a": lease}, 10.0, 14.0)
+
+
+ages = st.floats(0, 1e6).map(lambda value: round(value, 3))
+numbers = st.none() | ages
+counts = st.none() | st.integers(0, 10**6)
+held = st.builds(HeldTarget, st.text(max_size=60), st.sampled_from(["gap", "moving"]), ages)
+top = st.builds(TopTenant, st.text(max_size=30), st.text(max_size=10), ages)
+figures = st.builds(
+    ReplicaFigures, numbers, counts, st.lists(top, max_size=TOP_MAX).map(tuple), st.sampled_from([None, "x"])
+)
+versions = st.sampled_from(["", "1.0"])
+reports = st.builds(
+    LeaseReport, st.just(ME), versions, figures, numbers, numbers, counts, counts, st.lists(held, max_size=3).map(tuple)
+)
+
+
+@given(reports)
+def test_report_is_read_as_written(report: LeaseReport) -> None:
+    assert decode_report(encode_report(report), ME) == report
+
+
+def test_numbers_of_a_report_are_rounded() -> None:
+    held = (HeldTarget("0.12345", HoldReason.GAP, 1.00049),)
+    report = decode_report(encode_report(LeaseReport(ME, lag_s=0.12345, read_count=7, held=held)), ME)
+    assert report == LeaseReport(ME, lag_s=0.123, read_count=7, held=(HeldTarget("0.12345", HoldReason.GAP, 1.0),))
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        (None, ME),
+        ("{}", ME),
+        (f'{{"by": "{ME}", "held_count": "many"}}', ME),
+        *((encode_report(LeaseReport(ME)), owner) for owner in (None, "", "other")),
+    ],
+)
+def test_report_of_another_writer_or_form_is_none(text: str | None, owner: str | None) -> None:
+    assert decode_report(text, owner) is None
+
+
+def test_report_names_the_oldest_held_targets() -> None:
+    held = [HeldTarget(str(age), HoldReason.GAP, age) for age in (1.0, 4.0, 2.0, 3.0)]
+    assert [one.age_s for one in first_held(held)] == [4.0, 3.0, 2.0]
+
+
+def test_meter_knows_the_rate_since_its_last_note() -> None:
+    meter = Meter(now=10.0)
+    meter.note(5, now=10.0)
+    found = [meter.per_s]
+    for count, now in ((30, 13.0), (30, 14.0)):
+        meter.note(count, now=now)
+        found.append(meter.per_s)
+    assert found == [None, 10.0, 0.0]
+
+
+def test_meter_with_a_time_constant_follows_the_rate_from_its_estimate_on() -> None:
+    once, often = (Meter(100.0, time_constant_s=TIME_CONSTANT_S, now=0.0) for _ in range(2))
+    once.note(0, now=TIME_CONSTANT_S)
+    for step in range(1, 11):
+        often.note(0, now=TIME_CONSTANT_S * step / 10)
+    assert once.per_s == pytest.approx(100 / math.e)
+    assert often.per_s == pytest.approx(100 / math.e)
+    unknown = Meter(time_constant_s=TIME_CONSTANT_S, now=0.0)
+    unknown.note(1, now=0.5)
+    assert unknown.per_s == 2.0
+    unknown.note(2, now=1e6)  # so late that the mean is the new rate
+    assert unknown.per_s == pytest.approx(1 / (1e6 - 0.5))
+    still = Meter(0.0, time_constant_s=TIME_CONSTANT_S, now=0.0)
+    still.note(1, now=TIME_CONSTANT_S)
+    assert still.per_s == pytest.approx((1 - 1 / math.e) / TIME_CONSTANT_S)

@@ -4,18 +4,10 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.balancing import (
-    FIXED_KBPS,
-    GAIN,
-    HEAVY,
-    loads_of,
-    plan_takes,
-)
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
+from simplu_worker.consumers.kinesis.leases.lease_rules import FIXED_KBPS, loads_of, plan_takes
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 ME = "me"
@@ -113,39 +105,3 @@ def test_free_leases_are_taken_up_to_an_even_share_of_the_load() -> None:
     assert len(moved(observations)) == 4
     assert moved(observations, me="bar") == []
     assert len(moved(fleet(me=[10], bar=[10], free=[20, 20, 20, 20]))) == 2
-
-
-throughputs = st.one_of(st.just(0.0), st.floats(0, 2000, allow_nan=False))
-
-
-@pytest.mark.slow
-@settings(max_examples=100)
-@given(
-    loads=st.lists(throughputs, max_size=40), replicas=st.integers(1, 6), draws=st.lists(st.floats(0, 0.99), min_size=1)
-)
-def test_loads_come_to_rest_as_even_as_single_leases_allow(
-    loads: list[float], replicas: int, draws: list[float]
-) -> None:
-    names = [f"r{number}" for number in range(replicas)]
-    observations = fleet(**{name: [FIXED_KBPS + load for load in loads[at::7]] for at, name in enumerate(names)})
-    moves, resting = 0, 0
-    while resting < replicas:
-        me = names[moves % replicas] if not resting else names[(moves + resting) % replicas]
-        wanted = moved(observations, me=me, draw=draws[moves % len(draws)])
-        resting = 0 if wanted else resting + 1
-        for key in wanted:
-            lease = replace(observations[key].lease, owner=me, metered_by=me)
-            observations[key] = replace(observations[key], lease=lease)
-            moves += 1
-        assert moves <= 20 * len(loads), "it must come to rest"
-
-    measured = loads_of(observations)
-    totals = {
-        name: sum(measured[key] for key, one in observations.items() if one.lease.owner == name) for name in names
-    }
-    mean = sum(totals.values()) / replicas
-    lightest = min(totals, key=lambda name: (totals[name], name))
-    for name, load in totals.items():
-        single = [measured[key] for key, one in observations.items() if one.lease.owner == name]
-        if load > HEAVY * mean and totals[lightest] > 0 and load == max(totals.values()):
-            assert all(one > load - totals[lightest] - GAIN * mean for one in single)

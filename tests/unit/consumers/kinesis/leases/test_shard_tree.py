@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.shard_tree import (
+from simplu_worker.consumers.kinesis.leases.lease_rules import (
     HASH_KEY_LAST,
     InitialPosition,
     first_hole,
