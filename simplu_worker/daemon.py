@@ -32,7 +32,6 @@ from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch
 from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.lookups import LetterRequests
@@ -182,7 +181,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
     tasks: dict[str, Task] = {
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
-        "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
+        "split-tenants": shards.provisioner.split.run,
         "shards": ShardWatch(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "rejections": consumers.rejections.run,

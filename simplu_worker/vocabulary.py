@@ -378,7 +378,6 @@ class ProvisioningOutcome(StrEnum):
     SUCCEEDED = "succeeded"
     EXISTED = "existed"
     FAILED = "failed"  # tried again
-    UNDONE = "undone"  # created on two shards at once, and removed from one
 
 
 class ReloadOutcome(StrEnum):

@@ -18,10 +18,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -33,7 +35,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import Rejection
-from simplu_worker.timing.waits import repeat_every
+from simplu_worker.timing.waits import repeat_every, run_at_once
 from simplu_worker.vocabulary import TargetKind
 
 
@@ -57,14 +59,6 @@ async def note_rejections(
     return {row["id"]: row["business_id"] for row in own}
 
 
-async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
-    """Return the rows of one of the queries of rejections."""
-    async with pool.connection() as connection:
-        if not await has_schema(connection, pool):
-            return []
-        return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
-
-
 async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
     """Delete at most *max_rows* rows of a tenant."""
     await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
@@ -80,13 +74,24 @@ EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
 log = structlog.get_logger(__name__)
 
 
-class DeletedRows(NamedTuple):
-    """The rows that one statement deleted in *busy_s*; *newest* is the last one's time."""
+async def on_each_shard(pools: Pools, chore: str, work: Callable[[ShardPool], Awaitable[int]]) -> dict[str, int]:
+    """Run *work* for all healthy shards at once; return what it returns, by shard.
 
-    row_count: int
-    newest: datetime | None
-    busy_s: float
-    is_last: bool
+    An error ends the work for its shard alone.
+    """
+
+    async def run(pool: ShardPool) -> tuple[str, int]:
+        shard_id = pool.address.shard_id
+        try:
+            return shard_id, await work(pool)
+        except RetryableError as exc:
+            log.debug("chore.deferred", chore=chore, shard_id=shard_id, error=str(exc))
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            note_trouble(TargetKind.SHARD, shard_id, chore, exc)
+        return shard_id, 0
+
+    healthy = [pool for pool in pools.by_shard_id().values() if pool.is_healthy]
+    return dict(await run_at_once(run, healthy, most=max(1, len(healthy))))
 
 
 class LogRetention:
@@ -105,7 +110,7 @@ class LogRetention:
         self._turn_s = turn_s
         self._statement_rows = statement_rows
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._late_turns: dict[str, int] = {}  # in a row that left old rows, by shard id
+        self._late_turns: Counter[str] = Counter()  # in a row that left old rows, by shard id
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
@@ -113,18 +118,11 @@ class LogRetention:
 
     async def take_turn(self) -> dict[str, int]:
         """Delete old rows on every shard, for at most `turn_s`; return the counts by shard id."""
-        pools = list(self._pools.by_shard_id().values())
-        retention = await self._window() if pools else None
+        retention = await self._window() if self._pools.by_shard_id() else None
         if retention is None:
             return {}
-        async with asyncio.TaskGroup() as tasks:
-            turns = {
-                pool.address.shard_id: tasks.create_task(
-                    self._forget_old(pool, retention), name=f"retention:{pool.address.shard_id}"
-                )
-                for pool in pools
-            }
-        counts = {shard_id: turn.result() for shard_id, turn in turns.items() if turn.result()}
+        turns = await on_each_shard(self._pools, "retention", partial(self._forget_old, retention.total_seconds()))
+        counts = {shard_id: count for shard_id, count in turns.items() if count}
         if counts:
             log.info(
                 "operations.forgotten",
@@ -134,69 +132,40 @@ class LogRetention:
             )
         return counts
 
-    async def _forget_old(self, pool: ShardPool, retention: timedelta) -> int:
+    async def _forget_old(self, retention_s: float, pool: ShardPool) -> int:
         """Delete old rows until none is left or the turn is over, at the pace of the shard.
 
         Return how many of the log.
         """
-        if not pool.is_healthy:
-            return 0
         end = time.monotonic() + self._turn_s
         shard_id, count, after, limit = pool.address.shard_id, 0, EVER, self._statement_rows
-        error: str | None = None
-        is_late = True
-        try:
-            while pool.is_healthy:
-                pause_s = 0.0
-                try:
-                    deleted = await self._delete(pool, retention, limit, after)
-                except StatementFailedError as exc:
-                    limit = fewer_after(exc, limit)
-                else:
-                    count += deleted.row_count
-                    if deleted.is_last:
-                        is_late = False
-                        break
-                    after = deleted.newest or after
-                    pause_s = deletion_pause_s(deleted.busy_s)
-                if time.monotonic() >= end:
-                    break
-                await asyncio.sleep(pause_s)
-            await self._forget_beside(pool, retention, end)
-        except RetryableError as exc:
-            error = str(exc)
-            log.debug("retention.deferred", shard_id=shard_id, error=error)
-        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
-            note_trouble(TargetKind.SHARD, shard_id, "retention", exc)
-        self._note_turn(shard_id, is_late=is_late, error=error)
-        return count
-
-    def _note_turn(self, shard_id: str, *, is_late: bool, error: str | None) -> None:
-        turn_count = self._late_turns[shard_id] = self._late_turns.get(shard_id, 0) + 1 if is_late else 0
-        if turn_count and turn_count % LATE_TURNS == 0:
-            log.warning("retention.late", shard_id=shard_id, turn_count=turn_count, error=error)
-
-    async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
-        async with self._slots, pool.transaction() as connection:
-            if not await has_schema(connection, pool):
-                return DeletedRows(0, None, 0.0, is_last=True)
-            row = await connection.fetchrow(QUERIES["forget_batches"], retention.total_seconds(), limit, after)
-            return DeletedRows(**dict(row))
-
-    async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
+        self._late_turns[shard_id] += 1
         while pool.is_healthy:
-            async with self._slots, pool.transaction() as connection:
-                if not await has_schema(connection, pool):
-                    return
-                started = time.monotonic()
-                count = 0
-                for query in BESIDE:
-                    status = await connection.execute(QUERIES[query], retention.total_seconds(), self._statement_rows)
-                    count = max(count, affected_count(status))
-                busy_s = time.monotonic() - started
-            if count < self._statement_rows or time.monotonic() >= end:
-                return
-            await asyncio.sleep(deletion_pause_s(busy_s))
+            pause_s = 0.0
+            try:
+                async with self._slots, pool.transaction() as connection:
+                    if not await has_schema(connection, pool):
+                        break
+                    row = await connection.fetchrow(QUERIES["forget_batches"], retention_s, limit, after)
+                    started = time.monotonic()
+                    beside = [
+                        affected_count(await connection.execute(QUERIES[query], retention_s, limit)) for query in BESIDE
+                    ]
+                    pause_s = deletion_pause_s(row["busy_s"] + time.monotonic() - started)
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+            else:
+                count += row["row_count"]
+                after = row["newest"] or after
+                if row["is_last"] and max(beside) < limit:
+                    self._late_turns[shard_id] = 0
+                    break
+            if time.monotonic() >= end:
+                break
+            await asyncio.sleep(pause_s)
+        if (turn_count := self._late_turns[shard_id]) and turn_count % LATE_TURNS == 0:
+            log.warning("retention.late", shard_id=shard_id, turn_count=turn_count)
+        return count
 
 
 _is_uuid: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch

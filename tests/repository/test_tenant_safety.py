@@ -64,7 +64,6 @@ NOT_OF_ONE_TENANT = {
     "find_rejection_of_any_tenant": "docs/outcomes.md: without the tenant all shards are asked",
     "find_open_imports": "what an import that is given up has left, whosever it is",
     "find_other_names": "counts alone, and the tenants of a business type, for `types apply`",
-    "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
     "insert_position": "how the tenants came, for what is known of a stream shard",
     "read_feed": "the feed is of all tenants; each event names its own",
     "read_offset": "a number alone, beside the highest of any tenant's",

@@ -1,18 +1,14 @@
-"""The effect of a control message on a tenant, by its row, and the home that stays of several (docs/sending.md). Pure.
+"""The effect of a control message on a tenant, by its row (docs/sending.md). Pure.
 
 Messages arrive in any order and more than once. The timestamp of each is compared with the newest that was applied; of
 a creation and a destruction of one instant the destruction is newer. So a tenant ends in the same state whatever the
 order. The exception: `destroy_all` ends the locations that exist when it is applied.
-
-Several replicas may resolve one conflict of homes at once, yet never undo all. A home is undone only if, under the
-lock of its row, it is untouched and as far confirmed as it was read, and one that is kept before another only where
-that one is touched. Both only grow until then.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -22,7 +18,7 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import StatementFailedError
-from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
+from simplu_worker.shards.types import FailedOnShardError, ProvisionRequest, RefusedOnShardError, ShardNotAllowedError
 from simplu_worker.vocabulary import TenantState
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
@@ -38,16 +34,10 @@ class ControlledTenant(msgspec.Struct, frozen=True):
     control_at: datetime
     is_deletion_begun: bool = False
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> ControlledTenant:
-        """Return the tenant of a row of `lock_tenants_for_control`."""
-        return cls(
-            business_id=row["business_id"],
-            location_id=row["location_id"],
-            state=TenantState(row["state"]),
-            control_at=row["control_at"],
-            is_deletion_begun=row["is_deletion_begun"],
-        )
+
+def tenant_of(row: Any) -> ControlledTenant:
+    """Return the tenant of a row of `lock_tenants_for_control`."""
+    return msgspec.convert(dict(row), ControlledTenant)
 
 
 class ControlStep(StrEnum):
@@ -64,13 +54,10 @@ class ControlStep(StrEnum):
     WAIT_FOR_DELETION = "wait_for_deletion"
 
 
-def step_of_creation(
-    tenant: ControlledTenant | None, business_id: str, location_id: str, requested_at: datetime
-) -> ControlStep:
-    """Return the step for a `SHARD_CREATION` of *requested_at*."""
-    if tenant is None:
-        return ControlStep.MAKE
-    if (tenant.business_id, tenant.location_id) != (business_id, location_id):
+def step_of_creation(tenant: ControlledTenant, request: ProvisionRequest) -> ControlStep:
+    """Return the step for a `SHARD_CREATION`."""
+    requested_at = request.requested_at
+    if (tenant.business_id, tenant.location_id) != (request.business_id, request.location_id):
         return ControlStep.TAKEN
     match tenant.state:
         case TenantState.ACTIVE:
@@ -178,38 +165,3 @@ def refused_address_as_retryable() -> Iterator[None]:
         yield
     except AddressRefusedError as exc:
         raise ShardNotAllowedError(str(exc)) from exc
-
-
-# States in which the shard is the tenant's home. During a move (`incoming`, `ready`) the source shard still is.
-HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
-
-
-class HomeCandidate(msgspec.Struct, frozen=True):
-    """A tenant's row on one shard."""
-
-    shard_id: str
-    state: TenantState
-    created_at: datetime
-    moved_to: str | None = None
-    is_confirmed: bool = False
-
-    @classmethod
-    def from_row(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
-        """Return the candidate of a row of `find_home_candidates`."""
-        return cls(shard_id, TenantState(row["state"]), row["created_at"], row["moved_to"], row["is_confirmed"])
-
-    @property
-    def is_home(self) -> bool:
-        """Whether the shard is the tenant's home by its own row."""
-        return self.state in HOME_STATES
-
-    @property
-    def is_unconfirmed(self) -> bool:
-        """Whether the last step of provisioning is missing."""
-        return self.state == TenantState.ACTIVE and not self.is_confirmed
-
-
-def rank_homes(candidates: Sequence[HomeCandidate]) -> list[HomeCandidate]:
-    """Return the homes in the order in which they are kept: confirmed ones, then the first by time and shard id."""
-    homes = [candidate for candidate in candidates if candidate.is_home]
-    return sorted(homes, key=lambda home: (not home.is_confirmed, home.created_at, home.shard_id))

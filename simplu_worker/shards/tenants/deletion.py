@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
 
-from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
@@ -29,6 +28,7 @@ from simplu_worker.shards.log import (
     BulkOrigin,
     forget_rejections_of_tenant,
     mark_bulk_change,
+    on_each_shard,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
@@ -40,10 +40,10 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, group_by_shard
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants import control_rules
-from simplu_worker.shards.tenants.provisioning import AT_ONCE, SAFE_WITHIN_S, ShardSlots
+from simplu_worker.shards.tenants.provisioning import SAFE_WITHIN_S, ShardSlots
 from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
 from simplu_worker.timing.waits import repeat_every
-from simplu_worker.vocabulary import TargetKind, TenantState
+from simplu_worker.vocabulary import TenantState
 
 TURN_S: Final = 60.0
 STATEMENT_MAX_ROWS: Final = 1000
@@ -77,34 +77,18 @@ class TenantDeleter:
 
     async def delete_due(self) -> int:
         """Delete due resources, for at most `turn_s` a shard; return the number of tenants with a complete deletion."""
-        pools = [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
-        async with asyncio.TaskGroup() as tasks:
-            turns = [
-                tasks.create_task(self._delete_on(pool), name=f"deletion:{pool.address.shard_id}") for pool in pools
-            ]
-        return sum(turn.result() for turn in turns)
+        return sum((await on_each_shard(self._pools, "deletion", self._delete_on)).values())
 
     async def _delete_on(self, pool: ShardPool) -> int:
         count = 0
-        try:
-            async with self._slots:
-                tenants = await self._begin_due(pool)
-            end = time.monotonic() + self._turn_s  # only now: waits for a slot and for locked rows delete nothing
-            for tenant in tenants:  # in a random order: a large one keeps the others waiting for one turn
-                try:
-                    count += await self._delete(pool, tenant, until=end)
-                except (LostRaceError, StatementFailedError) as exc:  # of this tenant; the others continue
-                    log.warning(
-                        "tenant.not_deleted",
-                        business_id=tenant["business_id"],
-                        location_id=tenant["location_id"],
-                        shard_id=pool.address.shard_id,
-                        error=str(exc),
-                    )
-        except RetryableError as exc:
-            log.debug("deletion.deferred", shard_id=pool.address.shard_id, error=str(exc))
-        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
-            note_trouble(TargetKind.SHARD, pool.address.shard_id, "deletion", exc)
+        async with self._slots:
+            tenants = await self._begin_due(pool)
+        end = time.monotonic() + self._turn_s  # only now: waits for a slot and for locked rows delete nothing
+        for tenant in tenants:  # in a random order: a large one keeps the others waiting for one turn
+            try:
+                count += await self._delete(pool, tenant, until=end)
+            except (LostRaceError, StatementFailedError) as exc:  # of this tenant; the others continue
+                log.warning("tenant.not_deleted", **_names_of(pool, tenant), error=str(exc))
         return count
 
     async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:
@@ -142,13 +126,7 @@ class TenantDeleter:
                 return False
             row_count += deleted
             if is_last:
-                log.info(
-                    "tenant.destroyed",
-                    business_id=tenant["business_id"],
-                    location_id=tenant["location_id"],
-                    shard_id=pool.address.shard_id,
-                    resource_count=row_count,
-                )
+                log.info("tenant.destroyed", **_names_of(pool, tenant), resource_count=row_count)
                 return True
             if not deleted:
                 return False  # another replica is deleting the rest
@@ -177,6 +155,14 @@ class TenantDeleter:
                 await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id, BulkOrigin.END)
                 await forget_rejections_of_tenant(connection, tenant_id, self._statement_max_rows)
         return status == "UPDATE 1"
+
+
+def _names_of(pool: ShardPool, tenant: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "business_id": tenant["business_id"],
+        "location_id": tenant["location_id"],
+        "shard_id": pool.address.shard_id,
+    }
 
 
 RESULTS: Final = {
@@ -215,8 +201,8 @@ class Destroyer:
         results: dict[str, DestructionResult] = {}
         errors: list[Exception] = []
 
-        async def destroy_some(shard: ShardAddress, left: Iterator[str]) -> None:
-            for location_id in left:
+        async def destroy_on(shard: ShardAddress, location_ids: Sequence[str]) -> None:
+            for location_id in location_ids:
                 try:
                     result = await self._destroy_on(shard, business_id, location_id, requested_at)
                 except (WorkerError, FailedOnShardError) as exc:
@@ -229,9 +215,7 @@ class Destroyer:
 
         async with asyncio.TaskGroup() as tasks:
             for shard, location_ids in homes:
-                left = iter(location_ids)
-                for _ in range(AT_ONCE):
-                    tasks.create_task(destroy_some(shard, left), name=f"destroy:{shard.shard_id}")
+                tasks.create_task(destroy_on(shard, location_ids), name=f"destroy:{shard.shard_id}")
         if errors:
             raise errors[0]
         return results
@@ -287,7 +271,7 @@ class Destroyer:
             if row is None:
                 raise RetryableError("the tenant's row was deleted since it was found")
             step = control_rules.step_of_destruction(
-                control_rules.ControlledTenant.from_row(dict(row)), business_id, location_id, requested_at
+                control_rules.tenant_of(row), business_id, location_id, requested_at
             )
             if (error := control_rules.error_of(step, tenant_id)) is not None:
                 raise error

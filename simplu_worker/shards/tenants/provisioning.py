@@ -1,10 +1,11 @@
-"""Make tenants: register them with Citrus, make their rows on the named shards, and confirm them; idempotent.
+"""Make tenants: register them with Citrus, and make their rows on the named shards; idempotent.
 
 A missing row alone is never a reason to make one: an earlier home might still have the tenant's data. So earlier homes
 are asked first, and no tenant is made while one of them is silent.
 
 A crash may follow each step. *Registered*: Citrus names the same shard again (409). *Provisioned*: tenant and default
-row came in one commit. *Confirmed*: the row shows it (`home_confirmation`).
+row came in one commit. All shards are asked once more then: if two replicas make a tenant on two shards at once, the
+one that commits last finds both. It tells so and undoes nothing, as both take operations: a person decides.
 
 At a first operation (`PROVISION_ON_FIRST_USE`) business-info must list the location as active, and every shard must
 answer that it has no row of the id, destroyed ones included. `control_at` is the year 1970: any message is newer.
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from operator import itemgetter
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
@@ -31,7 +33,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_ser
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import LockTimeoutError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -42,7 +44,6 @@ from simplu_worker.shards.routing.tenant_homes import TenantHome
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema
 from simplu_worker.shards.schema.type_files import is_type_name
 from simplu_worker.shards.tenants import control_rules
-from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.types import (
     HomeUnknownError,
     ProvisionAnswer,
@@ -53,10 +54,23 @@ from simplu_worker.shards.types import (
     UnknownBusinessTypeError,
 )
 from simplu_worker.timing.sharing import Coalescer
+from simplu_worker.timing.waits import repeat_every, run_at_once
 from simplu_worker.vocabulary import ProvisioningOutcome, TenantState
 
 NAMED_MAX: Final = 50  # types, in an error
+STEP_QUERIES: Final = {
+    control_rules.ControlStep.RESTORE: "restore_tenants",
+    control_rules.ControlStep.NOTE: "note_control",
+}
 TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
+
+
+class MadeTenant(msgspec.Struct, frozen=True):
+    """What became of one tenant, the business type of its row, and the server that committed the transaction."""
+
+    result: ProvisionResult
+    business_type: str
+    server: Server
 
 
 class DecidedTenant(NamedTuple):
@@ -66,39 +80,15 @@ class DecidedTenant(NamedTuple):
     business_type: str
 
 
-class RowResult(msgspec.Struct, frozen=True):
-    """The step taken for one tenant, the business type of its row, and the server that committed the transaction."""
-
-    step: control_rules.ControlStep
-    business_type: str
-    server: Server
+RowOutcome: TypeAlias = "MadeTenant | Exception"
 
 
-RowOutcome: TypeAlias = "RowResult | Exception"
-
-
-async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
-    """Make tenants unless they are there; return the step or the error of each, in order."""
-    outcomes: list[RowOutcome] = [RetryableError("not made")] * len(wanted)
-    for batch in batches_of(wanted):
-        made = await _make_in_one_transaction(pool, [wanted[index] for index in batch])
-        for index in batch:
-            outcomes[index] = made[wanted[index].tenant_id]
+async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
+    """Make tenants, no two the same, unless they are there; return what became of each, by id."""
+    outcomes: dict[str, RowOutcome] = {}
+    for start in range(0, len(wanted), TRANSACTION_MAX_TENANTS):
+        outcomes |= await _make_in_one_transaction(pool, wanted[start : start + TRANSACTION_MAX_TENANTS])
     return outcomes
-
-
-def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_TENANTS) -> Iterator[list[int]]:
-    """Yield the indexes of *wanted* that go into one transaction: in order, at most *size*, and no tenant twice."""
-    left = list(range(len(wanted)))
-    while left:
-        chosen: dict[str, int] = {}
-        for index in left:
-            if len(chosen) < size:
-                chosen.setdefault(wanted[index].tenant_id, index)
-        batch = list(chosen.values())
-        yield batch
-        done = set(batch)
-        left = [index for index in left if index not in done]
 
 
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
@@ -114,24 +104,17 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             await mark_changes(
                 connection, [(tenant_id, *control_rules.DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION
             )
-            if not {control_rules.ControlStep.MAKE, control_rules.ControlStep.REMAKE}.isdisjoint(
-                one.step for one in made.values()
-            ):
-                await check_registration(connection)
             server = await note_server(connection)
     except (StatementFailedError, LostRaceError) as exc:
         if len(wanted) == 1:
             return {wanted[0].tenant_id: exc}
-        # Behind a lock each alone: every transaction with the locked row waits.
-        size = 1 if isinstance(exc, LockTimeoutError) else len(wanted) // 2
-        outcomes: dict[str, RowOutcome] = {}
-        for start in range(0, len(wanted), size):
-            outcomes |= await _make_in_one_transaction(pool, wanted[start : start + size])
-        return outcomes
+        alone = [await _make_in_one_transaction(pool, [one]) for one in wanted]
+        return {tenant_id: outcome for one in alone for tenant_id, outcome in one.items()}
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
     return refused | {
-        tenant_id: control_rules.error_of(one.step, tenant_id) or RowResult(one.step, one.business_type, server)
+        tenant_id: control_rules.error_of(one.step, tenant_id)
+        or MadeTenant(RESULTS[one.step], one.business_type, server)
         for tenant_id, one in made.items()
     }
 
@@ -158,77 +141,39 @@ async def _make_tenants(
     connection: Connection, wanted: Sequence[ProvisionRequest]
 ) -> tuple[dict[str, DecidedTenant], list[str]]:
     by_id = {one.tenant_id: one for one in wanted}
-    decided = await _lock_and_decide(connection, wanted)
-    to_make = _ids_of_step(decided, control_rules.ControlStep.MAKE)
-    made, changed = await _insert(connection, [by_id[tenant_id] for tenant_id in to_make])
-    # Rows that another replica inserted since they were looked up.
-    decided |= await _lock_and_decide(connection, [by_id[tenant_id] for tenant_id in to_make if tenant_id not in made])
-    if not made.issuperset(_ids_of_step(decided, control_rules.ControlStep.MAKE)):
-        raise LostRaceError("a tenant's row was inserted and deleted by another transaction, or its type was removed")
-    for step, query in (
-        (control_rules.ControlStep.RESTORE, "restore_tenants"),
-        (control_rules.ControlStep.NOTE, "note_control"),
-    ):
-        if noted := _ids_of_step(decided, step):
-            times = [control_rules.timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
-            await connection.execute(QUERIES[query], noted, times)
-    remade = await _remake(
-        connection, [by_id[tenant_id] for tenant_id in _ids_of_step(decided, control_rules.ControlStep.REMAKE)]
-    )
-    return decided, [*changed, *remade]
+    names = [one.business_id for one in wanted], [one.location_id for one in wanted]
+    ids, types, times = _columns_of(wanted)
+    inserted = await connection.fetch(QUERIES["make_tenants"], ids, *names, types, times)
+    decided = {
+        row["id"]: DecidedTenant(control_rules.ControlStep.MAKE, by_id[row["id"]].business_type) for row in inserted
+    }
+    for row in await connection.fetch(QUERIES["lock_tenants_for_control"], [*(by_id.keys() - decided.keys())]):
+        one = by_id[row["id"]]
+        step = control_rules.step_of_creation(control_rules.tenant_of(row), one)
+        is_remade = step is control_rules.ControlStep.REMAKE
+        decided[row["id"]] = DecidedTenant(step, one.business_type if is_remade else row["business_type"])
+    if len(decided) < len(wanted):
+        raise LostRaceError("a tenant's row was deleted by another transaction, or its type was removed")
 
+    def of_step(step: control_rules.ControlStep) -> list[ProvisionRequest]:
+        return [by_id[tenant_id] for tenant_id, one in decided.items() if one.step is step]
 
-async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, DecidedTenant]:
-    if not wanted:
-        return {}
-    rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
-    found = {row["id"]: row for row in rows}
-    return {one.tenant_id: _decide(one, found.get(one.tenant_id)) for one in wanted}
-
-
-def _decide(wanted: ProvisionRequest, row: Mapping[str, Any] | None) -> DecidedTenant:
-    tenant = None if row is None else control_rules.ControlledTenant.from_row(row)
-    step = control_rules.step_of_creation(tenant, wanted.business_id, wanted.location_id, wanted.requested_at)
-    if row is None or step is control_rules.ControlStep.REMAKE:
-        return DecidedTenant(step, wanted.business_type)
-    return DecidedTenant(step, row["business_type"])
-
-
-def _ids_of_step(decided: Mapping[str, DecidedTenant], step: control_rules.ControlStep) -> list[str]:
-    return sorted(tenant_id for tenant_id, one in decided.items() if one.step is step)
-
-
-async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> tuple[set[str], list[str]]:
-    if not wanted:
-        return set(), []
-    rows = await connection.fetch(
-        QUERIES["make_tenants"],
-        [one.tenant_id for one in wanted],
-        [one.business_id for one in wanted],
-        [one.location_id for one in wanted],
-        [one.business_type for one in wanted],
-        [control_rules.timestamp_text(one.requested_at) for one in wanted],
-    )
-    made = {row["id"] for row in rows}
-    return made, await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
-
-
-async def _remake(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
-    if not wanted:
-        return []
-    status = await connection.execute(QUERIES["remake_tenants"], *_types_and_times(wanted))
-    if affected_count(status) < len(wanted):
+    for step, query in STEP_QUERIES.items():
+        if noted := of_step(step):
+            ids, _, times = _columns_of(noted)
+            await connection.execute(QUERIES[query], ids, times)
+    remade = of_step(control_rules.ControlStep.REMAKE)
+    status = await connection.execute(QUERIES["remake_tenants"], *_columns_of(remade)) if remade else "UPDATE 0"
+    if affected_count(status) < len(remade):
         raise LostRaceError("the type of a tenant to make again was removed by another transaction")
-    return await _add_default_rows(connection, wanted)
+    if not (fresh := [*of_step(control_rules.ControlStep.MAKE), *remade]):
+        return decided, []
+    changed = await connection.fetch(QUERIES["add_default_rows"], *_columns_of(fresh))
+    await check_registration(connection)
+    return decided, [row["id"] for row in changed]
 
 
-async def _add_default_rows(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
-    if not wanted:
-        return []
-    return [row["id"] for row in await connection.fetch(QUERIES["add_default_rows"], *_types_and_times(wanted))]
-
-
-def _types_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:
+def _columns_of(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:
     return (
         [one.tenant_id for one in wanted],
         [one.business_type for one in wanted],
@@ -274,8 +219,56 @@ RESULTS: Final = {
     control_rules.ControlStep.NOTE: ProvisionResult.EXISTED,
     control_rules.ControlStep.STALE: ProvisionResult.STALE,
 }
-# A tenant with another result was made and confirmed before.
-TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
+SPLIT_INTERVAL_S: Final = 300.0
+HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
+
+
+class TenantSplitError(RetryableError):
+    """A tenant is on several shards: a person has to decide."""
+
+
+class SplitTenants:
+    """The tenants that several shards call their own, as this replica found them."""
+
+    def __init__(self, locator: Locator, pools: Pools) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._split: set[str] = set()
+
+    async def run(self) -> None:
+        """Look at them again, and tell those that still are, until cancelled."""
+        await repeat_every(SPLIT_INTERVAL_S, lambda: self.find(self._split.copy()))
+
+    async def find(self, tenant_ids: Collection[str]) -> dict[str, WorkerError]:
+        """Return the errors of those of *tenant_ids* that are on several of the shards that answer."""
+        if not tenant_ids:
+            return {}
+        try:
+            found = await fetch_from_all_shards(self._locator, self._pools, QUERIES["find_tenants"], list(tenant_ids))
+        except WorkerError as exc:
+            return dict.fromkeys(tenant_ids, exc)
+        homes: defaultdict[str, list[str]] = defaultdict(list)
+        rows = {}
+        for shard_id, row in sorted(found.rows, key=itemgetter(0)):
+            if row["state"] in HOME_STATES:
+                homes[row["id"]].append(shard_id)
+                rows[row["id"]] = row
+        errors: dict[str, WorkerError] = {}
+        for tenant_id, shard_ids in homes.items():
+            if len(shard_ids) > 1:
+                row = rows[tenant_id]
+                log.error(
+                    "tenant.split",
+                    business_id=row["business_id"],
+                    location_id=row["location_id"],
+                    shard_ids=shard_ids,
+                )
+                errors[tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(shard_ids)}")
+        if not found.silent_shard_ids:
+            self._split.difference_update(tenant_ids)
+        self._split.update(errors)
+        instruments.TENANTS_SPLIT.set(len(self._split))
+        return errors
 
 
 class Provisioner:
@@ -295,7 +288,7 @@ class Provisioner:
         self._pools = pools
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
-        self.confirmer = HomeConfirmer(locator, pools, on_change=on_change, on_undone=directory.forget)
+        self.split = SplitTenants(locator, pools)
         self._rows: Coalescer[str, ProvisionRequest, RowOutcome] = Coalescer(self._make_rows)  # by shard id
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
@@ -314,64 +307,44 @@ class Provisioner:
 
         Requests of concurrent calls share one transaction a shard.
         """
-        answers = await self._make(requests)
-        undone = [request for request in requests if isinstance(answers[request.tenant_id], HomeUndoneError)]
-        if undone:  # these tenants have another home, which the second try finds
-            answers |= await self._make(undone)
-        for answer in answers.values():
-            _count(answer)
-        return [answers[request.tenant_id] for request in requests]
-
-    async def _make(self, requests: Sequence[ProvisionRequest]) -> dict[str, ProvisionAnswer]:
         answers: dict[str, ProvisionAnswer] = {}
         placed = await self._place(requests, answers)
-        pairs = ((placed[request.tenant_id].shard, request) for request in requests if request.tenant_id in placed)
         async with asyncio.TaskGroup() as tasks:
-            for shard, wanted in group_by_shard(pairs):
+            for shard, wanted in group_by_shard(placed):
                 tasks.create_task(self._make_on(shard, wanted, answers), name=f"provision:{shard.shard_id}")
-        answers |= await self.confirmer.confirm(
-            [tenant for tenant_id, tenant in placed.items() if answers[tenant_id] in TO_CONFIRM]
-        )
-        return answers
+        made = [tenant_id for tenant_id, answer in answers.items() if answer is ProvisionResult.PROVISIONED]
+        answers |= await self.split.find(made)
+        for answer in answers.values():
+            instruments.PROVISIONING.labels(_outcome_of(answer)).inc()
+        return [answers[request.tenant_id] for request in requests]
 
     async def _place(
         self, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
-    ) -> Mapping[str, PlacedTenant]:
+    ) -> list[tuple[ShardAddress, ProvisionRequest]]:
         named: dict[str, Registration] = {}
-        slots = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
 
         async def register(request: ProvisionRequest) -> None:
-            async with slots:
-                try:
-                    named[request.tenant_id] = await self._register(request)
-                except Exception as exc:  # noqa: BLE001  # of one request; the others continue
-                    answers[request.tenant_id] = exc
+            try:
+                named[request.tenant_id] = await self._register(request)
+            except Exception as exc:  # noqa: BLE001  # of one request; the others continue
+                answers[request.tenant_id] = exc
 
-        async with asyncio.TaskGroup() as tasks:
-            for request in requests:
-                tasks.create_task(register(request), name=f"register:{request.tenant_id}")
-        homes = await self._directory.homes.find_homes(
-            {tenant_id: registration.address for tenant_id, registration in named.items()}
-        )
-        placed = {}
+        await run_at_once(register, requests, most=REGISTRATIONS_AT_ONCE)
+        addresses = {tenant_id: registration.address for tenant_id, registration in named.items()}
+        homes = await self._directory.homes.find_homes(addresses)
+        placed = []
         for request in requests:
-            tenant_id = request.tenant_id
-            if tenant_id not in named:
+            if (registration := named.get(tenant_id := request.tenant_id)) is None:
                 continue
-            home, registration = homes[tenant_id], named[tenant_id]
             # A tenant registered just now has another home only if Citrus lost a registration. So a silent shard does
             # not keep a new tenant waiting; the shards that answer were asked.
-            is_ignored = registration.is_new and isinstance(home, HomeUnknownError)
-            if isinstance(home, WorkerError) and not is_ignored:
-                answers[tenant_id] = home
-                continue
-            placed[tenant_id] = PlacedTenant(
-                request.business_id,
-                request.location_id,
-                request.business_type,
-                home.address if isinstance(home, TenantHome) else registration.address,
-                is_new=registration.is_new,
-            )
+            match homes[tenant_id]:
+                case TenantHome(address=address):
+                    placed.append((address, request))
+                case WorkerError() as error if not (registration.is_new and isinstance(error, HomeUnknownError)):
+                    answers[tenant_id] = error
+                case _:
+                    placed.append((registration.address, request))
         return placed
 
     async def _register(self, request: ProvisionRequest) -> Registration:
@@ -385,58 +358,45 @@ class Provisioner:
     async def _make_on(
         self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> None:
+        rows: Sequence[RowOutcome]
         try:
-            made = await self._make_all_on(shard, requests)
-        except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
-            made = {request.tenant_id: exc for request in requests}
-        for tenant_id, answer in made.items():
-            if isinstance(answer, Exception):
-                answers[tenant_id] = control_rules.with_shard(answer, shard_id=shard.shard_id, tenant_id=tenant_id)
-            else:
-                answers[tenant_id] = answer
-
-    async def _make_all_on(
-        self, shard: ShardAddress, requests: Sequence[ProvisionRequest]
-    ) -> Mapping[str, ProvisionAnswer]:
-        self._pools.ensure_pool(shard)
-        rows = await self._rows.submit(shard.shard_id, requests)
-        made: dict[str, ProvisionAnswer] = {}
+            self._pools.ensure_pool(shard)
+            rows = await self._rows.submit(shard.shard_id, requests)
+        except WorkerError as exc:
+            rows = [exc] * len(requests)
+        keys: list[ResourceKey] = []
         for request, row in zip(requests, rows, strict=True):
-            self._directory.forget(request.tenant_id)
-            if isinstance(row, RowResult):
-                made[request.tenant_id] = RESULTS[row.step]
+            tenant_id = request.tenant_id
+            self._directory.forget(tenant_id)
+            if isinstance(row, Exception):
+                answers[tenant_id] = control_rules.with_shard(row, shard_id=shard.shard_id, tenant_id=tenant_id)
+                continue
+            answers[tenant_id] = row.result
+            if row.result is not ProvisionResult.STALE:
                 _log_result(request, shard, row)
-            else:
-                made[request.tenant_id] = row
-        # Of an existing tenant too: the process that made it may have ended before its invalidation.
-        self._on_change(
-            ResourceKey(tenant_id, *control_rules.DEFAULT_ROW)
-            for tenant_id, answer in made.items()
-            if answer in TO_CONFIRM
-        )
-        servers = {row.server for row in rows if isinstance(row, RowResult)}
-        return await self._wait_until_safe(shard.shard_id, made, servers)
+                # Of an existing tenant too: the process that made it may have ended before its invalidation.
+                keys.append(ResourceKey(tenant_id, *control_rules.DEFAULT_ROW))
+        self._on_change(keys)
+        try:
+            for server in {row.server for row in rows if isinstance(row, MadeTenant)}:
+                await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
+        except RetryableError as exc:
+            made = [one.tenant_id for one in requests if not isinstance(answers[one.tenant_id], Exception)]
+            answers |= dict.fromkeys(made, exc)
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
+        first = {one.tenant_id: one for one in reversed(wanted)}
         try:
             pool = self._pools.pool_of(shard_id)
             try:
                 await ensure_schema(pool)
             except StatementFailedError as exc:  # a fault of the shard, not of a tenant
                 raise ShardUnavailableError(str(exc)) from exc
-            return await make_rows(pool, wanted)
+            made = await make_rows(pool, list(first.values()))
         except Exception as exc:  # noqa: BLE001  # the answer to each request
             return [exc] * len(wanted)
-
-    async def _wait_until_safe(
-        self, shard_id: str, made: Mapping[str, ProvisionAnswer], servers: Collection[Server]
-    ) -> Mapping[str, ProvisionAnswer]:
-        try:
-            for server in servers:
-                await self._commits.wait_for_transaction(shard_id, server, within_s=SAFE_WITHIN_S)
-        except RetryableError as exc:
-            return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
-        return made
+        another = RetryableError("another message about the tenant is being applied")
+        return [made[one.tenant_id] if one == first[one.tenant_id] else another for one in wanted]
 
 
 def check_request(request: ProvisionRequest) -> None:
@@ -455,29 +415,23 @@ def check_business_type(business_type: str) -> None:
         )
 
 
-def _log_result(request: ProvisionRequest, shard: ShardAddress, row: RowResult) -> None:
-    if row.step is not control_rules.ControlStep.STALE:
-        log.info(
-            "tenant.provisioned",
-            business_id=request.business_id,
-            location_id=request.location_id,
-            business_type=row.business_type,
-            asked_type=request.business_type,
-            shard_id=shard.shard_id,
-            result=RESULTS[row.step],
-        )
+def _log_result(request: ProvisionRequest, shard: ShardAddress, row: MadeTenant) -> None:
+    log.info(
+        "tenant.provisioned",
+        business_id=request.business_id,
+        location_id=request.location_id,
+        business_type=row.business_type,
+        asked_type=request.business_type,
+        shard_id=shard.shard_id,
+        result=row.result,
+    )
 
 
-def _count(answer: ProvisionAnswer) -> None:
-    match answer:
-        case Exception():
-            instruments.PROVISIONING.labels(ProvisioningOutcome.FAILED).inc()
-        case ProvisionResult.PROVISIONED:
-            instruments.PROVISIONING.labels(ProvisioningOutcome.SUCCEEDED).inc()
-        case ProvisionResult.EXISTED | ProvisionResult.RESTORED:
-            instruments.PROVISIONING.labels(ProvisioningOutcome.EXISTED).inc()
-        case ProvisionResult.STALE:
-            pass
+def _outcome_of(answer: ProvisionAnswer) -> ProvisioningOutcome:
+    if isinstance(answer, Exception):
+        return ProvisioningOutcome.FAILED
+    is_made = answer is ProvisionResult.PROVISIONED
+    return ProvisioningOutcome.SUCCEEDED if is_made else ProvisioningOutcome.EXISTED
 
 
 BEFORE_ANY_CONTROL: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -529,9 +483,7 @@ class FirstUse:
         return business
 
     async def _make_all(self, _: None, requests: Sequence[ProvisionRequest]) -> list[str | None]:
-        by_id: dict[str, ProvisionRequest] = {}
-        for request in requests:
-            by_id.setdefault(request.tenant_id, request)
+        by_id = {request.tenant_id: request for request in reversed(requests)}
         reasons = await self._make_each(by_id)
         return [
             reasons[request.tenant_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,13 +17,16 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, ad
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, hash_of, jump_hash
 from simplu_worker.shards.schema import schema_check
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
-from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.schema.type_files import read_type
+from simplu_worker.shards.schema.upgrade import Upgrader
+from simplu_worker.shards.tenants.provisioning import Provisioner, SplitTenants, TenantSplitError
 from simplu_worker.shards.types import (
     HomeUnknownError,
     ProvisionRequest,
@@ -227,3 +231,66 @@ async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_sha
                             await find
             ids = {row["id"] for row in await fetch(pools.pool_of("shard-3"), "SELECT id FROM tenants")}
             assert ids == ({"b-pinned", "-".join(hashed)} if is_marked else set())
+
+
+class MadeElsewhere:
+    """A locator after whose register another replica makes the tenant on shard-2, as this one does on shard-1."""
+
+    def __init__(self, routed: RoutedShards) -> None:
+        self._routed = routed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._routed.locator, name)
+
+    async def list_shards(self) -> list[ShardAddress]:
+        await fetch(self._routed.pool("shard-2"), "DELETE FROM tenants")
+        await add_tenant(self._routed.pool("shard-2"))
+        return await self._routed.locator.list_shards()
+
+
+async def test_provision_tells_when_two_shards_have_the_tenant(routed: RoutedShards) -> None:
+    locator: Any = MadeElsewhere(routed)
+    provisioner = Provisioner(locator, routed.directory, routed.pools)
+
+    with capture_logs() as logs, pytest.raises(TenantSplitError, match="rows on the shards shard-1, shard-2"):
+        await provisioner.provision(request())
+
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.split"]
+    assert (entry["log_level"], entry["business_id"], entry["shard_ids"]) == ("error", "clinic", ["shard-1", "shard-2"])
+    assert REGISTRY.get_sample_value("simplu_tenants_split") == 1
+    assert [len(await tenants(routed, shard_id)) for shard_id in ("shard-1", "shard-2")] == [1, 1]
+    split = SplitTenants(routed.locator, routed.pools)
+    assert set(await split.find(["clinic-main"])) == {"clinic-main"}
+    await fetch(routed.pool("shard-2"), "DELETE FROM tenants")
+    assert await split.find(["clinic-main"]) == {}
+    assert REGISTRY.get_sample_value("simplu_tenants_split") == 0
+
+
+@pytest.mark.slow(0.4)
+async def test_provision_all_puts_single_calls_into_few_transactions(make_shard: ShardMaker) -> None:
+    address = await make_shard("shard-1", is_empty=True)
+    async with routed_shards([address]) as routed, asyncio.TaskGroup() as tasks:
+        for number in range(60):
+            tasks.create_task(routed.provisioner.provision(request(("b", str(number)))))
+    async with routed_shards([address]) as routed:
+        (row,) = await fetch(routed.pool(), "SELECT count(*), count(DISTINCT created_at) AS made FROM tenants")
+        assert row["count"] == 60
+        assert row["made"] <= 15
+
+
+async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
+    requests = [request(("b", name), kind) for name, kind in (("1", "spa"), ("2", "hotel"), ("3", "spa"))]
+
+    answers = await routed.provisioner.provision_all(requests)
+
+    assert isinstance(answers[0], UnknownBusinessTypeError)
+    assert answers[0].given_up == (
+        "businessType: expected one of dental, gym, hotel, restaurant, shop, which shard shard-1 has, got 'spa'"
+    )
+    assert answers[1] is ProvisionResult.PROVISIONED
+    assert [row["id"] for row in await fetch(routed.pool(), "SELECT id FROM tenants")] == ["b-2"]
+
+    spa = read_type('{"name": "spa", "defaultSettings": {}, "staffResourceType": "host"}')
+    await Upgrader(routed.pool(), patience_s=0.0).apply_types({"spa": spa}, remove=())
+    made = ProvisionResult.PROVISIONED
+    assert await routed.provisioner.provision_all(requests) == [made, ProvisionResult.EXISTED, made]

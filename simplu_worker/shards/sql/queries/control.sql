@@ -1,10 +1,6 @@
 -- The changes of tenants and their resources by control messages (READ COMMITTED). Each runs in a transaction that has
 -- locked the rows of its tenants, so that decisions made from these rows stay valid.
 
--- fragment: is_unconfirmed
--- The home of a tenant is unconfirmed until its state_changed_at differs from its created_at.
-(tenants.state_changed_at = tenants.created_at)
-
 -- name: lock_tenants_for_control
 -- The rows of the tenants $1, locked against other control messages and against batches. In order of id, so that two
 -- messages cannot deadlock here.
@@ -60,7 +56,7 @@ SET
     epoch = tenants.epoch + 1,
     control_at = sent.requested_at::pg_catalog.timestamptz,
     created_at = pg_catalog.now(),
-    state_changed_at = pg_catalog.now(), -- unconfirmed
+    state_changed_at = pg_catalog.now(),
     deletion_began_at = NULL,
     paused_until = NULL,
     weight = 1
@@ -108,59 +104,6 @@ JOIN public.business_types ON business_types.name = sent.business_type
 ORDER BY sent.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
 RETURNING id;
-
--- name: find_home_candidates
--- The rows of the tenants $1 here, and whether they are confirmed.
-SELECT id, state, moved_to, created_at, NOT :is_unconfirmed AS is_confirmed
-FROM public.tenants
-WHERE id = ANY($1::pg_catalog.text[]);
-
--- name: confirm_tenants
--- Record that the tenants $1, made at $2, have no other home, and return those that still exist. Idempotent. In a
--- transaction that has locked their rows by `lock_tenants_for_control`.
-UPDATE public.tenants
-SET state_changed_at = CASE
-    WHEN :is_unconfirmed
-        -- A clock that was set back must not make the tenant unconfirmed.
-        THEN greatest(pg_catalog.clock_timestamp(), tenants.created_at + interval '1 microsecond')
-    ELSE tenants.state_changed_at
-END
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (id, created_at)
-WHERE tenants.id = sent.id AND tenants.created_at = sent.created_at::pg_catalog.timestamptz
-RETURNING tenants.id;
-
--- name: find_unconfirmed
--- At most $2 unconfirmed tenants that were made more than $1 seconds ago: the replica that made them was killed, or a
--- shard did not answer. Scans the table.
-SELECT id, business_id, location_id, business_type
-FROM public.tenants
-WHERE
-    state = 'active' AND :is_unconfirmed
-    AND created_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)
-ORDER BY created_at, id
-LIMIT $2;
-
--- name: undo_tenant
--- Undo `make_tenants` and `add_default_rows` for the tenant $1, unless it was remade, or has other writes: control
--- messages write resources, and operations the log. In a transaction that has locked the tenant's row.
-WITH undone AS (
-    DELETE FROM public.tenants
-    WHERE
-        id = $1 AND state = 'active' AND epoch = 1
-        AND NOT EXISTS (
-            SELECT FROM public.log_rows WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
-        )
-        AND NOT EXISTS (
-            SELECT FROM public.resources
-            WHERE
-                resources.id = $1 AND (resources."resourceName", resources."resourceId") <> ('settings', 'default')
-        )
-    RETURNING id
-),
-emptied AS (
-    DELETE FROM public.resources WHERE id = $1 AND EXISTS (SELECT FROM undone)
-)
-SELECT undone.id FROM undone;
 
 -- name: find_stored_name
 -- The name under which the tenant $1 has the resources that are sent as $2.

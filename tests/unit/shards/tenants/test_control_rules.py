@@ -18,11 +18,12 @@ from simplu_worker.shards.tenants.control_rules import (
     is_row_of,
     step_of_creation,
     step_of_destruction,
+    tenant_of,
     timestamp_text,
     unforeseen_with_shard,
     with_shard,
 )
-from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
+from simplu_worker.shards.types import FailedOnShardError, ProvisionRequest, RefusedOnShardError, ShardNotAllowedError
 from simplu_worker.vocabulary import TenantState
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -35,10 +36,13 @@ def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> Controlled
     return ControlledTenant("a-b", "c", state, CONTROL_AT, is_deletion_begun)
 
 
+def creation(at: datetime) -> ProvisionRequest:
+    return ProvisionRequest("a-b", "c", "gym", at)
+
+
 @pytest.mark.parametrize(
     ("row", "older", "same", "newer"),
     [
-        (None, ControlStep.MAKE, ControlStep.MAKE, ControlStep.MAKE),
         (tenant(TenantState.ACTIVE), ControlStep.STALE, ControlStep.NOTE, ControlStep.NOTE),
         (tenant(TenantState.DESTROYING), ControlStep.STALE, ControlStep.STALE, ControlStep.RESTORE),
         (
@@ -52,9 +56,9 @@ def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> Controlled
     ],
 )
 def test_creation_decides_by_state_and_by_what_is_newer(
-    row: ControlledTenant | None, older: ControlStep, same: ControlStep, newer: ControlStep
+    row: ControlledTenant, older: ControlStep, same: ControlStep, newer: ControlStep
 ) -> None:
-    steps = [step_of_creation(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
+    steps = [step_of_creation(row, creation(at)) for at in (OLDER, SAME, NEWER)]
     assert steps == [older, same, newer]
 
 
@@ -78,7 +82,7 @@ def test_destruction_decides_by_state_and_by_what_is_newer(
 @pytest.mark.parametrize("state", list(TenantState))
 @pytest.mark.parametrize("at", [OLDER, SAME, NEWER])
 def test_message_does_nothing_to_another_tenant_with_the_same_id(state: TenantState, at: datetime) -> None:
-    assert step_of_creation(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
+    assert step_of_creation(tenant(state), ProvisionRequest("a", "b-c", "gym", at)) is ControlStep.TAKEN
     assert step_of_destruction(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
 
 
@@ -102,7 +106,7 @@ STATES = {
 def after(row: ControlledTenant | None, message: tuple[str, datetime]) -> ControlledTenant | None:
     kind, at = message
     if kind == "create":
-        step = step_of_creation(row, "a-b", "c", at)
+        step = ControlStep.MAKE if row is None else step_of_creation(row, creation(at))
     elif row is None:
         return None  # the tenant is unknown: the message waits
     else:
@@ -192,7 +196,7 @@ def test_destruction_waits_for_no_copy_beside_the_home(states: dict[str, str], h
 def test_controlled_tenant_has_the_facts_of_its_row() -> None:
     row = {"business_id": "a-b", "location_id": "c", "state": "destroying", "control_at": SAME}
     for is_begun in (False, True):
-        found = ControlledTenant.from_row(row | {"is_deletion_begun": is_begun})
+        found = tenant_of(row | {"is_deletion_begun": is_begun})
         assert found == tenant(TenantState.DESTROYING, is_deletion_begun=is_begun)
 
 
