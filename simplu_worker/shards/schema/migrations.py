@@ -1,42 +1,55 @@
 """The migrations of a shard's schema: the contents of their files, and the plan of an upgrade. Pure.
 
-A statement with CONCURRENTLY runs alone and outside a transaction; those between two share one. All may be run again.
+A line `-- step` begins the next step: statements that share a transaction, or one CONCURRENTLY, outside of any. All
+may be run again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from simplu_worker.shards.schema.type_files import TypeFile
-
 NAMED_MAX: Final = 8  # of what a shard lacks, in an error
 WRITER_POLICY: Final = "simplu_writer"  # of every table with rows of tenants
-MISSING_KINDS: Final = ("table", "right", "key", "policy")  # of `find_missing`, the worst first
+MISSING: Final = {  # by the kinds of `find_missing`, the worst first: what is named, and why the shard may not be used
+    "table": (
+        "the table {0.table_name}",
+        "expected all tables of the shard's schema, got a shard without {}; restore them from a backup",
+    ),
+    "right": (
+        "the right to {0.name} on {0.table_name}",
+        (
+            "expected a role that may use the shard's tables, got one without {}; "
+            "as the owner of the tables GRANT these rights to the role of the connection string"
+        ),
+    ),
+    "key": (
+        "the primary key of {0.table_name}",
+        (
+            "A key is missing, not valid or deferrable, so that operations may be applied twice: {}. As the "
+            "owner of the tables delete the rows that are there twice, and add the key as a new shard has it"
+        ),
+    ),
+    "policy": (
+        "{0.name} of the table {0.table_name}",
+        (
+            "A policy may hide rows from the worker's role, which would take them for missing: {}. As the "
+            "owner of the tables name the roles that a restrictive policy is for (ALTER POLICY … TO …), make "
+            f"{WRITER_POLICY} as it was where that is named, or let the role own the tables or have BYPASSRLS"
+        ),
+    ),
+}
 
-_WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
-# Comments and quoted text, in which a semicolon or a word has no meaning.
-_QUOTED: Final = re.compile(
-    r"""
-    --[^\n]*                                            # a comment
-    | /\*.*?\*/                                         # and another; nested ones are not supported
-    | (?<!\w) [eE] '(?: [^'\\] | '' | \\. )*'           # a string with escapes
-    | '(?: [^'] | '' )*'
-    | "(?: [^"] | "" )*"
-    | (?<! [\w$] ) (?P<tag> \$ (?: [A-Za-z_]\w* )? \$) .*? (?P=tag)   # the body of a function
-    | \bBEGIN\s+ATOMIC\b .*? \bEND\b                    # another form of body
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT: Final = re.compile(r"\s*(?:--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
+STEP: Final = "\n-- step\n"
+_WORKS_FROM: Final = re.compile(r"(?:(?:--[^\n]*)?\n)*?-- works-from: (\d+)\n")  # in the first comments
+_COMMENT: Final = re.compile(r"^(?:--[^\n]*)?\n", re.MULTILINE)
 _TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+) \(", re.MULTILINE)
-_CONCURRENTLY: Final = re.compile(r"\bCONCURRENTLY\b\s*", re.IGNORECASE)
-_BUILDS: Final = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\b", re.IGNORECASE)
-_BUILDS_INDEX: Final = re.compile(
-    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\b", re.IGNORECASE
+_CONCURRENT: Final = re.compile(
+    r"(?:CREATE (?:UNIQUE )?INDEX CONCURRENTLY IF NOT EXISTS (\w+) ON [^;]*"
+    r"|DROP INDEX CONCURRENTLY IF EXISTS [\w.]+);?\s*"
 )
 
 
@@ -49,30 +62,23 @@ class Migration(msgspec.Struct, frozen=True):
     works_from: int | None = None
 
 
-class Statement(msgspec.Struct, frozen=True):
-    """One statement; *index* is the name of the index that it builds CONCURRENTLY."""
+class Step(msgspec.Struct, frozen=True):
+    """One step; *index* is the name of the index that it builds CONCURRENTLY."""
 
     text: str
+    title: str = ""  # its first line, for people
     is_concurrent: bool = False
     index: str | None = None
 
-    @property
-    def title(self) -> str:
-        """Its first line, for people."""
-        return self.text.splitlines()[0]
-
 
 class ShardSchema(msgspec.Struct, frozen=True):
-    """A shard's schema: its version, the oldest worker version that works with it, and its types' digests.
+    """A shard's schema: its version, and the oldest worker version that works with it.
 
-    *applied_types* are those that `types apply` wrote. *is_behind*: the log has numbers that the server has yet to
-    reach.
+    *is_behind*: the log has numbers that the server has yet to reach.
     """
 
     version: int | None
     works_from: int | None = None
-    digests: Mapping[str, str | None] = msgspec.field(default_factory=dict)
-    applied_types: Collection[str] = ()
     is_behind: bool = False
 
 
@@ -84,15 +90,7 @@ class MissingPart(msgspec.Struct, frozen=True):
     name: str | None = None
 
     def __str__(self) -> str:
-        match self.kind:
-            case "table":
-                return f"the table {self.table_name}"
-            case "right":
-                return f"the right to {self.name} on {self.table_name}"
-            case "key":
-                return f"the primary key of {self.table_name}"
-            case _:
-                return f"{self.name} of the table {self.table_name}"
+        return MISSING[self.kind][0].format(self)
 
 
 class Upgrade(msgspec.Struct, frozen=True):
@@ -121,8 +119,7 @@ class Upgrade(msgspec.Struct, frozen=True):
 
 def migration_of(version: int, name: str, text: str) -> Migration:
     """Return the migration of a file with this text."""
-    statements = statements_of(text)
-    match = _WORKS_FROM.search(text.partition(statements[0].text)[0] if statements else text)
+    match = _WORKS_FROM.match(text)
     return Migration(version, name, text, works_from=None if match is None else int(match[1]))
 
 
@@ -147,32 +144,11 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
 
 def refusal_of_missing(missing: Sequence[MissingPart]) -> str | None:
     """Return why a worker may not use a shard that lacks *missing*, the worst first; None if it lacks nothing."""
-    kind = min((part.kind for part in missing), key=MISSING_KINDS.index, default=None)
-    parts = [part for part in missing if part.kind == kind]
-    named = ", ".join(map(str, parts[:NAMED_MAX]))
-    if len(parts) > NAMED_MAX:
-        named += f" and {len(parts) - NAMED_MAX} more"
-    match kind:
-        case None:
-            return None
-        case "table":
-            return f"expected all tables of the shard's schema, got a shard without {named}; restore them from a backup"
-        case "right":
-            return (
-                f"expected a role that may use the shard's tables, got one without {named}; "
-                "as the owner of the tables GRANT these rights to the role of the connection string"
-            )
-        case "key":
-            return (
-                f"A key is missing, not valid or deferrable, so that operations may be applied twice: {named}. As the "
-                "owner of the tables delete the rows that are there twice, and add the key as a new shard has it"
-            )
-        case _:
-            return (
-                f"A policy may hide rows from the worker's role, which would take them for missing: {named}. As the "
-                "owner of the tables name the roles that a restrictive policy is for (ALTER POLICY … TO …), make "
-                f"{WRITER_POLICY} as it was where that is named, or let the role own the tables or have BYPASSRLS"
-            )
+    for kind, (_, sentence) in MISSING.items():
+        if parts := [str(part) for part in missing if part.kind == kind]:
+            more = f" and {len(parts) - NAMED_MAX} more" if len(parts) > NAMED_MAX else ""
+            return sentence.format(", ".join(parts[:NAMED_MAX]) + more)
+    return None
 
 
 def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[str]:
@@ -181,8 +157,8 @@ def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[str]
     return [table for text in made for table in _TABLE.findall(text)]
 
 
-def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, TypeFile]) -> Upgrade:
-    """Return the upgrade of a shard with *schema* to the last of *migrations* and to the packaged *types*."""
+def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], business_types: Sequence[str]) -> Upgrade:
+    """Return the upgrade of a shard with *schema*, which lacks *business_types*, to the last of *migrations*."""
     newest = migrations[-1].version
     if schema.version is None:
         return Upgrade(schema, refusal="expected a schema version, got none; restore its schema_migrations")
@@ -192,61 +168,26 @@ def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Ma
             refusal=f"expected schema version {newest} or older, got {schema.version}; a schema never goes backwards: "
             f"use a simplu-worker of schema version {schema.version}",
         )
-    return Upgrade(
-        schema,
-        [migration for migration in migrations if migration.version > schema.version],
-        [
-            name
-            for name, file in sorted(types.items())
-            if name not in schema.applied_types and schema.digests.get(name) != file.digest
-        ],
-    )
+    return Upgrade(schema, [one for one in migrations if one.version > schema.version], business_types)
 
 
-def steps_of(text: str) -> list[list[Statement]]:
-    """Return the steps of an upgrade through a file, in order: one transaction, or one statement outside any."""
-    steps: list[list[Statement]] = []
-    for statement in statements_of(text):
-        if statement.is_concurrent or not steps or steps[-1][0].is_concurrent:
-            steps.append([])
-        steps[-1].append(statement)
-    return steps
+def steps_of(text: str) -> list[Step]:
+    """Return the steps of an upgrade through a file, in order.
 
-
-def statements_of(text: str) -> list[Statement]:
-    """Return the statements of *text*, each without the comments before it.
-
-    Raises `ValueError` for an index CONCURRENTLY in a form that cannot be run again.
+    Raises `ValueError` for an index CONCURRENTLY that is not alone, or in a form that cannot be run again.
     """
-    return [_statement(part) for part in _split(text)]
+    return [_step_of(part) for part in text.split(STEP)]
+
+
+def _step_of(text: str) -> Step:
+    code = _COMMENT.sub("", text + "\n")
+    title = code.partition("\n")[0]
+    match = _CONCURRENT.fullmatch(code)
+    if match is None and "CONCURRENTLY" in code:
+        raise ValueError(f"expected CREATE INDEX CONCURRENTLY IF NOT EXISTS name ON … alone in a step, got {title}")
+    return Step(text, title, match is not None, None if match is None else match[1])
 
 
 def without_concurrently(text: str) -> str:
     """Return *text* without CONCURRENTLY, for one transaction on an empty shard."""
-    bare = _blank_quoted(text)
-    ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
-    return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
-
-
-def _statement(text: str) -> Statement:
-    bare = _blank_quoted(text)
-    if not _CONCURRENTLY.search(bare):
-        return Statement(text)
-    index = _BUILDS_INDEX.match(bare)
-    if index is None and _BUILDS.match(bare):
-        raise ValueError(f"expected CREATE INDEX CONCURRENTLY IF NOT EXISTS name ON …, got {text.splitlines()[0]}")
-    return Statement(text, is_concurrent=True, index=None if index is None else index[1])
-
-
-def _split(text: str) -> Iterator[str]:
-    start = 0
-    for end in [*(match.start() for match in re.finditer(";", _blank_quoted(text))), len(text)]:
-        while comment := _COMMENT.match(text, start, end):
-            start = comment.end()
-        if statement := text[start:end].strip():
-            yield statement
-        start = end + 1
-
-
-def _blank_quoted(text: str) -> str:
-    return _QUOTED.sub(lambda match: " " * len(match[0]), text)
+    return text.replace("INDEX CONCURRENTLY ", "INDEX ")

@@ -24,9 +24,9 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import (
+    STEP,
     Migration,
-    ShardSchema,
-    Statement,
+    Step,
     Upgrade,
     plan_upgrade,
     steps_of,
@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 class UpgradeActivity(msgspec.Struct, frozen=True):
-    """A statement of an upgrade, its progress as *share*, and the sessions that block it."""
+    """A step of an upgrade, its progress as *share*, and the sessions that block it."""
 
     title: str
     share: float | None = None
@@ -75,10 +75,8 @@ async def read_upgrade(
     schema = await read_schema(connection, shard_id)
     if schema is None:
         return None
-    rows = await connection.fetch(QUERIES["read_digests"])
-    digests = {row["name"]: row["digest"] for row in rows}
-    applied = [row["name"] for row in rows if row["is_applied"]]
-    return plan_upgrade(ShardSchema(schema.version, schema.works_from, digests, applied), migrations, types)
+    plan = plan_types(await read_types(connection), types, by_upgrade=True)
+    return plan_upgrade(schema, migrations, plan.to_write)
 
 
 class Upgrader:
@@ -136,7 +134,7 @@ class Upgrader:
         if plan is not None and plan.is_needed and not plan.refusals:
             log.info("schema.types_applied", shard_id=shard_id, written=plan.to_write, removed=plan.to_remove)
             if plan.index_statements:
-                await self.run_text(";\n".join(plan.index_statements))
+                await self.run_text(STEP.join(plan.index_statements))
         return plan
 
     async def _run_alone(self) -> Upgrade | None:
@@ -181,10 +179,8 @@ class Upgrader:
             if guard.is_closed():
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
-            if step[0].is_concurrent:
-                await self._retry_while_blocked(partial(self._run_outside_transaction, step[0]))
-            else:
-                await self._retry_while_blocked(partial(self._run_in_transaction, step))
+            run = self._run_outside_transaction if step.is_concurrent else self._run_in_transaction
+            await self._retry_while_blocked(partial(run, step))
 
     async def _write_types(self) -> None:
         self._set_activity(UpgradeActivity(TYPES_TITLE))
@@ -193,20 +189,19 @@ class Upgrader:
         if plan.refusals:
             raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {'; '.join(plan.refusals)}")
 
-    async def _run_in_transaction(self, step: Sequence[Statement]) -> None:
+    async def _run_in_transaction(self, step: Step) -> None:
         async with self._pool.transaction() as connection:
-            for statement in step:
-                await self._execute(connection, statement)
+            await self._execute(connection, step)
 
-    async def _run_outside_transaction(self, statement: Statement) -> None:
-        if statement.index is not None and await self._is_half_built(statement.index):
-            drop = f"DROP INDEX CONCURRENTLY IF EXISTS public.{statement.index}"
-            await self._run_outside_transaction(Statement(drop, is_concurrent=True))
+    async def _run_outside_transaction(self, step: Step) -> None:
+        if step.index is not None and await self._is_half_built(step.index):
+            drop = f"DROP INDEX CONCURRENTLY IF EXISTS public.{step.index}"
+            await self._run_outside_transaction(Step(drop, drop, is_concurrent=True))
         async with self._pool.connection() as connection:
             connection.begin_single = None
             await connection.execute(QUERIES["lift_timeouts"])
             try:
-                await self._execute(connection, statement, within_s=BUILD_MAX_S)
+                await self._execute(connection, step, within_s=BUILD_MAX_S)
             except asyncpg.PostgresError:
                 if not connection.is_closed():
                     await connection.execute(QUERIES["restore_timeouts"])
@@ -223,34 +218,32 @@ class Upgrader:
             raise LostRaceError(f"shard {self._pool.address.shard_id}: another session builds the index {index}")
         return row is not None and not row["is_valid"]
 
-    async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
-        if (
-            statement.title != self._activity.title
-        ):  # while it is tried again, what it was last seen to wait for is told
+    async def _execute(self, connection: Connection, step: Step, *, within_s: float | None = None) -> None:
+        if step.title != self._activity.title:  # while it is tried again, what it was last seen to wait for is told
             self._waited_for = ()
-        self._set_activity(UpgradeActivity(statement.title, waits_for=self._waited_for))
+        self._set_activity(UpgradeActivity(step.title, waits_for=self._waited_for))
         error: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(self._watch(statement), name=f"watch:{self._pool.address.shard_id}")
+            watch = tasks.create_task(self._watch(step), name=f"watch:{self._pool.address.shard_id}")
             try:
-                await connection.execute(statement.text, timeout=within_s)
+                await connection.execute(step.text, timeout=within_s)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
                 error = exc  # raised outside the group, which would wrap it
             watch.cancel()  # behind a small pooler it may be waiting for the server connection that this one holds
         if error is not None:
             raise error
 
-    async def _watch(self, statement: Statement) -> None:
+    async def _watch(self, step: Step) -> None:
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(WorkerError):  # a failed look-up must not end the upgrade
                 async with self._pool.connection() as connection:
-                    sent = at_home(statement.text, connection.home)
+                    sent = at_home(step.text, connection.home)
                     blockers = [row["blocker"] for row in await connection.fetch(QUERIES["find_blockers"], sent)]
-                    share = await connection.fetchval(QUERIES["read_build"], sent) if statement.index else None
+                    share = await connection.fetchval(QUERIES["read_build"], sent) if step.index else None
                     # Just as the statement gives up, a look-up finds no blockers.
                     self._waited_for = blockers or self._waited_for
-                    self._set_activity(UpgradeActivity(statement.title, share, blockers))
+                    self._set_activity(UpgradeActivity(step.title, share, blockers))
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0

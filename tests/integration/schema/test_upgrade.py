@@ -11,6 +11,7 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, indexes, upgrade_pool, upgrader, versions
 
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.migrations import STEP
 from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, make_schema
 from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
@@ -70,7 +71,7 @@ async def test_upgrade_applies_files_of_new_and_changed_types(pool: ShardPool) -
 
 
 async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: ShardPool) -> None:
-    broken = f"{INDEX}; CREATE TABLE IF NOT EXISTS notes (a int); SELECT 1 / (SELECT count(*) FROM tenants);"
+    broken = f"{INDEX}{STEP}CREATE TABLE IF NOT EXISTS notes (a int); SELECT 1 / (SELECT count(*) FROM tenants);"
 
     with pytest.raises(Exception, match=r"22012|shard-1"):
         await upgrader(pool, broken).run()

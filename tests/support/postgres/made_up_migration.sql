@@ -24,6 +24,7 @@ BEGIN
 END
 $$;
 
+-- step
 CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON public.tenants (created_at);
-
+-- step
 COMMENT ON INDEX public.tenants_age IS 'made';

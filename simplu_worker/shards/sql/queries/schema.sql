@@ -70,10 +70,6 @@ LEFT JOIN (
     SELECT version, works_from FROM public.schema_migrations ORDER BY version DESC LIMIT 1
 ) AS newest ON true;
 
--- name: read_digests
--- The business types of the shard, with the digests of their files, and whether `types apply` wrote them.
-SELECT name, digest, is_applied FROM public.business_types;
-
 -- fragment: schema_lock
 -- The number of the advisory lock: "simplu" and a few more bytes.
 7310868733225656437

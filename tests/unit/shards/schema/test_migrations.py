@@ -2,108 +2,64 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.postgres.upgrades import MADE_UP
 
 from simplu_worker.shards.schema.migrations import (
     NAMED_MAX,
+    STEP,
     Migration,
     MissingPart,
     ShardSchema,
-    Statement,
     migration_of,
     plan_upgrade,
     refusal_of,
     refusal_of_missing,
-    statements_of,
     steps_of,
     tables_of,
     without_concurrently,
 )
 from simplu_worker.shards.schema.schema_check import MIGRATIONS
-from simplu_worker.shards.schema.type_files import read_type
 
 BUILD = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
-PIECES = (
-    "SELECT 1",
-    "SELECT 'a;b'",
-    "SELECT 'it''s; one'",
-    "SELECT E'a\\';b'",
-    'SELECT ";" FROM t',
-    "SELECT 1 -- not; two\n + 1",
-    "SELECT /* not; two */ 2",
-    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$ SELECT 1; SELECT 2; $$",
-    "DO $body$ BEGIN PERFORM $$;$$; END $body$",
-    "COMMENT ON TABLE t IS 'made CONCURRENTLY; so to speak'",
-    BUILD,
-    "DROP INDEX CONCURRENTLY IF EXISTS old",
-)
 FIRST, SECOND = Migration(1, "first", ""), Migration(2, "second", "", works_from=1)
 THIRD = Migration(3, "third", "", works_from=2)
-TYPES = {
-    name: read_type(f'{{"name": "{name}", "defaultSettings": {{}}, "staffResourceType": "staff"}}')
-    for name in ("dental", "gym")
-}
-DIGESTS = {name: file.digest for name, file in TYPES.items()}
 
 
-@given(st.lists(st.sampled_from(PIECES)), st.sampled_from([";", " ;\n\n", ";\n-- said; here\n", "; /* ; */ "]))
-def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], between: str) -> None:
-    text = "-- About; this.\n" + between.join(pieces)
+def test_steps_are_cut_at_their_lines() -> None:
+    drop = "DROP INDEX CONCURRENTLY IF EXISTS public.old"
+    text = f"-- About.\n\nSELECT 1;\nSELECT 2;{STEP}-- For ages.\n{BUILD};{STEP}{drop}\n"
 
-    assert [statement.text for statement in statements_of(text)] == pieces
+    first, second, third = steps_of(text)
 
-
-@given(st.lists(st.sampled_from(PIECES)))
-def test_steps_keep_the_order_and_concurrent_ones_are_alone(pieces: list[str]) -> None:
-    steps = steps_of(";\n".join(pieces))
-
-    assert [statement.text for step in steps for statement in step] == pieces
-    assert all(len(step) == 1 for step in steps if step[0].is_concurrent)
-    assert not any(statement.is_concurrent for step in steps if not step[0].is_concurrent for statement in step)
-    assert all(one[0].is_concurrent or two[0].is_concurrent for one, two in pairwise(steps))
+    assert STEP.join(step.text for step in (first, second, third)) == text
+    assert (first.title, first.is_concurrent, first.index) == ("SELECT 1;", False, None)
+    assert (second.title, second.is_concurrent, second.index) == (f"{BUILD};", True, "tenants_age")
+    assert (third.is_concurrent, third.index) == (True, None)
 
 
-@given(st.lists(st.sampled_from(PIECES)))
-def test_nothing_is_concurrent_in_one_transaction(pieces: list[str]) -> None:
-    text = ";\n".join(pieces)
-    expected = text.replace("INDEX CONCURRENTLY ", "INDEX ")
-
-    assert without_concurrently(text) == expected
-    assert not any(statement.is_concurrent for statement in statements_of(expected))
+@pytest.mark.parametrize("unique", ["", "UNIQUE "])
+def test_nothing_is_concurrent_in_one_transaction(unique: str) -> None:
+    text = f"CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS one ON t (a);"
+    assert [step.index for step in steps_of(text)] == ["one"]
+    assert without_concurrently(text) == f"CREATE {unique}INDEX IF NOT EXISTS one ON t (a);"
 
 
 @pytest.mark.parametrize(
-    ("statement", "index"),
-    [
-        (BUILD, "tenants_age"),
-        ("create unique index concurrently if not exists one on t (a)", "one"),
-        ("DROP INDEX CONCURRENTLY IF EXISTS one", None),
-        ("REINDEX INDEX CONCURRENTLY one", None),
-    ],
-)
-def test_statement_names_the_index_that_it_builds(statement: str, index: str | None) -> None:
-    (found,) = statements_of(statement)
-
-    assert found.is_concurrent
-    assert found.index == index
-
-
-@pytest.mark.parametrize(
-    "statement",
+    "text",
     [
         "CREATE INDEX CONCURRENTLY one ON t (a)",
         "CREATE INDEX CONCURRENTLY ON t (a)",
         'CREATE INDEX CONCURRENTLY IF NOT EXISTS "One" ON t (a)',
+        f"SELECT 1; {BUILD}",
+        f"{BUILD}; SELECT 1",
     ],
 )
-def test_statement_is_refused_when_it_cannot_be_run_again(statement: str) -> None:
+def test_step_is_refused_when_it_cannot_be_run_again(text: str) -> None:
     with pytest.raises(ValueError, match="expected CREATE INDEX CONCURRENTLY IF NOT EXISTS"):
-        statements_of(statement)
+        steps_of(text)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +68,6 @@ def test_statement_is_refused_when_it_cannot_be_run_again(statement: str) -> Non
         ("-- About.\n-- works-from: 1\nSELECT 1;", 1),
         ("-- works-from: 12\n\n-- About.\nSELECT 1;", 12),
         ("SELECT 1;\n-- works-from: 1\nSELECT 2;", None),
-        ("SELECT '\n-- works-from: 1\n';", None),
-        ("SELECT 1;\n-- works-from: 1\nSELECT 1;", None),
         ("-- It works-from: 1 on.\nSELECT 1;", None),
         ("", None),
     ],
@@ -153,7 +107,7 @@ def test_worker_works_on_the_versions_that_suit_it(
 def test_plan_has_the_migrations_after_the_shards_version(
     version: int, migrations: list[Migration], works_from: int
 ) -> None:
-    plan = plan_upgrade(ShardSchema(version, 2, DIGESTS), [FIRST, SECOND, THIRD], TYPES)
+    plan = plan_upgrade(ShardSchema(version, 2), [FIRST, SECOND, THIRD], [])
 
     assert plan.migrations == migrations
     assert plan.business_types == []
@@ -161,32 +115,14 @@ def test_plan_has_the_migrations_after_the_shards_version(
     assert (plan.version, plan.works_from, plan.refusal) == (3, works_from, None)
 
 
-@pytest.mark.parametrize(
-    ("digests", "types"),
-    [
-        ({}, ["dental", "gym"]),
-        (DIGESTS | {"gym": "another"}, ["gym"]),
-        (DIGESTS | {"gym": None}, ["gym"]),
-        (DIGESTS | {"bakery": "of a newer worker"}, []),
-    ],
-)
-def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None], types: list[str]) -> None:
-    plan = plan_upgrade(ShardSchema(1, None, digests), [FIRST], TYPES)
-
-    assert plan.business_types == types
-    assert plan.is_needed == bool(types)
-    assert plan.version == 1
-
-
-def test_plan_has_no_type_that_types_apply_wrote() -> None:
-    plan = plan_upgrade(ShardSchema(1, None, {"gym": "another"}, ["gym"]), [FIRST], TYPES)
-
-    assert plan.business_types == ["dental"]
+def test_plan_has_the_types_that_the_shard_lacks() -> None:
+    plan = plan_upgrade(ShardSchema(1), [FIRST], ["gym"])
+    assert (plan.business_types, plan.is_needed, plan.version) == (["gym"], True, 1)
 
 
 @pytest.mark.parametrize(("version", "came"), [(4, "got 4; a schema never goes backwards"), (None, "got none")])
 def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None, came: str) -> None:
-    plan = plan_upgrade(ShardSchema(version), [FIRST, SECOND, THIRD], TYPES)
+    plan = plan_upgrade(ShardSchema(version), [FIRST, SECOND, THIRD], [])
 
     assert plan.refusal is not None
     assert came in plan.refusal
@@ -194,12 +130,9 @@ def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None,
 
 
 def test_later_migrations_can_be_run_again() -> None:
-    for statement in [
-        statement for migration in [*MIGRATIONS[1:], MADE_UP] for statement in statements_of(migration.text)
-    ]:
-        words = statement.text.upper().split()
-        if words[0] in {"CREATE", "DROP"} and words[1] != "POLICY":
-            assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
+    for migration in [*MIGRATIONS[1:], MADE_UP]:
+        for statement in re.findall(r"^(?:CREATE|DROP) (?!POLICY).*", migration.text, re.MULTILINE):
+            assert re.match(r"CREATE OR REPLACE |.* IF (NOT )?EXISTS ", statement), statement
 
 
 def test_tables_are_those_up_to_the_version_of_the_shard() -> None:
@@ -231,12 +164,6 @@ def test_refusal_names_what_a_shard_lacks(missing: list[MissingPart], named: str
     assert named in (refusal_of_missing(missing) or "")
 
 
-@pytest.mark.parametrize("text", [migration.text for migration in MIGRATIONS])
-def test_files_are_made_of_statements(text: str) -> None:
-    assert statements_of(text)
-    assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
-
-
 @pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
 def test_refusal_of_a_later_schema_names_the_worker_for_it(works_from: int | None, needed: int) -> None:
     refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
@@ -244,20 +171,16 @@ def test_refusal_of_a_later_schema_names_the_worker_for_it(works_from: int | Non
     assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")
 
 
-@pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2, DIGESTS)])
+@pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2)])
 def test_upgrade_that_does_nothing_leaves_the_schema_as_it_is(schema: ShardSchema) -> None:
-    upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], TYPES)
+    upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], [])
     assert (upgrade.schema, upgrade.is_needed) == (schema, False)
     assert (upgrade.version, upgrade.works_from) == (schema.version, schema.works_from)
 
 
 def test_upgrade_ends_at_the_last_migration() -> None:
-    upgrade = plan_upgrade(ShardSchema(1), [FIRST, SECOND, THIRD], {})
+    upgrade = plan_upgrade(ShardSchema(1), [FIRST, SECOND, THIRD], [])
     assert (upgrade.version, upgrade.works_from, upgrade.migrations) == (3, 2, [SECOND, THIRD])
-
-
-def test_title_of_a_statement_is_its_first_line() -> None:
-    assert Statement("ALTER TABLE t\nADD COLUMN c int").title == "ALTER TABLE t"
 
 
 def test_shard_that_lacks_nothing_is_not_refused() -> None:
