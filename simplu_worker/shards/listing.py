@@ -6,9 +6,8 @@ import asyncio
 import base64
 import binascii
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any, Final, Literal
 
 import msgspec
@@ -38,21 +37,20 @@ class SearchPosition(msgspec.Struct, frozen=True):
     """The place in the log, newest first, after which a page begins.
 
     After it come the operations completed before *at*, and those of that time with a lower request id; all of that time
-    if it is None. *is_large*: the tenant is known to have many operations.
+    if it is None.
     """
 
     at: datetime = NEWEST
     request_id: str | None = None
-    is_large: bool = False
 
     def encode(self) -> str:
         """Return the position as a cursor, of characters that need no escape."""
         micros = (self.at - EPOCH) // INSTANT
-        text = msgspec.json.encode((CURSOR_VERSION, micros, self.request_id, self.is_large))
+        text = msgspec.json.encode((CURSOR_VERSION, micros, self.request_id))
         return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
 
-_cursor_decoder = msgspec.json.Decoder(tuple[Literal[1], int, str | None, bool])
+_cursor_decoder = msgspec.json.Decoder(tuple[Literal[1], int, str | None])
 
 
 def decode_cursor(text: str) -> SearchPosition:
@@ -62,13 +60,13 @@ def decode_cursor(text: str) -> SearchPosition:
         raise error
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        _, micros, request_id, is_large = _cursor_decoder.decode(decoded)
+        _, micros, request_id = _cursor_decoder.decode(decoded)
         at = EPOCH + micros * INSTANT
     except (binascii.Error, msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
         raise error from None
     if not (OLDEST < at <= NEWEST and is_storable(request_id or "")):
         raise error
-    position = SearchPosition(at, request_id, is_large)
+    position = SearchPosition(at, request_id)
     if position.encode() != text:
         raise error
     return position
@@ -91,7 +89,7 @@ class ListRequest(msgspec.Struct, frozen=True):
         """The position after which the page begins."""
         if self.until is None or self.until > self.after.at:
             return self.after
-        return SearchPosition(max(self.until, OLDEST + INSTANT) - INSTANT, is_large=self.after.is_large)
+        return SearchPosition(max(self.until, OLDEST + INSTANT) - INSTANT)
 
 
 class InvalidRequestError(ValueError):
@@ -121,7 +119,7 @@ def check_request(request: ListRequest) -> ListRequest:
 class SearchLimits(msgspec.Struct, frozen=True):
     """The bounds of the work for a page: rows of a chunk and of all, seconds before a chunk.
 
-    A tenant with at most *few* operations has all of them read instead.
+    A tenant with at most *few* operations has all of them read instead, in one step.
     """
 
     chunk_rows: int = 10_000
@@ -172,13 +170,6 @@ class SearchChunk(msgspec.Struct, frozen=True):
     is_last: bool
 
 
-class SearchStep(StrEnum):
-    """What to read next for a page."""
-
-    CHUNK = "chunk"  # of the log of all tenants, by time
-    FEW = "few"  # all operations of the tenant, if these are few
-
-
 class PageSearch:
     """The state of the search for the page *request*."""
 
@@ -189,7 +180,6 @@ class PageSearch:
         self._has_ended = False
         self._found: list[ListedOperation] = []
         self.position = request.start
-        self.step = SearchStep.CHUNK
 
     @property
     def since(self) -> datetime:
@@ -202,11 +192,9 @@ class PageSearch:
         return self._request.limit + 1 - len(self._found)
 
     def is_complete(self, spent_s: float) -> bool:
-        """Return whether the page ends here, after *spent_s*; only before a chunk, so that each page gets further."""
-        if self._has_ended or self.missing_count <= 0:
-            return True
-        may_go_on = self._row_count < self._limits.rows and spent_s < self._limits.seconds
-        return self._row_count > 0 and self.step is SearchStep.CHUNK and not may_go_on
+        """Return whether the page ends here, after *spent_s*; never before a chunk, so that each page gets further."""
+        is_spent = self._row_count > 0 and (self._row_count >= self._limits.rows or spent_s >= self._limits.seconds)
+        return self._has_ended or self.missing_count <= 0 or is_spent
 
     def add_chunk(self, chunk: SearchChunk) -> None:
         """Take the operations of a chunk that began at the position."""
@@ -215,25 +203,13 @@ class PageSearch:
         if chunk.oldest is None or chunk.is_last:
             self._has_ended = True
         else:
-            self.position = SearchPosition(chunk.oldest - INSTANT, is_large=self.position.is_large)
-            self.step = SearchStep.CHUNK if self.position.is_large else SearchStep.FEW
-
-    def add_few(self, operations: Sequence[ListedOperation]) -> None:
-        """Take the operations after the position of a tenant that has few."""
-        self._found += operations
-        self._has_ended = True
-
-    def note_large(self) -> None:
-        """Note that the tenant has many operations."""
-        self.position = msgspec.structs.replace(self.position, is_large=True)
-        self.step = SearchStep.CHUNK
+            self.position = SearchPosition(chunk.oldest - INSTANT)
 
     def result(self, shard_id: str) -> OperationPage:
         """Return the page."""
         shown = self._found[: self._request.limit]
         if len(self._found) > len(shown):
-            last = shown[-1]
-            after = SearchPosition(last.completed_at, last.request_id, self.position.is_large)
+            after = SearchPosition(shown[-1].completed_at, shown[-1].request_id)
         elif self._has_ended:
             return OperationPage(shown, None, None, shard_id)
         else:
@@ -273,7 +249,7 @@ class OperationLister:
     async def _search(
         self, pool: ShardPool, tenant: tuple[str, str], request: ListRequest
     ) -> OperationPage | Absence | None:
-        search = PageSearch(request, self._limits)
+        search, may_be_few = PageSearch(request, self._limits), True
         tenant_id, shard_id = tenant_id_of(*tenant), pool.address.shard_id
         started_at = self._clock()
         while not search.is_complete(self._clock() - started_at):
@@ -283,7 +259,10 @@ class OperationLister:
                     # Rolled back at its end: a transaction that only reads is no proof that the shard takes commits.
                     pool.transaction(is_rehearsal=True, budget=StatementBudget.SEARCH) as connection,
                 ):
-                    await self._read_next(connection, tenant_id, request, search)
+                    if may_be_few:
+                        few = self._limits.few
+                        may_be_few = await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few)
+                    search.add_chunk(await self._read_chunk(connection, tenant_id, request, search, is_few=may_be_few))
                     # After the rows: a tenant that lives here now has lived here when they were read.
                     row = await connection.fetchrow(QUERIES["find_tenants"], [tenant_id])
                     if row is None or row["state"] not in HOME_STATES:
@@ -293,8 +272,8 @@ class OperationLister:
             except StatementFailedError as exc:
                 if not exc.is_timeout:
                     raise
-                if search.step is SearchStep.FEW:  # its rows are on many cold pages
-                    search.note_large()
+                if may_be_few:  # its rows are on many cold pages
+                    may_be_few = False
                     continue
                 raise RetryableError(
                     f"shard {shard_id}: expected a part of its log within "
@@ -302,13 +281,14 @@ class OperationLister:
                 ) from exc
         return search.result(shard_id)
 
-    async def _read_next(
-        self, connection: Connection, tenant_id: str, request: ListRequest, search: PageSearch
-    ) -> None:
+    async def _read_chunk(
+        self, connection: Connection, tenant_id: str, request: ListRequest, search: PageSearch, *, is_few: bool
+    ) -> SearchChunk:
         types = None
         if request.resource_type is not None:  # operations have the names that were sent
             types = await connection.fetchval(QUERIES["find_type_names"], tenant_id, request.resource_type)
-        arguments = [
+        rows = await connection.fetch(
+            QUERIES["list_few_operations" if is_few else "search_operations"],
             tenant_id,
             search.position.at,
             search.position.request_id,
@@ -318,18 +298,12 @@ class OperationLister:
             request.status,
             request.error,
             search.missing_count,
-        ]
-        match search.step:
-            case SearchStep.CHUNK:
-                rows = await connection.fetch(QUERIES["search_operations"], *arguments, self._limits.chunk_rows)
-                found = _operations_of(row for row in rows if row["request_id"] is not None)
-                search.add_chunk(SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"], rows[0]["is_last"]))
-            case SearchStep.FEW:
-                if await connection.fetchval(QUERIES["has_few_operations"], tenant_id, self._limits.few):
-                    rows = await connection.fetch(QUERIES["list_few_operations"], *arguments, self._limits.few)
-                    search.add_few(_operations_of(rows))
-                else:
-                    search.note_large()
+            self._limits.few if is_few else self._limits.chunk_rows,
+        )
+        if is_few:
+            return SearchChunk(_operations_of(rows), len(rows), None, is_last=True)
+        found = _operations_of(row for row in rows if row["request_id"] is not None)
+        return SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"], rows[0]["is_last"])
 
 
 def _operations_of(rows: Iterable[Mapping[str, Any]]) -> list[ListedOperation]:

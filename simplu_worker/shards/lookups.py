@@ -12,14 +12,19 @@ import msgspec
 from simplu_worker.bulkheads import of_shard, of_tenant
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, is_storable, tenant_id_of
-from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationLister, OperationPage, listed_members
-from simplu_worker.shards.log import find_rejections, key_of_id, note_rejections
+from simplu_worker.shards.listing import ListedOperation, OperationLister, listed_members
+from simplu_worker.shards.log import key_of_id, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
+from simplu_worker.shards.routing.shard_query import (
+    ShardRows,
+    fetch_from_all_shards,
+    fetch_from_shard,
+    query_all_shards,
+)
 from simplu_worker.shards.tenants.control_rules import is_row_of
 from simplu_worker.shards.types import (
     HOMELESS,
@@ -78,7 +83,7 @@ class ShardLookups:
         self._directory = directory
         self._locator = locator
         self._pools = pools
-        self._lister = OperationLister(directory, pools)
+        self.list_operations = OperationLister(directory, pools).list_page
         self._decisions: Coalescer[ShardAddress, tuple[str, str, str], bool | None] = Coalescer(self._fetch_decisions)
 
     async def find_operation(
@@ -182,7 +187,7 @@ class ShardLookups:
     ) -> list[RejectedRequest]:
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await find_rejections(self._pools.ensure_pool(shard), query, *arguments)
+            return await fetch_from_shard(self._pools.ensure_pool(shard), QUERIES[query], *arguments)
 
         answers = await query_all_shards(shards, fetch)
         found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
@@ -220,7 +225,8 @@ class ShardLookups:
         business_id = None if names is None else names[0]
 
         async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | Absence | None:
-            rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            pool = self._pools.ensure_pool(shard)
+            rows = await fetch_from_shard(pool, QUERIES["find_rejections"], tenant_id, request_ids)
             if rows and business_id not in {None, rows[0]["business_id"]}:
                 return Absence.UNREGISTERED
             found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
@@ -249,12 +255,6 @@ class ShardLookups:
         for tenant_id in {one.tenant_id for one in rejections} - homes.keys():
             self._directory.forget(tenant_id)
         return homes
-
-    async def list_operations(
-        self, business_id: str, location_id: str, request: ListRequest
-    ) -> OperationPage | Absence:
-        """Return a page of the operations of a tenant, see `OperationLister.list_page`."""
-        return await self._lister.list_page(business_id, location_id, request)
 
     @of_tenant
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:

@@ -6,11 +6,11 @@
 --
 -- So the work is bounded, whatever the data and the statistics are (shards/listing.py):
 --
--- * `search_operations` reads the batches of all tenants by time, and the rows of those that have the tenant. A chunk
---   ends after a number of batches and rows. A page takes a bounded number of chunks, and reports how far it came: it may
---   be short, or empty. A tenant with many operations has a full page after one chunk.
--- * If the first chunk does not fill the page, `has_few_operations` counts up to 5,000 rows of the tenant in the primary
---   key (1 ms). A tenant with no more has them all read and sorted.
+-- * `has_few_operations` counts up to 5,000 rows of the tenant in the primary key (1 ms). A tenant with no more has them
+--   all read and sorted.
+-- * For others `search_operations` reads the batches of all tenants by time, and the rows of those that have the tenant.
+--   A chunk ends after a number of batches and rows. A page takes a bounded number of chunks, and reports how far it
+--   came: it may be short, or empty. A tenant with many operations has a full page after one chunk.
 --
 -- Deleted rows that are not vacuumed yet are not counted, and a row on a cold page takes longer: a timeout of each
 -- statement bounds these. Each chunk is a transaction of its own, so that neither a connection nor a snapshot is held

@@ -16,7 +16,6 @@ from simplu_worker.shards.listing import (
     SearchChunk,
     SearchLimits,
     SearchPosition,
-    SearchStep,
     decode_cursor,
 )
 
@@ -37,18 +36,13 @@ def chunk(
     return SearchChunk(operations or [], row_count, AT - timedelta(seconds=seconds), is_last)
 
 
-def search_of(*, limit: int = 3, is_large: bool = True) -> PageSearch:
-    return PageSearch(ListRequest(limit=limit, after=SearchPosition(AT, is_large=is_large)), LIMITS)
+def search_of(*, limit: int = 3) -> PageSearch:
+    return PageSearch(ListRequest(limit=limit, after=SearchPosition(AT)), LIMITS)
 
 
 def test_search_begins_with_a_chunk_of_the_newest_rows() -> None:
     search = PageSearch(ListRequest(limit=3))
-    assert (search.step, search.position, search.since, search.missing_count) == (
-        SearchStep.CHUNK,
-        SearchPosition(NEWEST),
-        OLDEST,
-        4,
-    )
+    assert (search.position, search.since, search.missing_count) == (SearchPosition(NEWEST), OLDEST, 4)
     assert PageSearch(ListRequest(since=AT)).since == AT
     assert not search.is_complete(0.0)
     assert not search.is_complete(1e9)  # each page gets further than the one before
@@ -73,7 +67,7 @@ def test_full_page_ends_after_its_last_operation() -> None:
 
         assert search.is_complete(0.0)
         assert page.operations == found(3)
-        assert decode_cursor(page.next or "") == SearchPosition(AT - timedelta(seconds=2), "r2", is_large=True)
+        assert decode_cursor(page.next or "") == SearchPosition(AT - timedelta(seconds=2), "r2")
         assert page.searched_to == AT - timedelta(seconds=2)
 
 
@@ -88,10 +82,7 @@ def test_page_that_is_just_full_is_searched_on() -> None:
 def test_chunk_moves_the_search_to_its_oldest_row() -> None:
     search = search_of()
     search.add_chunk(chunk(found(1), row_count=1))
-    assert (search.position, search.step) == (
-        SearchPosition(AT - timedelta(seconds=9) - INSTANT, is_large=True),
-        SearchStep.CHUNK,
-    )
+    assert search.position == SearchPosition(AT - timedelta(seconds=9) - INSTANT)
     assert search.missing_count == 3
 
 
@@ -105,25 +96,3 @@ def test_search_ends_at_a_bound(chunks: int, spent_s: float, *, expected: bool) 
     page = search.result("shard-1")
     assert (page.operations, page.searched_to) == ([], AT - timedelta(seconds=9 * chunks) - INSTANT)
     assert decode_cursor(page.next or "") == search.position
-
-
-def test_tenant_with_few_operations_is_read_at_once() -> None:
-    search = search_of(is_large=False)
-    search.add_chunk(chunk(found(1)))
-    assert (search.step, search.is_complete(1e9)) == (SearchStep.FEW, False)
-
-    search.add_few(found(2, first=10))
-
-    assert search.is_complete(0.0)
-    page = search.result("shard-1")
-    assert (page.operations, page.next) == (found(1) + found(2, first=10), None)
-
-
-def test_tenant_with_many_operations_is_searched_for_by_time() -> None:
-    search = search_of(is_large=False)
-    search.add_chunk(chunk())
-    search.note_large()
-    assert (search.step, search.is_complete(0.0), search.is_complete(2.0)) == (SearchStep.CHUNK, False, True)
-    search.add_chunk(chunk(seconds=18))
-    assert (search.step, search.position.is_large) == (SearchStep.CHUNK, True)
-    assert decode_cursor(search.result("shard-1").next or "").is_large
