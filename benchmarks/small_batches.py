@@ -34,7 +34,7 @@ from benchmarks.writing import DURABLE, INSERT, STREAM, BatchLoad
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Disposition, Operation
-from simplu_worker.shards.apply.wave_run import TenantMemory
+from simplu_worker.shards.apply.write_attempt import ShardMemory
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -121,8 +121,8 @@ async def run_targets(shards: int) -> AsyncIterator[dict[str, list[Target]]]:
                     url = await server.create_database(f"{way}_{number}", template=TEMPLATE)
                     pool = ShardPool(ShardAddress(SHARD_ID, url), size=1)
                     exits.push_async_callback(pool.close)
-                    memory = TenantMemory() if way == "at_once" else TenantMemory(max_count=0)
-                    writer = ShardWriter(pool, tenant_wait=timedelta(minutes=15), tenants=memory)
+                    memory = ShardMemory() if way == "at_once" else ShardMemory(tenants_max_count=0)
+                    writer = ShardWriter(pool, tenant_wait=timedelta(minutes=15), memory=memory)
                     claim = PositionClaim(STREAM, f"shardId-{number:012}")
                     targets[way].append(Target(pool, writer, claim, BatchLoad(TENANTS)))
                 for target in targets[way]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Final, TypeAlias
+from typing import Final
 
-from simplu_worker.bulkheads import note_trouble, of_shard, of_tenant
+from simplu_worker.bulkheads import of_shard, of_tenant
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.fairness import ShardTime
-from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.write_attempt import STOPPING
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.lookups import ShardLookups
@@ -33,11 +31,9 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.provisioning import FirstUse, TenantName
 from simplu_worker.shards.types import PositionClaim, TenantPausedError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import Absence, DeadLetterReason, Inability, TargetKind, TenantState
+from simplu_worker.vocabulary import Absence, Inability, TenantState
 
 LOOK_AROUND_S: Final = 5.0
-
-Apply: TypeAlias = Callable[[Sequence[Operation]], Awaitable[list[Outcome]]]
 
 
 class ShardGateway:
@@ -64,7 +60,6 @@ class ShardGateway:
         self.positions = ShardPositions(pools)
         self.lookups = ShardLookups(directory, locator, pools)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
-        self._crashed = CrashedBatches()
         self.times: defaultdict[str, ShardTime] = defaultdict(ShardTime)  # what operations cost each shard, by id
         self._last_applied_at: dict[str, float] = {}
 
@@ -158,10 +153,10 @@ class ShardGateway:
         if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
-            outcomes = await self._apply(shard_id, operations, claim)
+            writer = self._ensure_writer(shard_id)
+            outcomes = await writer.apply(operations, claim)
             self._last_applied_at[shard_id] = loop_time()
-            self._crashed.has_applied = True
-            stored_names = self._ensure_writer(shard_id).stored_names
+            stored_names = writer.stored_names
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
         hold = Disposition.HOLD  # looked up once: access to an enum member is slow
@@ -170,21 +165,6 @@ class ShardGateway:
                 self._directory.forget(operation.tenant_id)
         self._on_change(changed_keys(operations, outcomes, stored_names))
         return outcomes
-
-    async def _apply(
-        self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None
-    ) -> list[Outcome]:
-        try:
-            return await self._ensure_writer(shard_id).apply(operations, claim)
-        except WorkerError:
-            raise
-        except Exception as exc:
-            error = note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
-            if not operations:
-                raise error from exc
-        self._writers.pop(shard_id, None)  # nothing that it remembers counts
-        writer = self._ensure_writer(shard_id)
-        return await self._crashed.apply_apart(lambda own: writer.apply(own, claim), operations)
 
     @of_shard
     async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> dict[int, Finding]:
@@ -264,53 +244,3 @@ class ShardGateway:
             writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=self.times[shard_id])
             self._writers[shard_id] = pool, writer
         return writer
-
-
-class CrashedBatches:
-    """The batches at which the worker's own code raised: finds the operations at which it does alone.
-
-    Such a one fails as one that its shard refuses. Where nothing was ever applied, no operation is at fault.
-    """
-
-    def __init__(self) -> None:
-        self.has_applied = False
-
-    async def apply_apart(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
-        """Return the outcomes of *operations*, by *apply* for those of each tenant.
-
-        Raises as *apply* without one at fault.
-        """
-        outcomes = [HOLD] * len(operations)
-        by_tenant: defaultdict[str, list[int]] = defaultdict(list)
-        for index, operation in enumerate(operations):
-            by_tenant[operation.tenant_id].append(index)
-        for indexes in by_tenant.values():
-            own = [operations[index] for index in indexes]
-            try:
-                applied = await apply(own)
-            except WorkerError:
-                raise
-            except Exception:  # noqa: BLE001  # whatever a defect raises
-                applied = await self._apply_singly(apply, own)
-            self.has_applied = True
-            for index, outcome in zip(indexes, applied, strict=True):
-                outcomes[index] = outcome
-        return outcomes
-
-    async def _apply_singly(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
-        outcomes = [HOLD] * len(operations)
-        for index, operation in enumerate(operations):
-            try:
-                (outcomes[index],) = await apply([operation])
-            except WorkerError:
-                raise
-            except Exception as exc:
-                if not self.has_applied or isinstance(exc, MemoryError):
-                    raise
-                reason = DeadLetterReason.INTERNAL_ERROR
-                outcomes[index] = Outcome(Disposition.FAILING, reason=reason, error=defect_text(exc))
-            else:
-                self.has_applied = True
-            if outcomes[index].disposition in STOPPING:
-                break
-        return outcomes

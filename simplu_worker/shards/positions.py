@@ -90,16 +90,6 @@ def _values_of(claim: PositionClaim) -> tuple[object, ...]:
     return (*_key_of(claim), *reach, position.parents_done, position.read_up_to)
 
 
-async def list_gaps(connection: Connection) -> list[dict[str, Any]]:
-    """Return the rows of the shard that `accept_gaps` would accept."""
-    return [dict(row) for row in await connection.fetch(QUERIES["list_gaps"])]
-
-
-async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
-    """Accept all gaps of the shard; return its rows that had one."""
-    return [dict(row) for row in await connection.fetch(QUERIES["accept_gaps"])]
-
-
 async def read_stored_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:

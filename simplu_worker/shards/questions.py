@@ -5,16 +5,15 @@ No text can tell what a statement does, for it may call any function. So these m
 - The role is no superuser, does not replicate, signal sessions, reach the server's files or write our tables, and is no
   member of such a role (`inspect_reader`).
 - The transaction is READ ONLY and always rolled back. Its first snapshot is taken before the statement, so that no
-  function can make it a writing one. Advisory locks end with it.
+  function can make it a writing one.
 - The statement is a subquery in a prepared one: the parser admits nothing there that writes, and no second statement.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
@@ -112,8 +111,6 @@ def reader_addresses(
 BYTES_MAX: Final = 16 * 1024 * 1024  # of a shard's answer: one document, of up to 10 MiB, fits
 ROWS_MAX: Final = 1000  # of a shard's answer, unless a person gives another number
 REPLY_GRACE_S: Final = 5.0  # for a server that ends a statement by its own timeout
-# In one message, so that one server of a pooler runs both. Whatever a function has locked is free then.
-END: Final = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()"
 STOP_S: Final = 2.0  # for servers to stop their statements when the command is interrupted
 
 
@@ -169,26 +166,13 @@ async def _ask_server(address: ShardAddress, question: ShardQuestion) -> ShardAn
     )
     async with Pools(size=1, timeouts=timeouts) as pools:
         pool = pools.ensure_pool(address)
-        async with (
-            pool.transaction(is_rehearsal=True, isolation=Isolation.ONE_MOMENT) as connection,
-            _ended(connection),
-        ):
-            return await _ask(connection, question)
-
-
-@contextlib.asynccontextmanager
-async def _ended(connection: ShardConnection) -> AsyncIterator[None]:
-    try:
-        yield
-    except asyncpg.PostgresError as exc:
-        if is_no_answer(exc.sqlstate or ""):
-            raise
-        await connection.send(END)
-        raise QuestionFailedError(_describe(exc)) from exc
-    except QuestionFailedError:
-        await connection.send(END)
-        raise
-    await connection.send(END)
+        async with pool.transaction(is_rehearsal=True, isolation=Isolation.ONE_MOMENT) as connection:
+            try:
+                return await _ask(connection, question)
+            except asyncpg.PostgresError as exc:
+                if is_no_answer(exc.sqlstate or ""):
+                    raise
+                raise QuestionFailedError(_describe(exc)) from exc
 
 
 def _describe(exc: asyncpg.PostgresError) -> str:

@@ -206,7 +206,7 @@ def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
     ("start", "other"),
     [
         (("StreamShardReader", "_read"), ("StreamShardReader", "read", "", "")),  # it calls the read of its cursor
-        (("ShardGateway", "_apply"), ("GroupCommit", "apply", "", "")),
+        (("ShardGateway", "apply"), ("GroupCommit", "apply", "", "")),
         (("LeaseRenewer", "_progress"), ("LeaseTable", "_checkpoint", "", "")),
     ],
 )

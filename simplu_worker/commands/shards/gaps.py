@@ -8,8 +8,9 @@ from typing import Any, Final
 from simplu_worker.commands.output import Answer, Facts, table_of
 from simplu_worker.commands.running import ask_shards, open_shard
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards import positions
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.schema import schema_check
 
 COLUMNS: Final = {
@@ -39,10 +40,7 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool) 
 
 
 async def _find(pool: ShardPool, *, apply: bool) -> list[dict[str, Any]]:
-    async with pool.connection() as connection:
-        if not await schema_check.has_schema(connection, pool):
-            return []
-        rows = await (positions.accept_gaps if apply else positions.list_gaps)(connection)
+    rows = await fetch_from_shard(pool, QUERIES["accept_gaps" if apply else "list_gaps"])
     return [
         {
             "shardId": pool.address.shard_id,

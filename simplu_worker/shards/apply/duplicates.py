@@ -67,11 +67,6 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
     origin: Origin
     requested_at: datetime
 
-    @classmethod
-    def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
-        """Return the row that *operation* leaves."""
-        return cls(operation.digest, failure, operation.origin, datetime.fromisoformat(operation.requested_at))
-
 
 def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
     """Return how *operation* matches *row*, which has its tenant and request id."""

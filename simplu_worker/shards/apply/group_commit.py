@@ -22,17 +22,11 @@ GROUP_MAX_COUNT: Final = 7500  # operations that may share a transaction; more o
 GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 
 
-class LockWaits:
-    """How often a batch, with its parts, has waited in vain for rows of tenants."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 class CommitBatch:
     """Operations, applied in order, and the claims that each of their transactions writes.
 
-    *spans* are those of callers.
+    *spans* are those of callers. A part of a batch has its *root*, which counts how often they have waited in vain for
+    rows of tenants.
     """
 
     def __init__(
@@ -40,17 +34,17 @@ class CommitBatch:
         operations: Sequence[Operation],
         claims: Sequence[PositionClaim] = (),
         spans: Sequence[Span] = (),
-        lock_waits: LockWaits | None = None,
+        root: CommitBatch | None = None,
     ) -> None:
         self.operations = operations
         self.claims = claims
         self.spans = spans
-        self.lock_waits = LockWaits() if lock_waits is None else lock_waits
+        self.root = root or self
+        self.lock_wait_count = 0
 
     def part(self, indexes: Sequence[int]) -> CommitBatch:
         """Return the operations at *indexes* as a batch of their own, with all claims."""
-        operations = [self.operations[index] for index in indexes]
-        return CommitBatch(operations, self.claims, self.spans, self.lock_waits)
+        return CommitBatch([self.operations[index] for index in indexes], self.claims, self.spans, self.root)
 
     def close(self) -> None:
         """Fix the batch's contents; to be called when its transaction has begun, before `operations` is read."""

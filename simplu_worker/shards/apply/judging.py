@@ -177,14 +177,6 @@ class Found(NamedTuple):
         return msgspec.json.encode(self.finding).decode() if self.judge.refuses else None
 
 
-def foresee(
-    operations: Sequence[Operation], business_types: Mapping[str, str], rules: Mapping[str, TypeRules]
-) -> dict[int, Finding]:
-    """Return which operations, by index, *rules* refuse of tenants of *business_types*, by their ids. Pure."""
-    found = BatchJudges(rules, business_types).judge_sent(as_stored(operations, business_types, rules))
-    return {index: one.finding for index, one in found.items() if one.judge.refuses}
-
-
 class BatchJudges:
     """The judges for the operations of tenants of *business_types*, by their ids."""
 

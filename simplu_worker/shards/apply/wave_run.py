@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -130,12 +129,6 @@ def _places_of(values: Iterable[Any]) -> dict[Any, str]:
     return {value: PLACES[place] for place, value in enumerate(dict.fromkeys(values), 1)}
 
 
-class _Replacement(msgspec.Struct, frozen=True):
-    number: int
-    batch_id: int
-    position: int
-
-
 async def write_log(
     connection: Connection,
     operations: Sequence[Operation],
@@ -201,13 +194,13 @@ async def find_logged(
 
 def _match_rows(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any], places: Sequence[int]
-) -> tuple[dict[int, LogMatch], list[_Replacement]]:
+) -> tuple[dict[int, LogMatch], list[tuple[int, Any]]]:
     keys = [(operation.tenant_id, operation.request_id) for operation in operations]
     by_key = {keys[row["index"]]: row for row in rows}
     written = {key for key, row in by_key.items() if row["is_fresh"]}  # by this batch
     logged = {key: _logged_row(row) for key, row in by_key.items()}
     matches: dict[int, LogMatch] = {}
-    replacements: list[_Replacement] = []
+    replacements: list[tuple[int, Any]] = []  # indexes, and the rows of the log there
     for index, (operation, key, place) in enumerate(zip(operations, keys, places, strict=True)):
         row = by_key[key]
         if row["is_fresh"] and row["position"] == place:
@@ -218,9 +211,10 @@ def _match_rows(
         if key in written:
             matches[index] = LogMatch.BEHIND_ANOTHER
             continue
-        logged[key] = LoggedRow.from_operation(operation, failures.get(index))  # a second one matches the first
+        requested_at = datetime.fromisoformat(operation.requested_at)  # a second one matches the first
+        logged[key] = LoggedRow(operation.digest, failures.get(index), operation.origin, requested_at)
         written.add(key)
-        replacements.append(_Replacement(index, row["batch_id"], row["position"]))
+        replacements.append((index, row))
     return matches, replacements
 
 
@@ -230,15 +224,15 @@ def _logged_row(row: Any) -> LoggedRow:
 
 
 async def _replace(
-    connection: Connection, columns: LogColumns, places: Sequence[str], replacements: Sequence[_Replacement]
+    connection: Connection, columns: LogColumns, places: Sequence[str], replacements: Sequence[tuple[int, Any]]
 ) -> None:
-    numbers = [one.number for one in replacements]
+    numbers = [number for number, _ in replacements]
     status = await connection.execute(
         QUERIES["free_keys"],
         [columns.tenant_numbers[number] for number in numbers],
         [columns.requests[number] for number in numbers],
-        [str(one.batch_id) for one in replacements],
-        [str(one.position) for one in replacements],
+        [str(row["batch_id"]) for _, row in replacements],
+        [str(row["position"]) for _, row in replacements],
     )
     if affected_count(status) != len(numbers):
         raise LostRaceError("a row of the log was replaced after it was read")
@@ -308,11 +302,6 @@ def find_heavy(operations: Sequence[Operation], laborious: Iterable[int], large:
 def resource_of(operation: Operation) -> ResourceId:
     """Return the tenant, type and id of an operation's resource."""
     return operation.tenant_id, operation.resource_type, operation.resource_id or ""
-
-
-def updated_by(patch: Operation, data: str) -> Operation:
-    """Return an `update` in place of *patch*, with the *data* that it makes."""
-    return msgspec.structs.replace(patch, kind=OperationKind.UPDATE, data=msgspec.Raw(data))
 
 
 async def merge_each(
@@ -414,11 +403,7 @@ class WaveRun:
     """The waves of one batch, known by their places. At the end, `failures` are the errors of those without effect."""
 
     def __init__(
-        self,
-        connection: Connection,
-        statement: str,
-        tenants: Mapping[str, TenantRow],
-        judges: BatchJudges,
+        self, connection: Connection, statement: str, tenants: Mapping[str, TenantRow], judges: BatchJudges
     ) -> None:
         self.failures: list[tuple[int, str]] = []
         self.found: dict[int, Found] = {}
@@ -435,9 +420,18 @@ class WaveRun:
         """Add a wave of *operations* at *places*, those at *laborious* patches; or of one patch that *is_heavy*."""
         judges_patch = self._judges.judges_patch
         merged = [index for index, one in enumerate(operations) if index in laborious or judges_patch(one)]
-        wave = await self._merge(places, operations, merged, is_heavy=is_heavy) if merged else (places, operations)
-        if wave[0]:
-            self._waiting.append(wave)
+        if merged:
+            await self._send()
+            wave = dict(zip(places, operations, strict=True))
+            max_bytes = DOCUMENT_MAX_BYTES if is_heavy else TOGETHER_MAX_BYTES
+            results = await merge_each(self._connection, [operations[index] for index in merged], max_bytes)
+            for index, result in zip(merged, results, strict=True):
+                if isinstance(result, UnreadDataError) and not is_heavy:
+                    self.failures.append((places[index], UNMERGED))
+                self._take_merged(wave, places[index], result)
+            places, operations = list(wave), list(wave.values())
+        if places:
+            self._waiting.append((places, operations))
 
     async def finish(self) -> None:
         """Send the last waves."""
@@ -446,36 +440,20 @@ class WaveRun:
             await self._connection.fetchmany(QUERIES["fail_operation"], self._refused)
             self.failures += [(place, failure) for _, place, failure, _ in self._refused]
 
-    async def _merge(
-        self, places: Sequence[int], operations: Sequence[Operation], merged: Sequence[int], *, is_heavy: bool
-    ) -> tuple[Sequence[int], Sequence[Operation]]:
-        await self._send()
-        max_bytes = DOCUMENT_MAX_BYTES if is_heavy else TOGETHER_MAX_BYTES
-        results = await merge_each(self._connection, [operations[index] for index in merged], max_bytes)
-        changed: dict[int, Operation | None] = {}
-        for index, result in zip(merged, results, strict=True):
-            if isinstance(result, UnreadDataError) and not is_heavy:
-                self.failures.append((places[index], UNMERGED))
-            changed[index] = self._with_effect_of(places[index], operations[index], result)
-        wave = [
-            (place, one)
-            for index, place in enumerate(places)
-            if (one := changed.get(index, operations[index])) is not None
-        ]
-        return [place for place, _ in wave], [operation for _, operation in wave]
-
-    def _with_effect_of(self, place: int, patch: Operation, merged: str | UnmergeableError | None) -> Operation | None:
+    def _take_merged(self, wave: dict[int, Operation], place: int, merged: str | UnmergeableError | None) -> None:
+        patch, failure, result = wave[place], Failure.INVALID_DATA, None
         if isinstance(merged, str):
             found = self._judges.judge(patch, merged.encode()) if self._judges.judges_patch(patch) else None
             if found is not None:
                 self.found[place] = found
             if found is None or not found.judge.refuses:
-                return updated_by(patch, merged)
-            failure, result = Failure.INVALID_DATA, found.result
-        else:
-            failure, result = Failure.NOT_FOUND if merged is None else Failure.INVALID_DATA, None
+                wave[place] = msgspec.structs.replace(patch, kind=OperationKind.UPDATE, data=msgspec.Raw(merged))
+                return
+            result = found.result
+        elif merged is None:
+            failure = Failure.NOT_FOUND
         self._refused.append((patch.tenant_id, place, failure, result))
-        return None
+        del wave[place]
 
     async def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -487,7 +465,6 @@ class WaveRun:
 
 FAST_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
 FAST_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
-TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
 UNCONFIRMED: Final = "unconfirmed"  # in `applying.sql`
 
 
@@ -507,29 +484,6 @@ def fast_path_error(exc: LockTimeoutError | StatementFailedError) -> FastPathErr
         is_timeout=isinstance(exc, LockTimeoutError) or exc.is_timeout,
         has_duplicates=isinstance(exc, DuplicateKeyError),
     )
-
-
-class TenantMemory:
-    """The rows of a shard's tenants as batches last read them."""
-
-    def __init__(self, max_count: int = TENANTS_MAX_COUNT) -> None:
-        self._rows: dict[str, TenantRow] = {}  # oldest first
-        self._max_count = max_count
-
-    def rows_of(self, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
-        """Return the remembered rows of tenants, by id."""
-        return {tenant_id: row for tenant_id in tenant_ids if (row := self._rows.get(tenant_id)) is not None}
-
-    def remember(self, rows: Mapping[str, TenantRow]) -> None:
-        """Add rows, and drop the oldest ones beyond the most that are remembered."""
-        self._rows.update(rows)
-        for tenant_id in list(islice(self._rows, max(0, len(self._rows) - self._max_count))):
-            del self._rows[tenant_id]
-
-    def forget(self, tenant_ids: Iterable[str]) -> None:
-        """Drop the rows of tenants."""
-        for tenant_id in tenant_ids:
-            self._rows.pop(tenant_id, None)
 
 
 def fits_fast_path(

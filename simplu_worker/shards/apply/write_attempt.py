@@ -6,23 +6,24 @@ this transaction are applied. A retry of the batch, by any replica, finds the ro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply import wave_run
-from simplu_worker.shards.apply.duplicates import LogMatch
+from simplu_worker.shards.apply.duplicates import DuplicateMemory, LogMatch
 from simplu_worker.shards.apply.group_commit import CommitBatch
 from simplu_worker.shards.apply.judging import PATCH, BatchJudges, Found, TypeRules, as_stored
 from simplu_worker.shards.positions import attempt_claim, is_row_known, position_changed_error, write_positions
 from simplu_worker.shards.postgres.errors import RolledBackError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import DeadLetterReason, Failure, TenantState
@@ -39,6 +40,7 @@ REUSED = Outcome(
     error="requestId: expected one not used before by a different operation; send it again under a new one",
 )
 
+TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
 NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
 # Of logged operations, which are not applied.
 OUTCOME_BY_MATCH = {
@@ -60,28 +62,49 @@ def key_of(operation: Operation) -> OperationKey:
     return operation.tenant_id, operation.request_id
 
 
-class UnmergedPatchesError(RolledBackError):
-    """The shard did not merge patches of *resources*, which the worker has to merge."""
+class ShardMemory:
+    """What the writer of a shard remembers of its batches; of each kind the oldest is the first."""
 
-    def __init__(self, resources: Collection[wave_run.ResourceId]) -> None:
-        super().__init__(f"patches of {len(resources)} resources are to be merged in the worker")
-        self.resources = resources
-
-
-class ApartError(RolledBackError):
-    """The operations at *indexes* of the batch are to be applied apart from the others."""
-
-    def __init__(self, indexes: Sequence[int], reason: str) -> None:
-        super().__init__(f"{len(indexes)} operations are to be applied apart: {reason}")
-        self.indexes = indexes
+    def __init__(
+        self, *, duplicates: DuplicateMemory | None = None, tenants_max_count: int = TENANTS_MAX_COUNT
+    ) -> None:
+        self.slow: dict[OperationKey, None] = {}  # operations that took too long
+        self.large: dict[wave_run.ResourceId, None] = {}  # resources of which the worker merges every patch
+        self.locked: dict[str, None] = {}  # tenants with locked rows, the one that was tried last is the last
+        self.duplicates = duplicates or DuplicateMemory()
+        self.tenants: dict[str, TenantRow] = {}  # as batches last read them
+        self.tenants_max_count = tenants_max_count
 
 
-class LockedTenantsError(RolledBackError):
-    """The operations of *tenant_ids* are to be applied apart: rows of these tenants were locked."""
+class Course:
+    """How a batch is attempted: each failed attempt shows more about it."""
 
-    def __init__(self, tenant_ids: Sequence[str]) -> None:
-        super().__init__(f"operations of {len(tenant_ids)} tenants are to be applied apart: rows were locked")
-        self.tenant_ids = tenant_ids
+    def __init__(self, budget: StatementBudget, *, may_be_fast: bool = False, is_careful: bool = False) -> None:
+        self.budget = budget
+        self.may_be_fast = may_be_fast
+        self.is_careful = is_careful  # a row existed that was expected to be new
+        self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
+        self.large: set[wave_run.ResourceId] = set()  # as in the memory
+
+
+class AnotherWayError(RolledBackError):
+    """The batch is to be applied in another way, because of *found*."""
+
+    def __init__(self, found: Collection[Any]) -> None:
+        super().__init__(f"{type(self).__name__}: {len(found)}")
+        self.found = found
+
+
+class UnmergedPatchesError(AnotherWayError):
+    """The shard did not merge patches of these resources, which the worker has to merge."""
+
+
+class ApartError(AnotherWayError):
+    """The operations at these indexes of the batch are to be applied apart from the others."""
+
+
+class LockedTenantsError(AnotherWayError):
+    """The operations of these tenants are to be applied apart: their rows were locked."""
 
 
 class WriteAttempt:
@@ -89,36 +112,36 @@ class WriteAttempt:
 
     After an error `suspects` are the indexes of the operations that can have caused it, and `log_took_s` the time until
     the rows of the log were written. Unless it `is_careful` a row that exists fails the transaction; `has_duplicates`
-    tells whether any existed. With `remembered` rows of tenants the batch may be applied in one statement; `tenants`
-    are rows that were read.
+    tells whether any existed. `tenants` are rows that were read.
     """
 
     def __init__(
         self,
         batch: CommitBatch,
-        known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
-        slow: Collection[OperationKey] = (),
+        known_outcomes: Mapping[int, Outcome],
+        course: Course,
+        memory: ShardMemory,
         *,
         tenant_wait: timedelta,
         rules: Mapping[str, TypeRules],
     ) -> None:
         self.batch = batch
         self.known_outcomes = known_outcomes
+        self.budget = course.budget
+        self.is_careful = memory.duplicates.is_careful or course.is_careful
         self.suspects: Sequence[int] = ()
         self.is_locking_tenants = False
-        self.locked: Collection[str] = ()  # tenants that must not be in one transaction with others
         self.log_took_s = 0.0
-        self.large: Container[wave_run.ResourceId] = ()  # resources of which the worker merges every patch
-        self.is_careful = True
         self.has_duplicates = False
-        self.remembered: wave_run.TenantMemory | None = None
         self.is_fast = False
         self.tenants: Mapping[str, TenantRow] = {}
-        self.rules = rules
         self.operations: Sequence[Operation] = ()
         self.found: dict[int, Found] = {}
-        self._slow = slow
+        self._memory = memory
+        self._large = course.large.union(memory.large) if course.large else memory.large
+        self._may_be_fast = course.may_be_fast and not known_outcomes and not self.is_careful
         self._tenant_wait = tenant_wait
+        self._rules = rules
 
     @property
     def lock_suspects(self) -> Sequence[int]:
@@ -150,7 +173,7 @@ class WriteAttempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         self.is_locking_tenants = False
         self.tenants = tenants
-        operations = self.operations = as_stored(operations, types_of(tenants), self.rules)
+        operations = self.operations = as_stored(operations, types_of(tenants), self._rules)
         judges = self._judges_for(tenants)
         self.found = judges.judge_sent(operations)
         decided = self._decide(tenants)
@@ -166,7 +189,7 @@ class WriteAttempt:
         )
         self.has_duplicates = bool(matches)
         if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
-            raise ApartError(apart, "order events with the id of one before them")
+            raise ApartError(apart)  # order events with the id of one before them
         decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
         applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
@@ -192,14 +215,15 @@ class WriteAttempt:
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
         operations = self.batch.operations
-        if self.remembered is None or self.is_careful or len(operations) > wave_run.FAST_MAX_COUNT:
+        if not self._may_be_fast or len(operations) > wave_run.FAST_MAX_COUNT:
             return {}
         tenant_ids = {operation.tenant_id for operation in operations}
-        known = self.remembered.rows_of(tenant_ids)
-        if len(known) < len(tenant_ids):
+        remembered = self._memory.tenants
+        if not tenant_ids <= remembered.keys():
             return {}
-        self.operations = as_stored(operations, types_of(known), self.rules)
-        is_usual = wave_run.fits_fast_path(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        known = {tenant_id: remembered[tenant_id] for tenant_id in tenant_ids}
+        self.operations = as_stored(operations, types_of(known), self._rules)
+        is_usual = wave_run.fits_fast_path(self.operations, known, large=self._large, tenant_wait=self._tenant_wait)
         return known if is_usual and self._judges_allow(known) else {}
 
     def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
@@ -212,7 +236,7 @@ class WriteAttempt:
         return not any(found.judge.refuses for found in self.found.values())
 
     def _judges_for(self, tenants: Mapping[str, TenantRow]) -> BatchJudges:
-        return BatchJudges(self.rules, types_of(tenants))
+        return BatchJudges(self._rules, types_of(tenants))
 
     async def _apply_fast(
         self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
@@ -228,15 +252,16 @@ class WriteAttempt:
         return outcomes
 
     def _check_slow(self, operations: Sequence[Operation]) -> None:
-        if self.locked:
-            tenant_ids = {operation.tenant_id for operation in operations}
-            if found := [tenant_id for tenant_id in self.locked if tenant_id in tenant_ids]:
-                raise LockedTenantsError(found)
-        if not self._slow:
+        if self.budget is not StatementBudget.BATCH:
             return
-        indexes = [index for index, operation in enumerate(operations) if key_of(operation) in self._slow]
-        if indexes := [index for index in indexes if index not in self.known_outcomes]:
-            raise ApartError(indexes, "they took too long before")
+        if locked := self._memory.locked:
+            tenant_ids = {operation.tenant_id for operation in operations}
+            if found := [tenant_id for tenant_id in locked if tenant_id in tenant_ids]:
+                raise LockedTenantsError(found)
+        if slow := self._memory.slow:
+            indexes = [index for index, operation in enumerate(operations) if key_of(operation) in slow]
+            if indexes := [index for index in indexes if index not in self.known_outcomes]:
+                raise ApartError(indexes)
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         operations = self.batch.operations
@@ -292,11 +317,11 @@ class WriteAttempt:
         """
         operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
-        laborious = wave_run.find_laborious(operations, patches, self.large)
-        heavy = wave_run.find_heavy(operations, laborious, self.large)
+        laborious = wave_run.find_laborious(operations, patches, self._large)
+        heavy = wave_run.find_heavy(operations, laborious, self._large)
         first = {wave_run.resource_of(operations[index]): index for index in reversed(heavy)}
         if further := set(heavy).difference(first.values()):
-            raise ApartError([applied[index] for index in further], "large patches behind another of their resource")
+            raise ApartError([applied[index] for index in further])  # large patches behind another of their resource
         planned = plan_waves(operations)
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], heavy)
         statement = wave_run.statement_for(

@@ -8,26 +8,24 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
 from itertools import islice, pairwise
 from typing import Final, TypeVar
 
+from simplu_worker.bulkheads import note_trouble
+from simplu_worker.errors import WorkerError
 from simplu_worker.fairness import ShardTime
+from simplu_worker.operations.dead_letter import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply import write_attempt
-from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, DuplicateMemory, cut_points, points_around
+from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.judging import ShardRules, count_found, foresee
-from simplu_worker.shards.apply.wave_run import (
-    FastPathError,
-    ResourceId,
-    TenantMemory,
-    fast_path_error,
-)
+from simplu_worker.shards.apply.judging import BatchJudges, ShardRules, as_stored, count_found
+from simplu_worker.shards.apply.wave_run import FastPathError, fast_path_error
 from simplu_worker.shards.postgres import errors
 from simplu_worker.shards.postgres.pool import PROBE_FAILED_FRESH_S, PROBE_FRESH_S, Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -36,7 +34,7 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import PositionClaim, ShardUnavailableError
 from simplu_worker.telemetry.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.sharing import SharedAnswer
-from simplu_worker.vocabulary import Failure
+from simplu_worker.vocabulary import DeadLetterReason, Failure, TargetKind
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
@@ -51,6 +49,7 @@ LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 KeyT = TypeVar("KeyT", bound=tuple[str, ...] | str)
+ValueT = TypeVar("ValueT")
 
 
 class ShardWriter:
@@ -63,8 +62,7 @@ class ShardWriter:
         tenant_wait: timedelta,
         time: ShardTime | None = None,
         draw: Callable[[], float] = random.random,
-        duplicates: DuplicateMemory | None = None,
-        tenants: TenantMemory | None = None,
+        memory: write_attempt.ShardMemory | None = None,
     ) -> None:
         self._pool = pool
         self._tenant_wait = tenant_wait
@@ -73,11 +71,8 @@ class ShardWriter:
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self._time = time or ShardTime()
         self._group_commit = GroupCommit(self._apply, self._time)
-        self._slow: dict[write_attempt.OperationKey, None] = {}  # oldest first
-        self._large: dict[ResourceId, None] = {}  # the same
-        self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
-        self._duplicates = duplicates or DuplicateMemory()
-        self._tenants = TenantMemory() if tenants is None else tenants
+        self._memory = memory or write_attempt.ShardMemory()
+        self._has_applied = False
 
     @property
     def stored_names(self) -> Mapping[str, Collection[str]]:
@@ -103,7 +98,8 @@ class ShardWriter:
         """
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
-        (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
+        course = write_attempt.Course(StatementBudget.PART, is_careful=True)
+        (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}, course))
         return outcome
 
     async def probe(self) -> None:
@@ -120,7 +116,9 @@ class ShardWriter:
         await self._rules.refresh()
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_tenants"], list({one.tenant_id for one in operations}))
-        return foresee(operations, {row["id"]: row["business_type"] for row in rows}, self._rules.by_type)
+        types = {row["id"]: row["business_type"] for row in rows}
+        found = BatchJudges(self._rules.by_type, types).judge_sent(as_stored(operations, types, self._rules.by_type))
+        return {index: one.finding for index, one in found.items() if one.judge.refuses}
 
     async def _apply(
         self,
@@ -128,64 +126,73 @@ class ShardWriter:
         known_outcomes: Mapping[int, Outcome] = write_attempt.NO_KNOWN_OUTCOMES,
         budget: StatementBudget = StatementBudget.BATCH,
     ) -> list[Outcome]:
-        course = Course(budget, may_be_fast=budget is StatementBudget.BATCH and not known_outcomes)
+        course = write_attempt.Course(budget, may_be_fast=budget is StatementBudget.BATCH and not known_outcomes)
         while True:
-            attempt = self._next_attempt(batch, known_outcomes, course)
+            attempt = self._new_attempt(batch, known_outcomes, course)
             try:
-                outcomes = await self._commit(attempt, course.budget)
+                outcomes = await self._commit(attempt)
             except (errors.RolledBackError, errors.LockTimeoutError) as exc:
                 if (decided := await self._change_course(attempt, course, exc)) is not None:
                     return decided
             except errors.StatementFailedError as exc:
-                self._duplicates.expect_duplicates()
+                self._memory.duplicates.expect_duplicates()
                 if isinstance(exc, errors.DuplicateKeyError) and not attempt.is_careful:
                     course.is_careful = True
                     continue
-                found = await self._find_culprits(attempt, exc, course.budget)
+                found = await self._find_culprits(attempt, exc)
                 if not found:
                     points = cut_points(attempt.suspects, is_timeout=exc.is_timeout)
                     budget = StatementBudget.PART if exc.is_timeout else course.budget
                     return await self._apply_split(attempt, points, budget)
                 known_outcomes = {**known_outcomes, **found}
-            except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
-                self._duplicates.expect_duplicates()
+            except (WorkerError, asyncio.CancelledError):  # the same operations come again
+                self._memory.duplicates.expect_duplicates()
                 raise
+            except Exception as exc:  # noqa: BLE001  # whatever a defect raises
+                return await self._apply_around_defect(attempt, exc)
             else:
                 self._note_applied(attempt)
                 return outcomes
 
-    def _next_attempt(
-        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: Course
-    ) -> write_attempt.WriteAttempt:
-        slow = self._slow if course.budget is StatementBudget.BATCH else ()
-        attempt = self._new_attempt(batch, known_outcomes, slow)
-        attempt.locked = self._locked if course.budget is StatementBudget.BATCH else ()
-        attempt.large = course.large.union(self._large) if course.large else self._large
-        attempt.is_careful = self._duplicates.is_careful or course.is_careful
-        attempt.remembered = self._tenants if course.may_be_fast and not known_outcomes else None
-        return attempt
+    async def _apply_around_defect(self, attempt: write_attempt.WriteAttempt, exc: Exception) -> list[Outcome]:
+        """Apply a batch at which the worker's own code raised in parts; an operation at which it does alone fails.
+
+        Where nothing was ever applied, no operation is at fault. Nothing that is remembered counts.
+        """
+        error = note_trouble(TargetKind.SHARD, self._pool.address.shard_id, "apply", exc)
+        self._memory = write_attempt.ShardMemory()
+        if not self._has_applied or not attempt.batch.operations:
+            raise error from exc
+        if (count := len(attempt.batch.operations)) > 1:
+            return await self._apply_split(attempt, [count // 2], attempt.budget)
+        reason = DeadLetterReason.INTERNAL_ERROR
+        return [Outcome(Disposition.FAILING, reason=reason, error=defect_text(exc))]
 
     async def _change_course(
-        self, attempt: write_attempt.WriteAttempt, course: Course, exc: errors.RolledBackError | errors.LockTimeoutError
+        self,
+        attempt: write_attempt.WriteAttempt,
+        course: write_attempt.Course,
+        exc: errors.RolledBackError | errors.LockTimeoutError,
     ) -> list[Outcome] | None:
         """Change the course of the next attempts; or apply the batch in parts, and return the outcomes."""
         match exc:
             case errors.LockTimeoutError():
                 return await self._react_to_lock(attempt, course, exc)
             case write_attempt.LockedTenantsError():
-                return await self._apply_beside_locked(attempt, exc.tenant_ids, course.budget)
+                return await self._apply_beside_locked(attempt, [*exc.found])
             case write_attempt.ApartError():
-                return await self._apply_split(attempt, points_around(exc.indexes), course.budget)
+                return await self._apply_split(attempt, points_around(exc.found), course.budget)
             case write_attempt.UnmergedPatchesError():
-                course.large.update(exc.resources)
-                remember(self._large, exc.resources, LARGE_MAX_COUNT)
+                course.large.update(exc.found)
+                remember(self._memory.large, dict.fromkeys(exc.found), LARGE_MAX_COUNT)
             case FastPathError():
                 course.may_be_fast = False
                 course.budget = StatementBudget.PART if exc.is_timeout else course.budget
                 if exc.has_duplicates:
-                    self._duplicates.expect_duplicates()
+                    self._memory.duplicates.expect_duplicates()
                     course.is_careful = True
-                self._tenants.forget({operation.tenant_id for operation in attempt.batch.operations})
+                for operation in attempt.batch.operations:
+                    self._memory.tenants.pop(operation.tenant_id, None)
             case _:
                 raise exc
         return None
@@ -196,7 +203,7 @@ class ShardWriter:
         """Apply a batch, cut at *indexes*, part by part, each with *budget*."""
         operations = attempt.batch.operations
         parts = [list(range(start, end)) for start, end in pairwise([0, *indexes, len(operations)])]
-        slow = [len(part) == 1 and write_attempt.key_of(operations[part[0]]) in self._slow for part in parts]
+        slow = [len(part) == 1 and write_attempt.key_of(operations[part[0]]) in self._memory.slow for part in parts]
         budgets = [StatementBudget.PART if is_slow else budget for is_slow in slow]
         return await self._apply_parts(attempt, parts, budgets)
 
@@ -219,7 +226,7 @@ class ShardWriter:
             left = [index for index in part if whole.operations[index].tenant_id not in stopped]
             if not left:
                 continue
-            if number and whole.lock_waits.count >= waits_max:
+            if number and whole.root.lock_wait_count >= waits_max:
                 part_outcomes = [LOCKED] * len(left)
             else:
                 known_here = {place: known[index] for place, index in enumerate(left) if index in known}
@@ -231,13 +238,13 @@ class ShardWriter:
         return outcomes
 
     async def _react_to_lock(
-        self, attempt: write_attempt.WriteAttempt, course: Course, exc: errors.LockTimeoutError
+        self, attempt: write_attempt.WriteAttempt, course: write_attempt.Course, exc: errors.LockTimeoutError
     ) -> list[Outcome] | None:
         """Return the outcomes of a batch that waited for a lock for too long; None if it is to be tried again.
 
         Raises `ShardUnavailableError` after several waits for another lock than that of a tenant's row.
         """
-        self._duplicates.expect_duplicates()
+        self._memory.duplicates.expect_duplicates()
         if not attempt.lock_suspects:
             course.lock_wait_count += 1
             if course.lock_wait_count > RACES_MAX:
@@ -245,19 +252,19 @@ class ShardWriter:
             course.budget = StatementBudget.PATIENT_BATCH
             return None
         batch = attempt.batch
-        batch.lock_waits.count += 1
+        batch.root.lock_wait_count += 1
         tenant_ids = list(dict.fromkeys(batch.operations[index].tenant_id for index in attempt.lock_suspects))
         if any(operation.tenant_id != tenant_ids[0] for operation in batch.operations):
-            return await self._apply_beside_locked(attempt, tenant_ids, course.budget)
+            return await self._apply_beside_locked(attempt, tenant_ids)
         if course.budget is not StatementBudget.PART:
             course.budget = StatementBudget.PART  # once more: two transactions may have waited for each other
             return None
-        self._locked.pop(tenant_ids[0], None)  # to be the last one that is tried again
-        remember(self._locked, tenant_ids, LOCKED_MAX_COUNT)
+        self._memory.locked.pop(tenant_ids[0], None)  # to be the last one that is tried again
+        remember(self._memory.locked, dict.fromkeys(tenant_ids), LOCKED_MAX_COUNT)
         return [LOCKED] * len(batch.operations)
 
     async def _apply_beside_locked(
-        self, attempt: write_attempt.WriteAttempt, tenant_ids: Sequence[str], budget: StatementBudget
+        self, attempt: write_attempt.WriteAttempt, tenant_ids: Sequence[str]
     ) -> list[Outcome]:
         """Apply a batch in which rows of some of *tenant_ids* are locked by other transactions.
 
@@ -269,11 +276,11 @@ class ShardWriter:
         parts: list[list[int]] = [[] for _ in range(1 + max(number_of.values()))]
         for index, operation in enumerate(attempt.batch.operations):
             parts[number_of.get(operation.tenant_id, 0)].append(index)
-        budgets = [budget, *[StatementBudget.PART] * (len(parts) - 1)]
+        budgets = [attempt.budget, *[StatementBudget.PART] * (len(parts) - 1)]
         return await self._apply_parts(attempt, parts, budgets, waits_max=LOCK_WAITS_MAX)
 
     async def _find_culprits(
-        self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError, budget: StatementBudget
+        self, attempt: write_attempt.WriteAttempt, exc: errors.StatementFailedError
     ) -> dict[int, Outcome]:
         """Return the outcomes, by index, of operations at fault; none if the batch must be cut to find one.
 
@@ -286,23 +293,25 @@ class ShardWriter:
             return {}
         (index,) = attempt.suspects
         operation = attempt.batch.operations[index]
-        if exc.is_timeout and attempt.log_took_s > self._pool.seconds_of(budget) * SLOW_LOG_SHARE:
+        if exc.is_timeout and attempt.log_took_s > self._pool.seconds_of(attempt.budget) * SLOW_LOG_SHARE:
             raise exc
         await self._pool.probe()
         if exc.is_timeout and operation.query is not None:
             return {index: write_attempt.QUERY_TOO_LARGE}
         if exc.is_timeout:  # its next tries must not delay others that long
-            remember(self._slow, [write_attempt.key_of(operation)], SLOW_MAX_COUNT)
+            remember(self._memory.slow, {write_attempt.key_of(operation): None}, SLOW_MAX_COUNT)
         return {index: Outcome(disposition=Disposition.FAILING, error=exc.error)}
 
     def _note_applied(self, attempt: write_attempt.WriteAttempt) -> None:
-        self._duplicates.note_applied(has_duplicates=attempt.has_duplicates)
+        self._has_applied = True
+        memory = self._memory
+        memory.duplicates.note_applied(has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
-        self._tenants.remember(attempt.tenants)
+        remember(memory.tenants, attempt.tenants, memory.tenants_max_count)
         self._time.note_weights({tenant_id: row.weight for tenant_id, row in attempt.tenants.items()})
-        if self._locked:
+        if memory.locked:
             for operation in attempt.batch.operations:
-                self._locked.pop(operation.tenant_id, None)
+                memory.locked.pop(operation.tenant_id, None)
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         if self._pool.checked_address is self._pool.address:
@@ -313,18 +322,13 @@ class ShardWriter:
                 raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
 
     def _new_attempt(
-        self,
-        batch: CommitBatch,
-        known_outcomes: Mapping[int, Outcome],
-        slow: Collection[write_attempt.OperationKey] = (),
+        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: write_attempt.Course
     ) -> write_attempt.WriteAttempt:
         return write_attempt.WriteAttempt(
-            batch, known_outcomes, slow, tenant_wait=self._tenant_wait, rules=self._rules.by_type
+            batch, known_outcomes, course, self._memory, tenant_wait=self._tenant_wait, rules=self._rules.by_type
         )
 
-    async def _commit(
-        self, attempt: write_attempt.WriteAttempt, budget: StatementBudget = StatementBudget.BATCH
-    ) -> list[Outcome]:
+    async def _commit(self, attempt: write_attempt.WriteAttempt) -> list[Outcome]:
         address = self._pool.address
 
         def describe() -> TracedTransaction:
@@ -334,7 +338,7 @@ class ShardWriter:
             attempt.suspects = ()
             try:
                 with ExitStack() as claimed, transaction_span(describe) as span:
-                    async with self._pool.transaction(budget=budget) as connection:
+                    async with self._pool.transaction(budget=attempt.budget) as connection:
                         span.note_begun(*connection.place)
                         return await attempt.apply(connection, claimed)
             except (errors.LockTimeoutError, errors.StatementFailedError) as exc:
@@ -346,19 +350,8 @@ class ShardWriter:
         raise ShardUnavailableError(f"shard {address.shard_id}: {RACES_LOST}")
 
 
-def remember(known: dict[KeyT, None], keys: Iterable[KeyT], max_count: int) -> None:
-    """Add *keys* to *known*, and drop the oldest ones beyond *max_count*."""
-    known.update(dict.fromkeys(keys))
+def remember(known: dict[KeyT, ValueT], new: Mapping[KeyT, ValueT], max_count: int) -> None:
+    """Add *new* to *known*, and drop the oldest beyond *max_count*."""
+    known.update(new)
     for key in list(islice(known, max(0, len(known) - max_count))):
         del known[key]
-
-
-class Course:
-    """How a batch is attempted: each failed attempt shows more about it."""
-
-    def __init__(self, budget: StatementBudget, *, may_be_fast: bool) -> None:
-        self.budget = budget
-        self.may_be_fast = may_be_fast
-        self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
-        self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
-        self.is_careful = False  # a row existed that was expected to be new

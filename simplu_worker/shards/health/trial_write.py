@@ -13,7 +13,7 @@ from simplu_worker.operations.decode import decode_operations
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.verbs import VERBS
 from simplu_worker.shards.apply.group_commit import CommitBatch
-from simplu_worker.shards.apply.write_attempt import WriteAttempt
+from simplu_worker.shards.apply.write_attempt import NO_KNOWN_OUTCOMES, Course, ShardMemory, WriteAttempt
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -52,7 +52,8 @@ async def try_write(pool: ShardPool) -> None:
         if types:
             await connection.fetch(QUERIES["make_tenants"], *([one] for one in sent), [now.isoformat()])
         claim = PositionClaim(NAME, NAME, StreamPosition("TRIM_HORIZON"))
-        attempt = WriteAttempt(CommitBatch(operations, [claim]), tenant_wait=EVER, rules={})
+        batch, course = CommitBatch(operations, [claim]), Course(StatementBudget.PAUSE)
+        attempt = WriteAttempt(batch, NO_KNOWN_OUTCOMES, course, ShardMemory(), tenant_wait=EVER, rules={})
         with ExitStack() as claimed:
             await attempt.apply(connection, claimed)
 

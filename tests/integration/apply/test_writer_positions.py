@@ -25,9 +25,10 @@ from support.postgres.trouble import waiters
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.positions import ShardPositions, accept_gaps
+from simplu_worker.shards.positions import ShardPositions
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Failure
 
@@ -285,9 +286,8 @@ async def test_gap_of_one_position_lasts_until_it_is_accepted(
     assert (marked.has_open_gap, [marked.fencing_token]) == (True, claim.fencing_tokens)
     await positions.forget_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID])
     found_at = (await rows(case.pool))[STREAM_SHARD_ID]["gap_found_at"]
-    async with case.pool.connection() as connection:
-        (accepted,) = await accept_gaps(connection)
-        assert await accept_gaps(connection) == []
+    (accepted,) = await fetch(case.pool, QUERIES["accept_gaps"])
+    assert await fetch(case.pool, QUERIES["accept_gaps"]) == []
     assert (accepted["gap_from"], accepted["gap_found_at"]) == ("7/0", found_at)
     await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "7/0")
     again = await standing(positions)

@@ -15,7 +15,7 @@ from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.apply.duplicates import DuplicateMemory
-from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.apply.write_attempt import SUCCEEDED, ShardMemory
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -93,7 +93,7 @@ def writer_of(pool: ShardPool, *, careful_count: int = 0) -> ShardWriter:
     It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_count*.
     """
     duplicates = DuplicateMemory(careful_count=careful_count)
-    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, duplicates=duplicates)
+    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, memory=ShardMemory(duplicates=duplicates))
 
 
 async def add_tenant(

@@ -15,11 +15,11 @@ from simplu_worker.shards.apply.wave_run import (
     FAST_MAX_BYTES,
     FAST_MAX_COUNT,
     ResourceId,
-    TenantMemory,
     fast_path_error,
     fits_fast_path,
     resource_of,
 )
+from simplu_worker.shards.apply.writer import remember
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.vocabulary import TenantState
 
@@ -76,15 +76,10 @@ def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
     assert not is_fast(batch)
 
 
-def test_memory_keeps_the_newest_rows() -> None:
-    memory = TenantMemory(max_count=2)
-    rows = {name: replace(ROW, location_id=name) for name in "abc"}
-    memory.remember({"a": rows["a"], "b": rows["b"]})
-    memory.remember({"c": rows["c"]})
-    assert memory.rows_of("abc") == {"b": rows["b"], "c": rows["c"]}
-    memory.remember({"b": replace(ROW, location_id="new")})
-    memory.forget("ac")
-    assert memory.rows_of("abc") == {"b": replace(ROW, location_id="new")}
+def test_memory_keeps_the_newest() -> None:
+    known = {"a": 1, "b": 2}
+    remember(known, {"c": 3, "b": 4}, 2)
+    assert known == {"b": 4, "c": 3}
 
 
 @pytest.mark.parametrize(
