@@ -28,8 +28,8 @@ from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, PriorityGate
-from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
+from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S
+from simplu_worker.consumers.sqs.receive.receiver import Handler, PriorityGate, QueueReceiver, ReceiverSettings
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.feed.destinations import open_destination
@@ -326,7 +326,7 @@ def _receiver(
         dead_letters,
         ReceiverSettings(
             limits=QUEUE_LIMITS,
-            poll_times=PollTimes(wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0),
+            poll_wait_s=poll_wait_s,
             drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
         ),
         gate=gate,

@@ -116,37 +116,30 @@ def _shown(content: bytes | msgspec.Raw | None) -> str | None:
 
 def operation_members(operation: Operation, outcome: str, now: datetime) -> dict[str, Any]:
     """Return a decided operation as JSON members, without its content."""
-    origin = operation.origin
-    return {
-        "at": now,
-        "outcome": outcome,
+    return _members(operation, now, outcome, operation.size_bytes) | {
         "operation": operation.kind,
-        "businessId": operation.business_id,
-        "locationId": operation.location_id,
         "resourceType": operation.resource_type,
-        "resourceId": operation.resource_id,
-        "requestId": operation.request_id,
-        "source": origin.source,
-        "position": origin.sequence_number or origin.message_id,
-        "bytes": operation.size_bytes,
     }
 
 
 def letter_members(letter: DeadLetter) -> dict[str, Any]:
     """Return a dead letter as JSON members, without its content."""
-    origin = letter.origin
-    tenant = tenant_of(letter) or (None, None)
+    members = _members(letter, letter.failed_at, Disposition.DEAD_LETTER, len(letter.record))
+    business_id, location_id = tenant_of(letter) or (None, None)
+    return members | {"reason": letter.reason, "businessId": business_id, "locationId": location_id}
+
+
+def _members(one: Operation | DeadLetter, at: datetime, outcome: str, size_bytes: int) -> dict[str, Any]:
     return {
-        "at": letter.failed_at,
-        "outcome": Disposition.DEAD_LETTER,
-        "reason": letter.reason,
-        "businessId": tenant[0],
-        "locationId": tenant[1],
-        "resourceId": letter.resource_id,
-        "requestId": letter.request_id,
-        "source": origin.source,
-        "position": origin.sequence_number or origin.message_id,
-        "bytes": len(letter.record),
+        "at": at,
+        "outcome": outcome,
+        "businessId": one.business_id,
+        "locationId": one.location_id,
+        "resourceId": one.resource_id,
+        "requestId": one.request_id,
+        "source": one.origin.source,
+        "position": one.origin.sequence_number or one.origin.message_id,
+        "bytes": size_bytes,
     }
 
 

@@ -14,11 +14,10 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeVar
 
-import msgspec
 import structlog
 
 from simplu_worker.consumers.operation_taps import TAPS
-from simplu_worker.errors import WorkerError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import RejectedRecord, control_request_id, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
@@ -30,12 +29,11 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
 BATCH_MAX_COUNT: Final = 500
 KEY_MAX: Final = 2600  # bytes of the ids of a row: the most that the key of an index takes is 2704
-KEPT_S: Final = 60.0  # how long a note waits for its shard
+KEPT_S: Final = 30.0  # a note waits no longer: it is written, or dropped
 LOOK_UP_S: Final = 2.0  # for the shards of one batch
 WRITE_S: Final = 5.0  # for one batch
 AT_ONCE: Final = 8  # lookups, and writes
 ABSENCE_MAX_AGE_S: Final = 60.0
-RETRY_S: Final = 1.0
 ERROR_MAX: Final = 2_000  # characters
 # The request ids of these operations have rows in the log.
 NOTED_ELSEWHERE: Final = frozenset({DeadLetterReason.RETRIES_EXHAUSTED, DeadLetterReason.REQUEST_ID_REUSED})
@@ -53,11 +51,6 @@ class DeadLetterStore(Protocol):
         """Return when all *letters* are stored; raise RetryableError when *stopping* is set before."""
 
 
-class _Note(msgspec.Struct, frozen=True):
-    rejection: Rejection
-    until: float
-
-
 class RejectionNotes:
     """The dead letters of *queue*, with a note of each rejected record."""
 
@@ -65,7 +58,7 @@ class RejectionNotes:
         self._queue = queue
         self._queue_name = queue_name
         self._gateway = gateway
-        self._waiting: deque[_Note] = deque()
+        self._waiting: deque[Rejection] = deque()
         self._has_work = asyncio.Event()
         self._is_written = asyncio.Event()
         self._is_written.set()
@@ -78,20 +71,18 @@ class RejectionNotes:
             TAPS.publish_letters(letters)
 
     def _add(self, rejections: Sequence[Rejection]) -> None:
-        until = loop_time() + KEPT_S
         room = max(0, NOTES_MAX - len(self._waiting))
-        self._waiting.extend(_Note(rejection, until) for rejection in rejections[:room])
+        self._waiting.extend(rejections[:room])
         _report_dropped(len(rejections) - room)
         if rejections:
             self._has_work.set()
             self._is_written.clear()
 
     async def run(self) -> None:
-        """Write the notes until cancelled."""
+        """Write the notes until cancelled, each in one try."""
         while True:
             await self._has_work.wait()
-            if not await self._write_batch():
-                await asyncio.sleep(RETRY_S)
+            await self._write_batch()
             if not self._waiting:
                 self._has_work.clear()
                 self._is_written.set()
@@ -101,54 +92,44 @@ class RejectionNotes:
         await wait_any(self._is_written, within_s=within_s)
         _report_dropped(len(self._waiting))
 
-    async def _write_batch(self) -> bool:
+    async def _write_batch(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX_COUNT, len(self._waiting)))]
-        by_tenant = _grouped((note.rejection.tenant_id, note) for note in batch)
+        by_tenant = _grouped((one.tenant_id, one) for one in batch)
         shard_ids = await _try_each(by_tenant, self._find, within_s=LOOK_UP_S)
-        homes = {one: found for one, found in shard_ids.items() if not isinstance(found, Absence) or found in HOMELESS}
         by_shard = _grouped(
-            (UNPLACED if isinstance(shard_id, Absence) else shard_id, note)
-            for tenant_id, shard_id in homes.items()
-            for note in by_tenant[tenant_id]
+            (shard_id, one) for tenant_id, shard_id in shard_ids.items() for one in by_tenant[tenant_id]
         )
         written = await _try_each(
             by_shard, lambda shard_id: self._write(shard_id, by_shard[shard_id]), within_s=WRITE_S
         )
-        failed = [note for tenant_id in by_tenant.keys() - homes.keys() for note in by_tenant[tenant_id]]
-        failed += [note for shard_id in by_shard.keys() - written.keys() for note in by_shard[shard_id]]
-        elsewhere = {tenant_id for tenants in written.values() for tenant_id in tenants}  # by now: looked up anew
-        failed += [note for tenant_id in elsewhere for note in by_tenant[tenant_id]]
-        now = loop_time()
-        again = [note for note in failed if note.until > now]
-        _report_dropped(len(failed) - len(again))
-        self._waiting.extend(again)
-        return len(again) < len(batch)
+        _report_dropped(len(batch) - sum(written.values()))
 
-    async def _find(self, tenant_id: str) -> str | Absence:
+    async def _find(self, tenant_id: str) -> str:
         if not tenant_id:
             return UNPLACED
-        return await self._gateway.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        found = await self._gateway.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        if not isinstance(found, Absence):
+            return found
+        if found not in HOMELESS:
+            raise RetryableError(f"tenant {tenant_id} is {found}")
+        return UNPLACED
 
-    async def _write(self, shard_id: str, notes: Sequence[_Note]) -> set[str]:
-        rejections = [note.rejection for note in notes]
+    async def _write(self, shard_id: str, rejections: Sequence[Rejection]) -> int:
+        """Return how many of *rejections* are noted."""
+        lookups = self._gateway.lookups
         if shard_id == UNPLACED:
-            if not await self._gateway.lookups.note_unplaced_rejections(self._queue_name, rejections):
-                _report_dropped(len(rejections))
-            return set()
-        homes = await self._gateway.lookups.note_rejections(shard_id, self._queue_name, rejections)
+            return len(rejections) * await lookups.note_unplaced_rejections(self._queue_name, rejections)
+        homes = await lookups.note_rejections(shard_id, self._queue_name, rejections)
+        here = [one for one in rejections if one.tenant_id in homes]  # others live elsewhere by now
         # Of another business than the tenant with the same id: without a home.
-        unplaced = [
-            note for note in notes if homes.get(note.rejection.tenant_id, "") not in {"", note.rejection.business_id}
-        ]
-        if unplaced:
-            await self._write(UNPLACED, unplaced)
-        return {one.tenant_id for one in rejections} - homes.keys()
+        unplaced = [one for one in here if homes[one.tenant_id] not in {"", one.business_id}]
+        return len(here) - len(unplaced) + (await self._write(UNPLACED, unplaced) if unplaced else 0)
 
 
-def _grouped(pairs: Iterable[tuple[str, _Note]]) -> dict[str, list[_Note]]:
-    groups: defaultdict[str, list[_Note]] = defaultdict(list)
-    for key, note in pairs:
-        groups[key].append(note)
+def _grouped(pairs: Iterable[tuple[str, Rejection]]) -> dict[str, list[Rejection]]:
+    groups: defaultdict[str, list[Rejection]] = defaultdict(list)
+    for key, rejection in pairs:
+        groups[key].append(rejection)
     return groups
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 
 import structlog
@@ -26,9 +26,9 @@ class EffectiveRetention:
 
     async def read(self) -> timedelta | None:
         """Ask every source; None while one does not answer."""
-        retentions = [await self._read_queue_retention(queue) for queue in self._queues]
+        retentions = [await self._ask(_retention_of(queue), stream=None, queue=queue.name) for queue in self._queues]
         if self._stream is not None:
-            retentions.append(await self._read_stream_retention(self._stream))
+            retentions.append(await self._ask(_retention_of_stream(self._stream), stream=self._stream.name, queue=None))
         effective = effective_retention(self._configured, retentions)
         if effective not in {None, self._logged}:
             self._logged = effective
@@ -40,24 +40,23 @@ class EffectiveRetention:
             )
         return effective
 
-    async def _read_stream_retention(self, stream: Stream) -> timedelta | None:
+    async def _ask(self, retention: Awaitable[timedelta], *, stream: str | None, queue: str | None) -> timedelta | None:
         try:
-            return (await stream.describe()).retention
+            return await retention
         except (RetryableError, PermanentError) as exc:
-            log.warning("retention.unknown", stream=stream.name, queue=None, error=str(exc))
+            log.warning("retention.unknown", stream=stream, queue=queue, error=str(exc))
             return None
 
-    async def _read_queue_retention(self, queue: Queue) -> timedelta | None:
-        try:
-            retention_s = (await queue.read_attributes()).retention_s
-        except (RetryableError, PermanentError) as exc:
-            log.warning("retention.unknown", stream=None, queue=queue.name, error=str(exc))
-            return None
-        if retention_s is None:
-            error = "the queue does not report its retention"
-            log.warning("retention.unknown", stream=None, queue=queue.name, error=error)
-            return None
-        return timedelta(seconds=retention_s)
+
+async def _retention_of(queue: Queue) -> timedelta:
+    retention_s = (await queue.read_attributes()).retention_s
+    if retention_s is None:
+        raise RetryableError("the queue does not report its retention")
+    return timedelta(seconds=retention_s)
+
+
+async def _retention_of_stream(stream: Stream) -> timedelta:
+    return (await stream.describe()).retention
 
 
 def _hours(retention: timedelta) -> float:

@@ -6,14 +6,14 @@ decides the same (architecture, idea 7). Records take each step together, in col
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from simplu_worker.operations.dead_letter import DECODING_ERRORS, peeked_texts, rejection_of
 from simplu_worker.operations.json_record import (
     ABSENT,
     NOTHING,
@@ -25,14 +25,10 @@ from simplu_worker.operations.json_record import (
     check_texts,
     exceeds_bounds,
     has_escapes,
-    json_error,
     member_error,
     object_member,
     parse_record,
     parse_records,
-    replace_lone_surrogates,
-    shape_error,
-    short_text,
     utc_text,
 )
 from simplu_worker.operations.list_query import decode_list_query
@@ -48,36 +44,6 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.verbs import VERBS, Verb
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
-
-READ_MAX_BYTES: Final = 16 * 1024  # ids come first, if anything can be read at all
-
-_TOKENS: Final = re.compile(rb'[\[\]{}]|"(?:[^"\\]|\\.)*"?', re.DOTALL)
-_COLON: Final = re.compile(rb"\s*:\s*")
-
-
-def readable_members(record: bytes, names: Collection[str]) -> dict[str, msgspec.Raw]:
-    """Return the members of *names* with texts, as JSON, of a record that may be cut off.
-
-    Only those of the outermost object.
-    """
-    found: dict[str, msgspec.Raw] = {}
-    text, depth = record[:READ_MAX_BYTES], 0
-    name: str | None = None  # of the member whose value comes next
-    value_at = -1
-    for token in _TOKENS.finditer(text):
-        first = token[0][:1]
-        if first in b"{[":
-            depth += 1
-        elif first in b"}]":
-            depth -= 1
-        elif token.start() == value_at:
-            if name is not None and len(token[0]) > 1 and token[0].endswith(b'"'):
-                found[name] = msgspec.Raw(token[0])
-        elif depth == 1 and (colon := _COLON.match(text, token.end())) is not None:
-            known = token[0][1:-1].decode("ascii", "replace")
-            name, value_at = known if known in names else None, colon.end()
-    return found
-
 
 DIGEST_VERSION: Final = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
 HASH_BYTES: Final = 7  # a producer that finds two operations with the same can only lose one of its own
@@ -158,6 +124,7 @@ class RecordMembers(msgspec.Struct, rename="camel", gc=False):
 
 _message_decoder = msgspec.json.Decoder(RecordMembers)
 
+_IDS: Final = ("businessId", "locationId", "requestId", "resourceId")
 _UNKNOWN: Final = VERBS[OperationKind.READ]  # in place of the verb of an unknown kind
 
 
@@ -193,13 +160,11 @@ def decode_operations(
 def _parse(record: bytes, origin: Origin, max_bytes: int) -> RecordMembers | RejectedRecord:
     if len(record) > max_bytes:
         error = member_error(RECORD, f"at most {max_bytes} bytes (OPERATION_MAX_BYTES)", str(len(record)))
-        return _rejected(DeadLetterReason.TOO_LARGE, error, origin, _readable_ids(record))
+        return _reject(DeadLetterReason.TOO_LARGE, error, record, origin)
     try:
         return parse_record(record, _message_decoder)
-    except msgspec.ValidationError as exc:
-        return _reject(shape_error(exc), record, origin)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        return _rejected(DeadLetterReason.INVALID_JSON, json_error(exc), origin, _readable_ids(record))
+    except DECODING_ERRORS as exc:
+        return _reject(*rejection_of(exc), record, origin)
 
 
 class _Columns:
@@ -273,7 +238,8 @@ class _Columns:
             )
         )
         for index, error in self.errors.items():
-            decoded[index] = _reject(error, self.records[index], self.origins[index])
+            record, origin = self.records[index], self.origins[index]
+            decoded[index] = _reject(DeadLetterReason.INVALID_MESSAGE, error, record, origin)
         return decoded
 
     def _amend(self, column: list[T], indexes: Iterable[int], value_of: Callable[[int], T]) -> None:
@@ -345,36 +311,6 @@ def _shared_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
     return business_id, location_id, tenant_id_of(business_id, location_id)
 
 
-class _Ids(msgspec.Struct, rename="camel"):
-    business_id: msgspec.Raw = ABSENT
-    location_id: msgspec.Raw = ABSENT
-    request_id: msgspec.Raw = ABSENT
-    resource_id: msgspec.Raw = ABSENT
-
-
-_ID_MEMBERS: Final = {field.encode_name: field.name for field in msgspec.structs.fields(_Ids)}
-
-
-def _reject(error: str, record: bytes, origin: Origin) -> RejectedRecord:
-    try:
-        ids = msgspec.json.decode(replace_lone_surrogates(record), type=_Ids)
-    except (msgspec.DecodeError, RecursionError):
-        ids = _readable_ids(record)
-    return _rejected(DeadLetterReason.INVALID_MESSAGE, error, origin, ids)
-
-
-def _readable_ids(record: bytes) -> _Ids:
-    members = readable_members(record, _ID_MEMBERS)
-    return _Ids(**{_ID_MEMBERS[name]: value for name, value in members.items()})
-
-
-def _rejected(reason: DeadLetterReason, error: str, origin: Origin, ids: _Ids) -> RejectedRecord:
-    return RejectedRecord(
-        reason=reason,
-        error=error,
-        origin=origin,
-        business_id=short_text(ids.business_id),
-        location_id=short_text(ids.location_id),
-        request_id=short_text(ids.request_id),
-        resource_id=short_text(ids.resource_id),
-    )
+def _reject(reason: DeadLetterReason, error: str, record: bytes, origin: Origin) -> RejectedRecord:
+    business_id, location_id, request_id, resource_id = peeked_texts(record, _IDS)
+    return RejectedRecord(reason, error, origin, business_id, location_id, request_id, resource_id)

@@ -1,12 +1,10 @@
-"""Parse and bound the JSON text of a record from outside, whatever its bytes, and say what is wrong with it. Pure.
+"""Parse, bound and merge the JSON texts of records from outside, and say what is wrong with them. Pure.
 
-Every decision is a function of the record's bytes alone (architecture, idea 7). All passes are linear. Postgres
-writes
+Every decision is a function of the record's bytes alone (architecture, idea 7). All passes are linear. Postgres writes
 a number out as plain decimal text: 63 KB of record may be 917 MB for every reader. No error quotes a value.
 
-Merge a patch into a document by RFC 7396 in time linear in both; recognise the patches that need that.
-
 The shard merges most patches itself, by two operators: members at the top, and whole members of an object below them.
+The others are merged here, by RFC 7396.
 """
 
 from __future__ import annotations

@@ -134,15 +134,6 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     window_start: str | None = None
     sent_type: str | None = None
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Operation):
-            return False
-        own, others = (msgspec.structs.asdict(one) | {"data": one.text} for one in (self, other))
-        return own == others
-
-    def __hash__(self) -> int:
-        return hash((self.tenant_id, self.request_id))
-
     def is_named(self, request_id: str, names: tuple[str, str] | None) -> bool:
         """Return whether it has the request id and, unless None, these ids of business and location."""
         return self.request_id == request_id and names in (None, (self.business_id, self.location_id))
@@ -235,14 +226,26 @@ class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     sub_sequence_number: int
     part_index: int | None = None
 
+    @property
+    def request_id(self) -> str:
+        """The request id of the record: the same for every read of its position."""
+        position = f"{self.stream}\0{self.stream_shard}\0{self.sequence_number}\0{self.sub_sequence_number}"
+        if self.part_index is not None:
+            position += f"\0{self.part_index}"
+        return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
+
 
 _replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
 
 
+def _first_position(origin: Origin) -> ReplayedFrom:
+    position = origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number, origin.part_index
+    return ReplayedFrom(origin.name, *position)
+
+
 def derived_request_id(origin: Origin) -> str:
-    """Return the request id of a record that has none: the same for every read of the same position."""
-    position = origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number, origin.part_index
-    return _derive_request_id(origin.name, *position)
+    """Return the request id of a record that has none."""
+    return _first_position(origin).request_id
 
 
 def control_request_id(business_id: str, location_id: str) -> str:
@@ -258,36 +261,15 @@ def with_request_id(record: bytes, origin: Origin) -> bytes:
 
     The record's own bytes stay, as the digest covers them. Of a member that occurs twice the last one counts.
     """
-    replayed = ReplayedFrom(
-        stream=origin.name,
-        stream_shard=origin.stream_shard_id or "",
-        sequence_number=origin.sequence_number or "",
-        sub_sequence_number=origin.sub_sequence_number,
-        part_index=origin.part_index,
-    )
-    members = msgspec.json.encode({"requestId": derived_request_id(origin), "simpluReplay": replayed})
+    replayed = _first_position(origin)
+    members = msgspec.json.encode({"requestId": replayed.request_id, "simpluReplay": replayed})
     return record.rstrip()[:-1] + b"," + members[1:]
-
-
-def _derive_request_id(
-    stream: str,
-    stream_shard_id: str | None,
-    sequence_number: str | None,
-    sub_sequence_number: int,
-    part_index: int | None,
-) -> str:
-    position = f"{stream}\0{stream_shard_id}\0{sequence_number}\0{sub_sequence_number}"
-    if part_index is not None:
-        position += f"\0{part_index}"
-    return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
 
 
 def is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
     """Return whether *request_id* is the one derived from the position in `simpluReplay`."""
     try:
-        first = parse_record(bytes(replay), _replayed_decoder)
-        position = first.stream_shard, first.sequence_number, first.sub_sequence_number, first.part_index
-        derived = _derive_request_id(first.stream, *position)
+        derived = parse_record(bytes(replay), _replayed_decoder).request_id
     except (msgspec.DecodeError, UnicodeError):
         return False
     return request_id == derived

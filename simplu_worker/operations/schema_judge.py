@@ -2,17 +2,15 @@
 
 What is found is told in words of the schema; no value of a document is among them.
 
-A schema refers to itself alone, so nothing is fetched. One reference may lead back to where it is, as in a tree of
-categories, and then each level of a document is compared once; with two of these, a document would take time
-exponential in its depth. With all references followed once it has at most SIZE_MAX subschemas.
+A schema refers to itself alone, so nothing is fetched, and no reference leads back: with two that do, a document would
+take time exponential in its depth. With all references followed a schema has at most SIZE_MAX subschemas.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -28,7 +26,6 @@ SCHEMA_MAX_DEPTH: Final = 100  # of JSON text
 PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
 SIZE_MAX: Final = 10_000  # subschemas, with all references followed
 REFERENCES_MAX: Final = 100  # one behind the other
-VISITS_MAX: Final = 10 * SIZE_MAX
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -46,22 +43,8 @@ _ONE: Final = frozenset(
         *("additionalProperties", "unevaluatedProperties", "items", "unevaluatedItems"),
     }
 )
-# Keywords of subschemas that are compared with members and elements; the others are compared with the same value.
-_INWARD: Final = frozenset(
-    {
-        *("properties", "patternProperties", "additionalProperties", "propertyNames"),
-        *("items", "prefixItems", "contains"),
-    }
-)
 _PATTERNS: Final = frozenset({"pattern", "patternProperties"})
-_REFERENCES: Final = frozenset({"$ref", "$dynamicRef"})
-_ANCHORS: Final = frozenset({"$anchor", "$dynamicAnchor"})
-
-
-class _Subschema:
-    def __init__(self) -> None:
-        self.inner: list[str] = []  # pointers
-        self.references: list[tuple[str, str]] = []  # keyword and target
+_NAMED: Final = frozenset({"$anchor", "$dynamicAnchor", "$dynamicRef"})
 
 
 def check_bounds(schema: Any) -> frozenset[str]:
@@ -73,8 +56,7 @@ def check_bounds(schema: Any) -> frozenset[str]:
         raise InvalidSchemaError(f"#: expected at most {SCHEMA_MAX_DEPTH} levels, got more")
     survey = _Survey()
     survey.add(schema, "")
-    for pointer in survey.subschemas:
-        survey.way_count = 0
+    for pointer in survey.inner:
         survey.measure(pointer, [])
     return frozenset(survey.names)
 
@@ -87,40 +69,34 @@ def pointer_to(pointer: str, *parts: str | int) -> str:
 class _Survey:
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.has_unevaluated = False
-        self.subschemas: dict[str, _Subschema] = {}  # by pointer
-        self._anchors: dict[str, str] = {}
+        self.inner: dict[str, list[str]] = {}  # pointers to what a value is compared with besides, by pointer
+        self._references: dict[str, str] = {}  # by pointer
         self._sizes: dict[str, int] = {}  # with all that is compared
         self._pattern_count = 0
-        self._visit_count = 0
-        self.way_count = 0  # of references that lead back, on all ways from where the measuring began
 
     def add(self, schema: Any, pointer: str) -> str:
-        subschema = self.subschemas[pointer] = _Subschema()
+        self.inner[pointer] = []
         if isinstance(schema, dict):
             self._check_identity(schema, pointer)
             for keyword, value in schema.items():
-                self._add_keyword(subschema, pointer_to(pointer, keyword), keyword, value)
+                self._add_keyword(pointer, pointer_to(pointer, keyword), keyword, value)
         return pointer
 
     def _check_identity(self, schema: Mapping[str, Any], pointer: str) -> None:
         dialect = schema.get("$schema", DIALECT)
         if dialect not in (DIALECT, DIALECT + "#"):
             raise InvalidSchemaError(f"#{pointer}/$schema: expected {DIALECT}, got another dialect; leave it out")
-        if pointer and "$id" in schema:
-            raise InvalidSchemaError(f"#{pointer}/$id: expected none below the root; use $anchor")
-        for keyword in _ANCHORS.intersection(schema):
-            self._anchors[str(schema[keyword])] = pointer
+        for keyword in _NAMED.union(["$id"] if pointer else []).intersection(schema):
+            raise InvalidSchemaError(f"#{pointer}/{keyword}: expected none; use $ref with a place such as #/$defs/name")
 
-    def _add_keyword(self, subschema: _Subschema, pointer: str, keyword: str, value: Any) -> None:
-        self.has_unevaluated = self.has_unevaluated or keyword.startswith("unevaluated")
-        if keyword in _REFERENCES:
-            subschema.references.append((keyword, str(value)))
+    def _add_keyword(self, owner: str, pointer: str, keyword: str, value: Any) -> None:
+        if keyword == "$ref":
+            self._references[owner] = unquote(value[1:]) if isinstance(value, str) and value[:1] == "#" else "none"
         elif keyword in _ONE:
-            subschema.inner.append(self.add(value, pointer))
+            self.inner[owner].append(self.add(value, pointer))
         elif keyword in _SEVERAL:
             added = [self.add(one, pointer_to(pointer, key)) for key, one in _items(value)]
-            subschema.inner += [] if keyword in _DEFINITIONS else added
+            self.inner[owner] += [] if keyword in _DEFINITIONS else added
         if keyword == "properties" and isinstance(value, dict):
             self.names.update(value)
         if keyword in _PATTERNS:
@@ -132,45 +108,29 @@ class _Survey:
         """Return how many subschemas a value may be compared with; *behind* are those that lead to this one."""
         if pointer in self._sizes:
             return self._sizes[pointer]
-        self._visit_count += 1
-        if len(behind) > SCHEMA_MAX_DEPTH + REFERENCES_MAX or self._visit_count > VISITS_MAX:
-            raise InvalidSchemaError(
-                f"#{pointer}: expected at most {REFERENCES_MAX} references behind each other, got more; have fewer"
-            )
         if pointer in behind:
-            self._add_way_back(pointer, behind)
-            return 1
-        way_count = self.way_count
-        subschema, behind = self.subschemas[pointer], [*behind, pointer]
-        targets = [self._target_of(pointer, *reference) for reference in subschema.references]
-        size = 1 + sum(self.measure(one, behind) for one in [*subschema.inner, *targets])
+            raise InvalidSchemaError(
+                f"#{pointer}: expected no reference that leads back, got one; write out the levels that documents have"
+            )
+        if len(behind) > SCHEMA_MAX_DEPTH + REFERENCES_MAX:
+            raise InvalidSchemaError(
+                f"#{pointer}: expected at most {REFERENCES_MAX} references behind each other, got more"
+            )
+        inner = self.inner[pointer] + ([self._target_of(pointer)] if pointer in self._references else [])
+        size = self._sizes[pointer] = 1 + sum(self.measure(one, [*behind, pointer]) for one in inner)
         if size > SIZE_MAX:
             raise InvalidSchemaError(
                 f"#{pointer}: expected at most {SIZE_MAX} subschemas with all references followed, got {size}; have"
                 " fewer references"
             )
-        if way_count == self.way_count:  # the ways back from here depend on what leads here
-            self._sizes[pointer] = size
         return size
 
-    def _add_way_back(self, pointer: str, behind: Sequence[str]) -> None:
-        way = pairwise([*behind[behind.index(pointer) :], pointer])
-        steps = {inner[len(outer) + 1 :].partition("/")[0] for outer, inner in way if inner.startswith(f"{outer}/")}
-        self.way_count += 1
-        if steps.isdisjoint(_INWARD) or self.way_count > 1 or self.has_unevaluated:
+    def _target_of(self, pointer: str) -> str:
+        target = self._references[pointer]
+        if target not in self.inner:
             raise InvalidSchemaError(
-                f"#{pointer}: expected at most one way on which references lead back, from a member or an element, in a"
-                " schema without unevaluatedProperties and unevaluatedItems, got another one; write out as many levels"
-                " as documents have"
-            )
-
-    def _target_of(self, pointer: str, keyword: str, reference: str) -> str:
-        name = unquote(reference[1:]) if reference.startswith("#") else None
-        target = name if name in self.subschemas else self._anchors.get(name or "")
-        if target is None:
-            raise InvalidSchemaError(
-                f"#{pointer}/{keyword}: expected the place of a subschema of the same schema, such as #/$defs/name,"
-                " got another reference; nothing is fetched"
+                f"#{pointer}/$ref: expected the place of a subschema of the same schema, such as #/$defs/name, got"
+                " another reference; nothing is fetched"
             )
         return target
 
@@ -342,54 +302,17 @@ def _json(value: Any) -> str:
     return _shorten(msgspec.json.encode(value).decode())
 
 
-def _or(values: Any) -> str:
-    return " or ".join(map(str, values)) if isinstance(values, list) else str(values)
-
-
-# By keyword, of its value in the schema.
-_EXPECTED: Final[Mapping[str, Callable[[Any], str]]] = {
-    "type": _or,
-    "enum": lambda values: f"one of {_json(values)}",
-    "const": _json,
-    "pattern": lambda pattern: f"a text that matches {_json(pattern)}",
-    "minimum": lambda limit: f"at least {limit}",
-    "exclusiveMinimum": lambda limit: f"more than {limit}",
-    "maximum": lambda limit: f"at most {limit}",
-    "exclusiveMaximum": lambda limit: f"less than {limit}",
-    "multipleOf": lambda factor: f"a multiple of {factor}",
-    "minLength": lambda limit: f"at least {limit} characters",
-    "maxLength": lambda limit: f"at most {limit} characters",
-    "minItems": lambda limit: f"at least {limit} elements",
-    "maxItems": lambda limit: f"at most {limit} elements",
-    "uniqueItems": lambda _: "no element twice",
-    "contains": lambda _: "an element that fits the schema",
-    "minContains": lambda limit: f"at least {limit} elements that fit the schema",
-    "maxContains": lambda limit: f"at most {limit} elements that fit the schema",
-    "minProperties": lambda limit: f"at least {limit} members",
-    "maxProperties": lambda limit: f"at most {limit} members",
-    "additionalProperties": lambda _: "no other members than those named",
-    "unevaluatedProperties": lambda _: "no other members than those named",
-    "unevaluatedItems": lambda _: "no further elements",
-    "anyOf": lambda _: "a value that fits one of the schemas",
-    "oneOf": lambda _: "a value that fits exactly one of the schemas",
-    "not": lambda _: "a value that does not fit the schema",
-}
-
-_CLOSING: Final = (["additionalProperties"], ["unevaluatedProperties"], ["unevaluatedItems"])
-
-
 def _expected_by(exc: ValidationError, schema: Any) -> str:
     from jsonschema_rs import ValidationErrorKind
 
     if isinstance(exc.kind, ValidationErrorKind.Required):
         return f"the member {_json(exc.kind.property)}"
-    if isinstance(exc.kind, ValidationErrorKind.FalseSchema) and exc.schema_path[-1:] not in _CLOSING:
-        return "no value here"
     keyword, value = "", schema
     try:
         for part in exc.schema_path:
             keyword, value = str(part), value[part]
     except (KeyError, IndexError, TypeError):
         return UNFIT.expected
-    expected = _EXPECTED.get(keyword)
-    return UNFIT.expected if expected is None else expected(value)
+    if value is False and not keyword.startswith(("additional", "unevaluated")):
+        return "no value here"
+    return f"{keyword} {_json(value)}" if keyword else UNFIT.expected

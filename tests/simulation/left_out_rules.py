@@ -365,7 +365,7 @@ ELSEWHERE: Final = (
             ),
             "put back: stays in its lane too": f"{CHAIN}test_messages_behind_one_that_stops_the_chain_are_put_back",
             "put back: those behind are visible before it": (
-                f"{ORDERS}test_groups_keep_their_order_whatever_happens_to_them"
+                "unit/consumers/sqs/receive/test_lanes.py::test_t22_rest_of_a_failed_group_goes_back_together"
             ),
             "put back: visible at once, its shard still down": (
                 f"{ORDERS}test_orders_are_applied_when_their_shard_is_back"

@@ -136,7 +136,7 @@ async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters, 
     limits = SchedulerLimits(message_count=40, batch_count=6, call_count=3, poll_count=2)
     while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
         stopping = asyncio.Event()
-        receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, stop_wait_s=3, drain_s=4)
+        receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, drain_s=4)
         receiver.__class__, receiver._table.__class__ = wrong.receiver_class, wrong.table_class
         running = asyncio.ensure_future(receiver.run(stopping))
         await asyncio.sleep(world.draws.uniform(2, 30))

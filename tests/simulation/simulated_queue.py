@@ -99,7 +99,7 @@ async def consume_orders(
 ) -> None:
     queue = Queue(cast("Any", QueueClient(service)), service.url)
     rules, retries = OrderRules(100_000), RetryRules(RETRY_DELAYS_S, tenant_wait)
-    settings = receiver_settings(limits=LIMITS, poll_wait_s=POLL_WAIT_S, stop_wait_s=POLL_WAIT_S, drain_s=4.0)
+    settings = receiver_settings(limits=LIMITS, poll_wait_s=POLL_WAIT_S, drain_s=4.0)
     shards = cast("ShardGateway", gateway)
     async with open_orders(shards, queue, rules=rules, retries=retries, draw=draws.random, utc=utc) as handler:
         receiver = QueueReceiver(

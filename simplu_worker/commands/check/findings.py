@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
+from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.config.settings import SOURCES, Settings, set_of
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
@@ -53,15 +53,8 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
 
 
 def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    with_orders = {
-        f"queue {queue_name(url)}"
-        for url in (settings.sqs_order_events_queue_url, settings.sqs_priority_queue_url)
-        if url is not None
-    }
+    rules = RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
-        rules = RedriveRules(
-            settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds, has_orders=name in with_orders
-        )
         policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:
             yield Finding(

@@ -37,6 +37,7 @@ FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of lookups that fo
 WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenants while no lookup is answered
 UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
 CHECK_INTERVAL_MAX_S: Final = 0.25
+PATIENCE_CHECK_S: Final = 0.05
 RETRY_BASE_S: Final = 0.25
 MOVING_RETRY_S: Final = 0.01  # of a tenant that waits in memory: a move pauses it for milliseconds
 RETRY_MAX_S: Final = 5.0
@@ -95,8 +96,7 @@ class HomeLookup(Generic[EntryT]):
         self._lookup_started_at: dict[str, float] = {}  # by tenant, while a lookup runs (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
-        self._in_line_s = UNASKED_WAIT_MAX_S  # the patience with tenants that were not looked up, at the last check
-        self._patience_ends_at = float("inf")  # no tenant has waited for too long before
+        self._checked_at = float("-inf")  # how long each tenant has waited
         self._change = asyncio.Event()
 
     def __len__(self) -> int:
@@ -158,7 +158,6 @@ class HomeLookup(Generic[EntryT]):
             tenant.waiting_since = loop_time()
             self._schedule(tenant_id, tenant, loop_time())
         tenant.left = left or tenant.left
-        self._check_patience_for(tenant)
         arrived = list(entries)
         tenant.entries.extend(arrived)
         for entry in arrived:
@@ -204,38 +203,26 @@ class HomeLookup(Generic[EntryT]):
     async def wait_for_change(self, stopping: asyncio.Event) -> None:
         """Wait until something may have to be done."""
         self._change.clear()
-        await wait_any(self._change, stopping, within_s=self._next_check_s())
-
-    def _next_check_s(self) -> float | None:
-        if not self._tenants and not self._agenda:
-            return None
-        # With all lookups in use, a due tenant has to wait for an answer.
-        is_full = not self._agenda or not self._can_ask(0)
-        return (
-            CHECK_INTERVAL_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), CHECK_INTERVAL_MAX_S)
-        )
+        within_s = None
+        if self._tenants or self._agenda:
+            # With all lookups in use, a due tenant has to wait for an answer.
+            is_free = self._agenda and self._can_ask(0)
+            due_s = self._agenda[0][0] - loop_time() if is_free else CHECK_INTERVAL_MAX_S
+            within_s = min(max(0.0, due_s), CHECK_INTERVAL_MAX_S)
+        await wait_any(self._change, stopping, within_s=within_s)
 
     def take_long_waiting(self) -> Iterator[Waited[EntryT]]:
-        """Remove and yield the tenants that are to be held."""
+        """Remove and yield the tenants that are to be held, each PATIENCE_CHECK_S."""
         now = loop_time()
-        in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
-        if now < self._patience_ends_at and in_line_s == self._in_line_s:
+        if now < self._checked_at + PATIENCE_CHECK_S:
             return  # nearly always: it is asked after each lookup
-        self._patience_ends_at, self._in_line_s = float("inf"), in_line_s
+        self._checked_at = now
+        in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
         for tenant_id, tenant in list(self._tenants.items()):
-            patience_s = self._patience_with(tenant) if tenant.failure_count else in_line_s
-            if not tenant.entries or tenant.is_settling:
-                continue
-            if now - tenant.waiting_since >= patience_s:
+            patience_s = WAIT_MAX_S if tenant.reason is HoldReason.MOVING else self._patience_s
+            longest_s = patience_s if tenant.failure_count else in_line_s
+            if tenant.entries and not tenant.is_settling and now - tenant.waiting_since >= longest_s:
                 yield self._take_waited(tenant_id, tenant)
-            else:
-                self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + patience_s)
-
-    def _patience_with(self, tenant: WaitingTenant[EntryT]) -> float:
-        return WAIT_MAX_S if tenant.reason is HoldReason.MOVING else self._patience_s
-
-    def _check_patience_for(self, tenant: WaitingTenant[EntryT]) -> None:
-        self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + self._patience_with(tenant))
 
     def _take_waited(self, tenant_id: str, tenant: WaitingTenant[EntryT]) -> Waited[EntryT]:
         self._unasked_count -= not tenant.failure_count
@@ -332,7 +319,6 @@ class HomeLookup(Generic[EntryT]):
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked_count -= not tenant.failure_count
-        self._check_patience_for(tenant)
         if reason is HoldReason.MOVING and tenant.entries:
             tenant.failure_count = tenant.failure_count or 1
             self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
@@ -360,7 +346,6 @@ class HomeLookup(Generic[EntryT]):
         """Remove the operations of *overdue*, which are settled."""
         tenant = self._tenants[overdue.tenant_id]
         tenant.waiting_since, tenant.is_settling = loop_time(), False
-        self._check_patience_for(tenant)
         given_up = {id(entry) for entry in overdue.entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
         if not tenant.entries and not self._is_wanted(overdue.tenant_id):

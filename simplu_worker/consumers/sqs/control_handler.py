@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol, TypeAlias, assert_never
+from typing import Protocol, TypeAlias, assert_never, cast
 
 import msgspec
 import structlog
@@ -72,12 +71,12 @@ class ResourceChanger(Protocol):
         """Create the resources of a tenant's first administrator."""
 
 
-class _Item(msgspec.Struct, frozen=True):
+class _Item(msgspec.Struct, eq=False):
     message: Message
-    control: control_messages.Control
-
-
-_HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
+    control: control_messages.Control | RejectedRecord
+    subject: control_messages.MessageSubject
+    result: Result | Exception | None = None  # what its stage did
+    verdict: Verdict | None = None
 
 
 class ControlHandler:
@@ -115,44 +114,39 @@ class ControlHandler:
         return TracedBatch(Source.SQS, self._queue.name, len(messages), lambda: traceparents_of_messages(attributes))
 
     async def _handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        decoded = [self._decode(message) for message in messages]
-        subjects = [self._subject_of(message, control) for message, control in zip(messages, decoded, strict=True)]
-        verdicts: dict[int, Verdict] = {}
+        items = [self._item_of(message) for message in messages]
+        subjects = [item.subject for item in items]
+        undecided: list[int] = []  # of earlier stages
         for stage in control_messages.stages_of(subjects):
-            undecided = [index for index, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
-            items: dict[int, _Item] = {}
+            due: list[_Item] = []
             for index in stage:
-                control, before = decoded[index], control_messages.first_conflict(subjects, index, undecided)
+                item, before = items[index], control_messages.first_conflict(subjects, index, undecided)
                 if before is not None:
-                    in_group = control_messages.is_same_group(subjects[index], subjects[before])
-                    verdicts[index] = _verdict_behind(verdicts[before], is_group=in_group)
-                elif isinstance(control, RejectedRecord):
-                    verdicts[index] = self._reject(control, messages[index])
+                    in_group = control_messages.is_same_group(item.subject, subjects[before])
+                    item.verdict = _verdict_behind(items[before].verdict, is_group=in_group)
+                elif isinstance(item.control, RejectedRecord):
+                    item.verdict = self._refuse(item, verdict_on_rejected(item.control))
                 else:
-                    items[index] = _Item(messages[index], control)
-            handled = await self._carry_out(list(items.values()))
-            verdicts |= dict(zip(items, self._decide(handled), strict=True))
-        return [verdicts[index] for index in range(len(messages))]
+                    due.append(item)
+            await self._carry_out(due)
+            for item in due:
+                item.verdict = self._verdict_on(item)
+            self._log_deferred(due)
+            undecided += [index for index in stage if not isinstance(items[index].verdict, Done | ToDeadLetter)]
+        return [cast(Verdict, item.verdict) for item in items]
 
-    def _decode(self, message: Message) -> control_messages.Control | RejectedRecord:
+    def _item_of(self, message: Message) -> _Item:
         origin = self._queue.origin_of(message)
         decode = partial(control_messages.decode_control, message.body, message.attributes, origin)
-        return decode_or_reject(
-            decode, origin, sound=partial(control_messages.decode_control, control_messages.SOUND_MESSAGE, {}, origin)
-        )
-
-    def _subject_of(
-        self, message: Message, control: control_messages.Control | RejectedRecord
-    ) -> control_messages.MessageSubject:
+        sound = partial(control_messages.decode_control, control_messages.SOUND_MESSAGE, {}, origin)
+        control = decode_or_reject(decode, origin, sound=sound)
         group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
         if isinstance(control, RejectedRecord):
-            return control_messages.MessageSubject(group_id=group_id)
-        return control_messages.MessageSubject(
-            control_messages.tenant_id_of_control(control), control.business_id, group_id
-        )
+            return _Item(message, control, control_messages.MessageSubject(group_id=group_id))
+        tenant_id = control_messages.tenant_id_of_control(control)
+        return _Item(message, control, control_messages.MessageSubject(tenant_id, control.business_id, group_id))
 
-    async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
-        results: dict[str, Result | Exception] = {}
+    async def _carry_out(self, items: Sequence[_Item]) -> None:
         creations = [(item, item.control) for item in items if isinstance(item.control, types.ProvisionRequest)]
 
         async def create() -> None:
@@ -161,13 +155,13 @@ class ControlHandler:
             except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried
                 answers = [exc] * len(creations)
             for (item, _), answer in zip(creations, answers, strict=True):
-                results[item.message.message_id] = answer
+                item.result = answer
 
         async def change(item: _Item) -> None:
             try:
-                results[item.message.message_id] = await self._change(item.control)
+                item.result = await self._change(item.control)
             except Exception as exc:  # noqa: BLE001  # as above
-                results[item.message.message_id] = exc
+                item.result = exc
 
         async with asyncio.TaskGroup() as tasks:
             if creations:
@@ -175,9 +169,8 @@ class ControlHandler:
             for item in items:
                 if not isinstance(item.control, types.ProvisionRequest):
                     tasks.create_task(change(item), name=f"control:{item.message.message_id}")
-        return [(item, results[item.message.message_id]) for item in items]
 
-    def _change(self, control: control_messages.Control) -> Awaitable[Result]:
+    def _change(self, control: control_messages.Control | RejectedRecord) -> Awaitable[Result]:
         match control:
             case control_messages.ShardDestruction():
                 return self._destroy(control)
@@ -185,7 +178,7 @@ class ControlHandler:
                 return self._changer.rename(control)
             case types.AdminAccount():
                 return self._changer.add_admin(control)
-            case types.ProvisionRequest():
+            case types.ProvisionRequest() | RejectedRecord():
                 raise AssertionError("creations are provisioned all together")
             case _:
                 assert_never(control)
@@ -194,25 +187,12 @@ class ControlHandler:
         business_id, requested_at = destruction.business_id, destruction.requested_at
         if destruction.location_id is not None:
             return await self._destroyer.destroy(business_id, destruction.location_id, requested_at)
-        results = await self._destroyer.destroy_all(business_id, requested_at)
-        counts = Counter(results.values())
-        if counts:
-            log.info(
-                "control.destroyed_all",
-                queue=self._queue.name,
-                business_id=business_id,
-                counts={result.value: count for result, count in sorted(counts.items())},
-            )
+        results = (await self._destroyer.destroy_all(business_id, requested_at)).values()
         order = (types.DestructionResult.DESTROYING, types.DestructionResult.EXISTED, types.DestructionResult.STALE)
-        return next((result for result in order if counts[result]), types.DestructionResult.UNKNOWN)
+        return next((result for result in order if result in results), types.DestructionResult.UNKNOWN)
 
-    def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
-        verdicts = [self._verdict_on(item, result) for item, result in handled]
-        self._log_deferred(handled, verdicts)
-        return verdicts
-
-    def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
-        match result:
+    def _verdict_on(self, item: _Item) -> Verdict:
+        match result := item.result:
             case types.UnknownBusinessTypeError():
                 return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
             case RetryableError() | PermanentError():
@@ -225,14 +205,10 @@ class ControlHandler:
                 error = "oldResourceId: no resource of that id, nor of newResourceId, came"
                 return self._verdict_on_absence(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
             case types.ProvisionResult.STALE | types.DestructionResult.STALE:
-                log.info(
-                    "control.stale",
-                    **self._facts(item.message, item.control),
-                    requested_at=item.control.requested_at.isoformat(),
-                )
+                log.info("control.stale", **self._facts(item))
                 return Done()
             case _:
-                log.info("control.applied", **self._facts(item.message, item.control), result=result)
+                log.info("control.applied", **self._facts(item), result=result)
                 return Done()
 
     def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
@@ -243,7 +219,7 @@ class ControlHandler:
             failure_count = self._attempts.count(item.message.message_id)
         log.error(
             "control.failed",
-            **self._facts(item.message, item.control),
+            **self._facts(item),
             attempts=failure_count,
             receive_count=item.message.receive_count,
             error=error.error if isinstance(error, types.FailedOnShardError) else type(error).__name__,
@@ -265,31 +241,23 @@ class ControlHandler:
         return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
 
     def _refuse(self, item: _Item, verdict: ToDeadLetter) -> ToDeadLetter:
-        log.warning(
-            "control.refused", **self._facts(item.message, item.control), reason=verdict.reason, error=verdict.error
-        )
+        log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)
         return verdict
 
-    def _reject(self, rejected: RejectedRecord, message: Message) -> ToDeadLetter:
-        facts = self._facts(message, rejected)
-        log.warning("control.refused", **facts, reason=rejected.reason, error=rejected.error)
-        return verdict_on_rejected(rejected)
-
-    def _log_deferred(self, handled: Sequence[_HandledItem], verdicts: Sequence[Verdict]) -> None:
-        by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
-        for (item, result), verdict in zip(handled, verdicts, strict=True):
-            is_logged = isinstance(result, Exception) and not isinstance(result, RetryableError)
-            if isinstance(verdict, RetryHeld) and not is_logged:
-                error = str(result) if isinstance(result, Exception) else result.value
-                by_error.setdefault(error, []).append((item, result, verdict))
+    def _log_deferred(self, items: Sequence[_Item]) -> None:
+        by_error: dict[str, list[tuple[_Item, float]]] = {}
+        for item in items:
+            is_logged = isinstance(item.result, Exception) and not isinstance(item.result, RetryableError)
+            if isinstance(item.verdict, RetryHeld) and not is_logged:
+                by_error.setdefault(str(item.result), []).append((item, item.verdict.delay_s))
         for error, deferred in by_error.items():
-            item, result, _ = deferred[0]
-            is_blocked = isinstance(result, types.ShardNotAllowedError | types.CitrusDeniedError)
+            item = deferred[0][0]
+            is_blocked = isinstance(item.result, types.ShardNotAllowedError | types.CitrusDeniedError)
             RETRIES.labels(Source.SQS, Retry.BLOCKED if is_blocked else Retry.SHARD_UNAVAILABLE).inc(len(deferred))
-            facts = self._facts(item.message, item.control) | {
+            facts = self._facts(item) | {
                 "message_count": len(deferred),
                 "receive_count": item.message.receive_count,
-                "retry_in_s": round(min(verdict.delay_s for _, _, verdict in deferred), 1),
+                "retry_in_s": round(min(delay_s for _, delay_s in deferred), 1),
                 "error": error,
             }
             if is_blocked:
@@ -297,10 +265,11 @@ class ControlHandler:
             else:
                 log.warning("control.deferred", **facts)
 
-    def _facts(self, message: Message, control: control_messages.Control | RejectedRecord) -> dict[str, object]:
+    def _facts(self, item: _Item) -> dict[str, object]:
+        control = item.control
         return {
             "queue": self._queue.name,
-            "message_id": message.message_id,
+            "message_id": item.message.message_id,
             "type": None if isinstance(control, RejectedRecord) else control_messages.control_type_of(control),
             "business_id": control.business_id,
             "location_id": control.location_id,
@@ -323,7 +292,7 @@ def _outcome_of(verdict: Verdict) -> Disposition:
             assert_never(verdict)
 
 
-def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
+def _verdict_behind(verdict: Verdict | None, *, is_group: bool) -> Verdict:
     """Return the verdict on a message behind an undecided one: one of its group returns to the queue with it."""
     match verdict:
         case RetryHeld() if not is_group:

@@ -9,17 +9,11 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from simplu_worker.consumers.sqs.receive.verdicts import (
-    DECODING_ERRORS,
-    PeekedMessage,
-    UnknownTypeError,
-    peek,
-    rejection_of,
-)
+from simplu_worker.operations.dead_letter import DECODING_ERRORS, UnknownTypeError, peeked_texts, rejection_of
 from simplu_worker.operations.json_record import (
     ABSENT,
     NOTHING,
@@ -33,7 +27,6 @@ from simplu_worker.operations.json_record import (
     parse_record,
     parse_timestamp,
     peeked_value,
-    short_text,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
 from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
@@ -89,6 +82,7 @@ def tenant_id_of_control(control: Control) -> str | None:
 
 
 B = TypeVar("B", bound=msgspec.Struct)
+C = TypeVar("C", ProvisionRequest, ResourceRename, AdminAccount)
 
 
 class CreationMembers(msgspec.Struct, rename="camel"):
@@ -134,7 +128,7 @@ class AdminMembers(msgspec.Struct, rename="camel"):
     timestamp: Time
 
 
-class _PeekedControl(PeekedMessage, rename="camel"):
+class _PeekedControl(msgspec.Struct, rename="camel"):
     message_type: msgspec.Raw = ABSENT
     business_type: msgspec.Raw = ABSENT
     admin_email: msgspec.Raw = ABSENT
@@ -160,15 +154,8 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     try:
         return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record, origin)
     except DECODING_ERRORS as exc:
-        reason, error = rejection_of(exc)
-    ids = peek(record, _PeekedControl)
-    return RejectedRecord(
-        reason=reason,
-        error=error,
-        origin=origin,
-        business_id=short_text(ids.business_id),
-        location_id=short_text(ids.location_id),
-    )
+        business_id, location_id = peeked_texts(record, ("businessId", "locationId"))
+        return RejectedRecord(*rejection_of(exc), origin, business_id, location_id)
 
 
 def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> str:
@@ -203,15 +190,16 @@ def _parse(record: bytes, decoder: msgspec.json.Decoder[B]) -> B:
     return body
 
 
+def _control_of(control_type: type[C], body: msgspec.Struct, **own: Any) -> C:
+    same: dict[str, Any] = {name: getattr(body, name) for name in control_type.__struct_fields__ if name not in own}
+    return control_type(**same, **own)
+
+
 def _decode_creation(record: bytes, origin: Origin) -> ProvisionRequest:
     body = _parse(record, _creation_decoder)
-    return ProvisionRequest(
-        business_id=body.business_id,
-        location_id=body.location_id,
-        business_type=body.business_type,
-        # The references' own messages have none. Every receive of a message has the same sent time.
-        requested_at=origin.arrived_at if body.timestamp is None else parse_timestamp(body.timestamp),
-    )
+    # The references' own messages have none. Every receive of a message has the same sent time.
+    requested_at = origin.arrived_at if body.timestamp is None else parse_timestamp(body.timestamp)
+    return _control_of(ProvisionRequest, body, requested_at=requested_at)
 
 
 def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
@@ -234,27 +222,14 @@ def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
     body = _parse(record, _rename_decoder)
     if body.old_resource_id == body.new_resource_id:
         raise InvalidRecordError("newResourceId", "another id than oldResourceId", "the same one")
-    return ResourceRename(
-        business_id=body.business_id,
-        location_id=body.location_id,
-        resource_type=body.resource_type,
-        old_resource_id=body.old_resource_id,
-        new_resource_id=body.new_resource_id,
-        additional_data=object_member(body.additional_data, "additionalData").decode() or None,
-        requested_at=parse_timestamp(body.timestamp),
-    )
+    additional_data = object_member(body.additional_data, "additionalData").decode() or None
+    requested_at = parse_timestamp(body.timestamp)
+    return _control_of(ResourceRename, body, additional_data=additional_data, requested_at=requested_at)
 
 
 def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
     body = _parse(record, _admin_decoder)
-    return AdminAccount(
-        business_id=body.business_id,
-        location_id=body.location_id,
-        business_type=body.business_type,
-        admin_email=body.admin_email,
-        admin_user_id=body.admin_user_id,
-        requested_at=parse_timestamp(body.timestamp),
-    )
+    return _control_of(AdminAccount, body, requested_at=parse_timestamp(body.timestamp))
 
 
 _TYPES: Final = {control_type.value: control_type for control_type in ControlType}
@@ -300,9 +275,9 @@ def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
 
 def first_conflict(subjects: Sequence[MessageSubject], index: int, undecided: Collection[int]) -> int | None:
     """Return the first of the *undecided* for which a message waits, preferably of its own group."""
-    before = [other for other in sorted(undecided) if other < index and subjects[index].conflicts_with(subjects[other])]
-    own = [other for other in before if is_same_group(subjects[index], subjects[other])]
-    return next(iter(own or before), None)
+    subject = subjects[index]
+    before = [other for other in sorted(undecided) if other < index and subject.conflicts_with(subjects[other])]
+    return min(before, key=lambda other: not is_same_group(subject, subjects[other]), default=None)
 
 
 def is_same_group(subject: MessageSubject, other: MessageSubject) -> bool:

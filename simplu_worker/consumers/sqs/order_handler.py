@@ -8,7 +8,6 @@ earlier one of its group. An operation is given up for its own failures alone: n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import Final, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.aws.sqs_queue import Message, Queue, batches
+from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.bulkheads import keep_running, translate
 from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
@@ -40,7 +39,6 @@ from simplu_worker.consumers.pipeline.results import (
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs import order_messages
 from simplu_worker.consumers.sqs.receive import verdicts
-from simplu_worker.consumers.sqs.receive.redrive_rules import RETURNED_AFTER_S, PausedMessages
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.instruments import REPETITIONS_LATE, RETRIES
 from simplu_worker.operations.dead_letter import decode_or_reject
@@ -56,7 +54,7 @@ from simplu_worker.operations.tries import Absent, GiveUp, Locked, NotApplied, R
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.spans import TracedBatch, process_span
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import wait_any
+from simplu_worker.timing.waits import backoff_s, wait_any
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source, TargetKind
 
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
@@ -64,9 +62,8 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source
 CALL_MAX_S: Final = 3.0
 LOCKED: Final = Locked()
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
-HIDDEN_MIN_S: Final = 1.0
-PAUSED_CHECK_S: Final = 2.0  # between two looks whether a paused tenant goes on
-SHOW_ALL_S: Final = 3.0  # at the end
+HIDDEN_BASE_S: Final = 2.0  # of a message of a paused tenant, at its first receive; then twice as long each time
+HIDDEN_MAX_S: Final = 600.0  # a pause of 4 hours takes 40 receives
 
 log = structlog.get_logger(__name__)
 
@@ -88,13 +85,8 @@ async def open_orders(
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(handler.run(), name=f"orders:{queue.name}")
         await handler.is_running.wait()
-        try:
-            yield handler
-        finally:
-            try:
-                await handler.paused.show_all()
-            finally:
-                running.cancel()
+        yield handler
+        running.cancel()
 
 
 class _AwaitingReplication(msgspec.Struct, frozen=True, eq=False):
@@ -110,55 +102,6 @@ class _AwaitingReplication(msgspec.Struct, frozen=True, eq=False):
 
     def is_slow(self) -> bool:
         return loop_time() - self.committed_at > SLOW_AFTER_S
-
-
-class PausedWatch:
-    """Hides messages of paused tenants, and shows them when their tenants go on."""
-
-    def __init__(self, gateway: ShardGateway, queue: Queue, *, utc: UtcClock) -> None:
-        self._gateway = gateway
-        self._queue = queue
-        self._utc = utc
-        self.messages = PausedMessages()
-        self._has_some = asyncio.Event()
-
-    def half_retention_s(self, message: Message) -> float:
-        """Return the seconds until half of the queue's retention is over for *message*."""
-        retention = self._queue.retention
-        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
-
-    def hide(self, message: Message, tenant_id: str) -> float:
-        """Remember a message that is returned now; return for how long to hide it."""
-        paused_s = min(self._gateway.paused_s(tenant_id), max(HIDDEN_MIN_S, self.half_retention_s(message)))
-        self._has_some.set()
-        return self.messages.add(tenant_id, message, paused_s=paused_s, now=loop_time())
-
-    async def run(self) -> None:
-        """Show the messages of tenants that go on, until cancelled."""
-        while True:
-            await self._has_some.wait()
-            await asyncio.sleep(PAUSED_CHECK_S)
-            for tenant_id in self.messages.tenants:
-                with contextlib.suppress(RetryableError, PermanentError):  # still paused, or asked again soon
-                    await self._gateway.find_writable_shard(tenant_id)
-                    await self._show(self.messages.take(tenant_id, now=loop_time()))
-            self.messages.forget_returned(now=loop_time())
-            if not len(self.messages):
-                self._has_some.clear()
-
-    async def show_all(self) -> None:
-        """Show all hidden messages: another replica hides, and remembers, them."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHOW_ALL_S):
-                for tenant_id in self.messages.tenants:
-                    await self._show(self.messages.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
-
-    async def _show(self, messages: Sequence[Message]) -> None:
-        for batch in batches(messages):
-            try:
-                await self._queue.change_visibility_batch([(message, 0) for message in batch])
-            except (RetryableError, PermanentError) as exc:
-                log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
 
 
 class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_messages.OrderMessage]):
@@ -181,7 +124,6 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         self._draw = draw
         self._utc = utc
         self._tasks = asyncio.TaskGroup()
-        self.paused = PausedWatch(gateway, queue, utc=utc)
         self.is_running = asyncio.Event()
         self._start_afresh()
 
@@ -216,7 +158,6 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._pipeline.start(self._tasks, asyncio.Event())
-                self._tasks.create_task(self.paused.run(), name=f"orders:{self._queue.name}:paused")
                 self.is_running.set()
         except Exception:
             self._start_afresh()
@@ -285,12 +226,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         self._pipeline.remove(undecided)
         self._hold_unanswered(undecided)
 
-    def _decide(
-        self,
-        one: order_messages.OrderMessage,
-        verdict: verdicts.Verdict,
-        deferral: order_messages.Deferral | None = None,
-    ) -> None:
+    def _decide(self, one: order_messages.OrderMessage, verdict: verdicts.Verdict, deferral: str | None = None) -> None:
         if one.verdict is not None:
             return
         one.verdict, one.deferral = verdict, deferral
@@ -315,7 +251,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
     def _hold_unanswered(self, messages: Iterable[order_messages.OrderMessage]) -> None:
         for one in messages:
             where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
-            self._hold(one, order_messages.Deferral(f"no answer yet {where}"))
+            self._hold(one, f"no answer yet {where}")
 
     async def send(self, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> list[Outcome]:
         """Apply *entries* to a shard; after an outage, when it answers a probe."""
@@ -336,8 +272,8 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             self._decide(one, verdicts.verdict_of(given_up, _ids_of(one.operation)))
         for own, delay_s in batch.locked:
             for one in own:
-                text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
-                self._decide(one, verdicts.RetryHeld(delay_s), _deferral_of(one, text))
+                text = f"another transaction keeps rows of tenant {one.operation.tenant_id} locked on shard {shard_id}"
+                self._decide(one, verdicts.RetryHeld(delay_s), text)
         for one, following in batch.failing:
             verdict = verdicts.verdict_of(following, _ids_of(one.operation))
             if isinstance(following, GiveUp) and isinstance(verdict, verdicts.ToDeadLetter):
@@ -382,30 +318,28 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
                 self._hold_for_outage(one, returned.cause)
             return
         self._pipeline.lookup.forget(returned.tenant_id)
+        where = f"tenant {returned.tenant_id} is {returned.reason}"
         for one in returned.entries:
             match returned.reason, returned.cause:
                 case HoldReason.PAUSED, _:
                     if one.verdict is None:  # else its call has ended: it may be in hand
-                        hidden_s = self.paused.hide(one.message, one.operation.tenant_id)
-                        self._decide(
-                            one, verdicts.ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused")
-                        )
+                        verdict = verdicts.ReturnToQueue(ceil(self._hidden_s(one)))
+                        self._decide(one, verdict, where)
                 case HoldReason.UNREGISTERED, _:
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
                     text = unknown_tenant_error(self._retries.tenant_wait)
                     absent = Absent(DeadLetterReason.UNKNOWN_TENANT, text, rest.total_seconds())
-                    self._hold(one, _deferral_of(one, f"its tenant is {returned.reason}"), absent)
+                    self._hold(one, where, absent)
                 case _, RetryableError() | PermanentError() as cause:
                     self._hold_for_outage(one, cause)
-                case reason, cause:
-                    why = "" if cause is None else f": {cause}"
-                    self._hold(one, _deferral_of(one, f"its tenant is {reason}{why}"))
+                case _, cause:
+                    self._hold(one, where if cause is None else f"{where}: {cause}")
 
     async def on_home(self, answer: LookupResult[order_messages.OrderMessage]) -> None:
         """Decide messages whose tenant was not registered in time; end a pause of half of the queue's retention."""
         match answer:
             case Paused():
-                if any(self.paused.half_retention_s(one.message) <= 0 for one in answer.entries):
+                if any(self._half_retention_s(one.message) <= 0 for one in answer.entries):
                     await self._pipeline.end_pause(answer.tenant_id)
             case Overdue():
                 error = unknown_tenant_error(self._retries.tenant_wait)
@@ -417,22 +351,27 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             case _:
                 assert_never(answer)
 
+    def _half_retention_s(self, message: Message) -> float:
+        retention = self._queue.retention
+        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
+
+    def _hidden_s(self, one: order_messages.OrderMessage) -> float:
+        """Return for how long to hide a message of a paused tenant: about as long as it was hidden before."""
+        paused_s = self._gateway.paused_s(one.operation.tenant_id)
+        longest_s = min(paused_s, max(HIDDEN_BASE_S, self._half_retention_s(one.message)))
+        hidden_s = backoff_s(one.message.receive_count, draw=self._draw(), base_s=HIDDEN_BASE_S, max_s=HIDDEN_MAX_S)
+        return min(longest_s, hidden_s)
+
     # Verdicts
 
     def _hold_for_outage(self, one: order_messages.OrderMessage, error: WorkerError) -> None:
         # A PermanentError is about an address that may not be used: a person may correct that.
         outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
-        self._hold(one, order_messages.Deferral(str(error)), outage)
+        self._hold(one, str(error), outage)
 
-    def _hold(
-        self, one: order_messages.OrderMessage, deferral: order_messages.Deferral, error: NotApplied = LOCKED
-    ) -> None:
+    def _hold(self, one: order_messages.OrderMessage, deferral: str, error: NotApplied = LOCKED) -> None:
         ids, tries = _ids_of(one.operation), one.message.try_count
         self._decide(one, verdicts.verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
-
-
-def _deferral_of(one: order_messages.OrderMessage, text: str) -> order_messages.Deferral:
-    return order_messages.Deferral(text, one.operation.business_id, one.operation.location_id)
 
 
 def _ids_of(operation: Operation) -> verdicts.MessageIds:
@@ -484,18 +423,11 @@ def _note_late(queue: str, shard_id: str, late: Sequence[order_messages.OrderMes
 
 
 def _log_deferred(queue: str, call: Sequence[order_messages.OrderMessage]) -> None:
-    by_cause: defaultdict[order_messages.Deferral, list[float]] = defaultdict(list)
+    by_cause: defaultdict[str, list[float]] = defaultdict(list)
     for one in call:
         if one.deferral is not None and isinstance(one.verdict, verdicts.ReturnToQueue | verdicts.RetryHeld):
             by_cause[one.deferral].append(one.verdict.delay_s)
-    for deferral, delays_s in by_cause.items():
+    for error, delays_s in by_cause.items():
         RETRIES.labels(Source.SQS, Retry.SHARD_UNAVAILABLE).inc(len(delays_s))
-        log.warning(
-            "orders.deferred",
-            queue=queue,
-            count=len(delays_s),
-            retry_in_s=round(min(delays_s), 2),
-            error=deferral.text,
-            business_id=deferral.business_id,
-            location_id=deferral.location_id,
-        )
+        retry_in_s = round(min(delays_s), 2)
+        log.warning("orders.deferred", queue=queue, count=len(delays_s), retry_in_s=retry_in_s, error=error)

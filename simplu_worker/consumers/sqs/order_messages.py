@@ -14,6 +14,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive import verdicts
+from simplu_worker.operations.dead_letter import DECODING_ERRORS, UnknownTypeError, peeked_texts, rejection_of
 from simplu_worker.operations.decode import digest_of
 from simplu_worker.operations.json_record import (
     ABSENT,
@@ -29,7 +30,6 @@ from simplu_worker.operations.json_record import (
     object_member,
     parse_record,
     peeked_value,
-    short_text,
 )
 from simplu_worker.operations.operation import (
     DERIVED_REQUEST_ID_PREFIX,
@@ -50,10 +50,8 @@ ORDER_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PA
 _KNOWN: Final = ", ".join(ORDER_KINDS)
 
 
-class _PeekedOrder(verdicts.PeekedMessage, rename="camel"):
+class _PeekedOrder(msgspec.Struct):
     type: msgspec.Raw = ABSENT
-    order_id: msgspec.Raw = ABSENT
-    deduplication_id: msgspec.Raw = ABSENT
 
 
 class OrderMembers(msgspec.Struct, rename="camel", gc=False):
@@ -99,35 +97,25 @@ def decode_order(
         return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
         return _operation_of(_parse(record), record, attributes, origin, rules, own_id=own_id)
-    except verdicts.DECODING_ERRORS as exc:
-        reason, error = verdicts.rejection_of(exc)
-    ids = verdicts.peek(record, _PeekedOrder)
-    business_id, location_id = _peeked_tenant(ids, attributes)
-    return RejectedRecord(
-        reason=reason,
-        error=error,
-        origin=origin,
-        business_id=business_id,
-        location_id=location_id,
-        request_id=short_text(ids.deduplication_id) or own_id,
-        resource_id=short_text(ids.order_id),
-    )
+    except DECODING_ERRORS as exc:
+        rejection = rejection_of(exc)
+    request_id, order_id = peeked_texts(record, ("deduplicationId", "orderId"))
+    business_id, location_id = _peeked_tenant(record, attributes)
+    return RejectedRecord(*rejection, origin, business_id, location_id, request_id or own_id, order_id)
 
 
 def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
     """Return the tenant that a message names, without decoding it."""
     names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
     if None in names:
-        ids = verdicts.peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
-        names = _peeked_tenant(ids, message.attributes)
+        names = _peeked_tenant(message.body.encode("utf-8", "surrogatepass"), message.attributes)
     business_id, location_id = names if any(names) or rules.default_tenant is None else rules.default_tenant
     return tenant_id_of(business_id, location_id) if business_id and location_id else None
 
 
-def _peeked_tenant(ids: _PeekedOrder, attributes: Mapping[str, str]) -> list[str | None]:
-    sent = (ids.business_id, ids.location_id)
-    names = zip(TENANT_ATTRIBUTES.values(), sent, strict=True)
-    return [_short_attribute(attributes.get(name)) or short_text(member) for name, member in names]
+def _peeked_tenant(record: bytes, attributes: Mapping[str, str]) -> list[str | None]:
+    sent = zip(TENANT_ATTRIBUTES.values(), peeked_texts(record, tuple(TENANT_ATTRIBUTES)), strict=True)
+    return [_short_attribute(attributes.get(name)) or member for name, member in sent]
 
 
 def _parse(record: bytes) -> OrderMembers:
@@ -146,7 +134,7 @@ def _kind_of(sent: object) -> OperationKind:
     kind = ORDER_KINDS.get(sent) if isinstance(sent, str) else None
     if kind is None:
         got = NOTHING if sent is None else "another value"
-        raise verdicts.UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
+        raise UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
     return kind
 
 
@@ -204,7 +192,7 @@ def with_members_of_message(body: str, attributes: Mapping[str, str], operation:
 def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
     try:
         first = _time_decoder.decode(event.first_sent_at)
-    except verdicts.DECODING_ERRORS:  # absent, or a member of the producer's own
+    except DECODING_ERRORS:  # absent, or a member of the producer's own
         return None
     return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else None
 
@@ -243,14 +231,6 @@ BEHIND_VERDICT: Final = verdicts.ReturnToQueue(0)  # behind an undecided message
 RETRIABLE_LETTERS: Final = frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.RETRIES_EXHAUSTED})
 
 
-class Deferral(msgspec.Struct, frozen=True):
-    """Why messages are deferred, and the tenant that is the cause, if any."""
-
-    text: str
-    business_id: str | None = None
-    location_id: str | None = None
-
-
 class OrderMessage(msgspec.Struct, eq=False):
     """A message with its decoded content, its verdict once it is decided, and why it is deferred.
 
@@ -263,7 +243,7 @@ class OrderMessage(msgspec.Struct, eq=False):
     members: Chain
     shard_id: str | None = None
     verdict: verdicts.Verdict | None = None
-    deferral: Deferral | None = None
+    deferral: str | None = None
 
     @property
     def operation(self) -> Operation:

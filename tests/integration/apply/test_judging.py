@@ -26,7 +26,7 @@ SCHEMA = {
     "properties": {"v": {"type": "number", "maximum": 9}, "inner": {"properties": {"a": {"type": "string"}}}},
     "required": ["v"],
 }
-TYPE_FOUND = {"schemaPath": "#/properties/v/type", "expected": "number", "documentPath": "/v"}
+TYPE_FOUND = {"schemaPath": "#/properties/v/type", "expected": 'type "number"', "documentPath": "/v"}
 
 
 async def define(pool: ShardPool, *types: Mapping[str, Any], name: str = "dental") -> None:

@@ -25,8 +25,7 @@ from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.poller import PriorityGate
-from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.receiver import PriorityGate, QueueReceiver
 from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_BASE_S
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
@@ -90,7 +89,7 @@ class World:
                 queue,
                 desk,
                 DeadLetterQueue(self._client, letters.url),
-                receiver_settings(limits=LIMITS, poll_wait_s=1, stop_wait_s=1, drain_s=5),
+                receiver_settings(limits=LIMITS, poll_wait_s=1, drain_s=5),
                 gate=gate,
                 tenant_of=partial(tenant_of_order, rules=RULES),
             )

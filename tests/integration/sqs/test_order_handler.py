@@ -14,13 +14,11 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
-from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_local.postgres.server import PostgresServer
@@ -44,7 +42,6 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(minutes=10)  # how long an id is one event, on one desk
 RETRY_DELAYS_S = (1.0, 5.0)
 HOMES = {"ann": "shard-1", "bob": "shard-2", "cat": "shard-1"}  # by business id
-UNDECIDED = (ReturnToQueue, RetryHeld)
 BAD = {"raise": "P0001"}
 
 _numbers = itertools.count(1)
@@ -192,30 +189,30 @@ async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Des
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
 
 
-async def test_messages_of_a_paused_tenant_are_hidden_for_long(desk: Desk) -> None:
+async def test_messages_of_a_paused_tenant_are_hidden_longer_each_time(desk: Desk) -> None:
     await desk.done(message("ann", "first", group="a"))
     paused = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
     await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=7200.0))
 
     verdicts = await desk.handle(*paused, message("cat", "o", group="c"))
 
-    assert verdicts == [ReturnToQueue(1800), ReturnToQueue(0), ReturnToQueue(1800), Done()]
+    assert verdicts == [ReturnToQueue(1), ReturnToQueue(0), ReturnToQueue(1), Done()]
+    again = [await desk.handle(received_again(paused[0], receive_count=count)) for count in (2, 6, 100)]
+    assert again == [[ReturnToQueue(2)], [ReturnToQueue(32)], [ReturnToQueue(300)]]
     await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=90.0))
-    assert await desk.handle(paused[0]) == [ReturnToQueue(90)]
+    assert await desk.handle(received_again(paused[0], receive_count=100)) == [ReturnToQueue(90)]
     await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=0.0))
     await desk.done(*paused)
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
-    desk.handler.paused.messages.forget_returned(now=float("inf"))  # there is no queue in which to show them
 
 
 async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
     desk.handler._queue.retention = timedelta(hours=1)
-    late = message("ann", "o")
+    late = message("ann", "o", receive_count=100)
     await desk.routed.gateway.lookups.set_controls("ann", "main", TenantControls(pause_s=7200.0))
 
     desk.now = NOW + timedelta(minutes=29)
     assert await desk.handle(late) == [ReturnToQueue(60)]
-    desk.handler.paused.messages.forget_returned(now=float("inf"))
     desk.now = NOW + timedelta(minutes=30)
     await desk.done(late)
     rows = await fetch(desk.pool("shard-1"), "SELECT paused_until FROM tenants WHERE id = 'ann-main'")
@@ -380,7 +377,7 @@ async def test_unregistered_tenant_is_given_up_when_overdue(desk: Desk) -> None:
     with capture_logs() as logs:
         assert await desk.handle(fresh, message("ann", "o1", group="other")) == [RetryHeld(0.5), Done()]
     (entry,) = [entry for entry in logs if entry["event"] == "orders.deferred"]
-    assert (entry["count"], entry["business_id"], entry["error"]) == (1, "dan", "its tenant is unregistered")
+    assert (entry["count"], entry["error"]) == (1, "tenant dan-main is unregistered")
     desk.now += timedelta(seconds=50)
     assert await desk.handle(received_again(fresh, receive_count=9)) == [RetryHeld(10.0)]
 
@@ -507,54 +504,20 @@ async def test_orders_are_applied_when_their_shard_is_back(
         assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
 
 
-class Group:
-    def __init__(self, name: str, business_ids: Sequence[str], poison: Sequence[bool]) -> None:
-        self.name = name
-        self.places = list(enumerate(business_ids))
-        self.left: list[Message] = []
-        for (place, business_id), is_poisoned in zip(self.places, poison, strict=True):
-            self.left.append(message(business_id, f"{name}-{place}", data={"n": place}, group=name))
-            if is_poisoned:
-                self.left.append(message(business_id, "x", body="{", group=name))
-
-    def settle(self, verdicts: dict[str, Verdict]) -> None:
-        undecided = [one for one in self.left if isinstance(verdicts.get(one.message_id, ReturnToQueue(0)), UNDECIDED)]
-        self.left = [received_again(one) for one in undecided]
-
-    async def applied_count(self, desk: Desk) -> int:
-        orders = {business_id: await desk.orders(business_id) for business_id in HOMES}
-        is_applied = [f"{self.name}-{place}" in orders[business_id] for place, business_id in self.places]
-        assert is_applied == sorted(is_applied, reverse=True)
-        return sum(is_applied)
+@pytest.mark.parametrize("receive_count", [4, 9, 1000])
+async def test_waits_use_up_no_tries(desk: Desk, receive_count: int) -> None:
+    await make_touchy(desk.pool("shard-1"))
+    with capture_logs() as logs:
+        assert await desk.handle(message("ann", "o1", data=BAD, receive_count=receive_count)) == [RetryHeld(1.0)]
+    assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1]
 
 
-TENANTS = st.lists(st.sampled_from(sorted(HOMES)), min_size=6, max_size=6)
-POISON = st.lists(st.booleans(), min_size=6, max_size=6)
-
-
-@pytest.mark.slow
-@given(
-    st.lists(st.tuples(TENANTS, POISON), min_size=1, max_size=3),
-    st.lists(
-        st.tuples(st.sampled_from([None, "shard-1", "shard-2"]), st.lists(st.integers(0, 6), min_size=3, max_size=3)),
-        max_size=6,
-    ),
-)
-@settings(max_examples=10, suppress_health_check=NO_CHECKS)
-async def test_groups_keep_their_order_whatever_happens_to_them(
-    desk: Desk, plans: list[tuple[list[str], list[bool]]], calls: list[tuple[str | None, list[int]]]
-) -> None:
-    groups = [Group(f"group-{next(_numbers)}", *plan) for plan in plans]
-    for fenced, counts in [*calls, *[(None, [12] * 3)] * 2]:
-        if fenced is not None:
-            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'fenced'")
-        call = [one for group, count in zip(groups, counts, strict=False) for one in group.left[:count]]
-        verdicts = await desk.handle(*call)
-        if fenced is not None:
-            await fetch(desk.pool(fenced), "UPDATE tenants SET state = 'active'")
-        by_id = {one.message_id: verdict for one, verdict in zip(call, verdicts, strict=True)}
-        for group in groups:
-            group.settle(by_id)
-            await group.applied_count(desk)
-    assert [group.left for group in groups] == [[]] * len(groups)
-    assert [await group.applied_count(desk) for group in groups] == [6] * len(groups)
+@pytest.mark.slow(24)
+async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) -> None:
+    await make_touchy(desk.pool("shard-1"))
+    verdict, slow = None, message("ann", "o1", data={"sleep": "60"})
+    async with asyncio.timeout(90):
+        while not isinstance(verdict, ToDeadLetter):
+            (verdict,) = await desk.handle(slow)
+            await asyncio.sleep(0.05)
+    assert "57014" in verdict.error

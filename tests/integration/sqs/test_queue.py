@@ -98,7 +98,7 @@ class Desk:
 async def test_receiver_deletes_what_was_handled(client: Client) -> None:
     queue, desk, stopping = await new_queue(client), Desk(), asyncio.Event()
     await send(queue, *map(str, range(15)))
-    letters, settings = DeadLetterQueue(client, queue.url), receiver_settings(poll_wait_s=1, stop_wait_s=0.05)
+    letters, settings = DeadLetterQueue(client, queue.url), receiver_settings(poll_wait_s=1)
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         tasks.create_task(QueueReceiver(queue, desk, letters, settings).run(stopping))
         while await counts(queue) != (0, 0):  # noqa: ASYNC110  # the server has nothing to await

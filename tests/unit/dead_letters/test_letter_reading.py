@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from simplu_worker.dead_letters import letter
 from simplu_worker.dead_letters.letter import NotADeadLetterError, WholeRecord, encode_dead_letter, parse_dead_letter
-from simplu_worker.operations.dead_letter import BadParts, DeadLetter, format_ranges, parse_ranges, tenant_of
-from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, tenant_of
+from simplu_worker.operations.operation import Origin, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 MOMENTS = st.datetimes(
@@ -196,54 +196,12 @@ def test_parts_of_a_letter_are_read_as_they_were_written(
         )
 
 
-PART_NUMBERS = st.integers(0, 300) | st.tuples(st.integers(0, 300), st.integers(0, 300))
-
-
-@given(
-    st.lists(PART_NUMBERS, min_size=1, unique=True).map(
-        lambda found: sorted(found, key=lambda number: number if isinstance(number, tuple) else (number, -1))
-    )
-)
-def test_ranges_are_read_as_they_were_written(numbers: list[PartNumber]) -> None:
-    assert parse_ranges(format_ranges(numbers), len(numbers)) == tuple(numbers)
-
-
-def test_ranges_are_short_for_numbers_in_a_row() -> None:
-    assert format_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
-    assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "x",
-        "0-3",
-        "0-999999999999",
-        "5-4,1",
-        "1,1",
-        "2,1",
-        "0,1,2",
-        "-1,1",
-        "0-1-2",
-        "1_0,2",
-        "0:1,0:1",
-        "1:0,0:1",
-        "0:3-9",
-        "-1:0,2",
-    ],
-)
-def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected|invalid"):
-        parse_ranges(text, 2)
-
-
 @pytest.mark.parametrize(
     "parts",
     [
         {"total": 0, "bad": 2},
         {"total": 5, "bad": 100_000_000},
-        {"total": 5, "bad": 2, "subSequenceNumbers": "0-4"},
+        {"total": 5, "bad": 2, "subSequenceNumbers": [0, 1, 2, 3, 4]},
         {"total": 5, "bad": 2, "requestIds": ["a"]},
         {"bad": 2},
         7,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.queued_operations import queued_operation
 
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable
 
@@ -19,3 +20,10 @@ def test_text_is_storable_without_nul_and_surrogates(text: str, *, expected: boo
 def test_id_has_1_to_128_characters(text: str, *, expected: bool) -> None:
     assert is_id(text) is expected
     assert not is_id(text + "\0")
+
+
+def test_operation_is_named_by_its_request_id_and_ids() -> None:
+    operation = queued_operation().operation
+    own, names = operation.request_id, (operation.business_id, operation.location_id)
+    asked = [(own, None), (own, names), ("another", None), (own, ("another", names[1])), (own, (names[0], "another"))]
+    assert [operation.is_named(*one) for one in asked] == [True, True, False, False, False]

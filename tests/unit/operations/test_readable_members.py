@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.decode import READ_MAX_BYTES, readable_members
+from simplu_worker.operations.dead_letter import (
+    DECODING_ERRORS,
+    READ_MAX_BYTES,
+    UnknownTypeError,
+    peeked_texts,
+    readable_members,
+    rejection_of,
+)
+from simplu_worker.operations.json_record import InvalidRecordError
+from simplu_worker.vocabulary import DeadLetterReason
 
 NAMES = ("businessId", "requestId")
 
@@ -57,3 +67,43 @@ def test_members_are_the_same_with_a_comma_too_many(members: dict[str, Any], *, 
     record = json.dumps(members, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")[:-1] + b",}"
 
     assert read(record) == {name: members[name] for name in NAMES if isinstance(members.get(name), str)}
+
+
+REJECTIONS: list[tuple[Exception, DeadLetterReason, str]] = [
+    (UnknownTypeError("type: what"), DeadLetterReason.UNKNOWN_TYPE, "type: what"),
+    (InvalidRecordError("id", "text", "none"), DeadLetterReason.INVALID_MESSAGE, "id: expected text, got none"),
+    (
+        msgspec.ValidationError("Expected `str`, got `int` - at `$.id`"),
+        DeadLetterReason.INVALID_MESSAGE,
+        "id: expected",
+    ),
+    (msgspec.DecodeError("odd"), DeadLetterReason.INVALID_JSON, "record: expected one JSON object, got a text that"),
+    (RecursionError("deep"), DeadLetterReason.INVALID_JSON, "record: expected one JSON object"),
+]
+
+
+@pytest.mark.parametrize(("error", "reason", "text"), REJECTIONS, ids=lambda one: type(one).__name__)
+def test_rejection_is_of_the_kind_of_its_error(error: Exception, reason: DeadLetterReason, text: str) -> None:
+    assert isinstance(error, DECODING_ERRORS)
+    found, told = rejection_of(error)
+    assert (found, told[: len(text)]) == (reason, text)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (b'{"businessId": "b", "requestId": "r", "more": 1}', ["b", "r"]),
+        ('{"businessId": "", "requestId": "%s"}' % ("ż" * 256), ["", "ż" * 256]),
+        ('{"businessId": ["b"], "requestId": "%s"}' % ("ż" * 257), [None, None]),
+        ('{"businessId": 1e999, "requestId": "r"}', [None, "r"]),
+        ('{"businessId": 7, "requestId": null}', [None, None]),
+        (b'{"requestId": "r", "businessId": "b"', ["b", "r"]),
+        (b'{"businessId": "b", "more": "\xff"}', ["b", None]),
+        (b'{"businessId": "\\ud800"}', ["\0", None]),
+        (b"[" * 5000, [None, None]),
+        (b"[]", [None, None]),
+        (b"none", [None, None]),
+    ],
+)
+def test_ids_of_an_invalid_record_are_read_as_far_as_they_are(record: bytes | str, expected: list[str | None]) -> None:
+    assert peeked_texts(record.encode() if isinstance(record, str) else record, NAMES) == expected

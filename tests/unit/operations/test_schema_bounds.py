@@ -16,7 +16,6 @@ from simplu_worker.operations.schema_judge import (
 
 ROOT = {"$ref": "#"}
 A = {"$ref": "#/$defs/a"}
-TREE = {"properties": {"name": {"type": "string"}, "children": {"items": ROOT}}, "required": ["name"]}
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -34,12 +33,15 @@ def deep(levels: int) -> dict[str, Any]:
     return schema
 
 
+def references(length: int) -> dict[str, Any]:
+    definitions: dict[str, Any] = {f"r{number}": {"$ref": f"#/$defs/r{number + 1}"} for number in range(length)}
+    return {"$defs": {**definitions, f"r{length}": {}}}
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         {"properties": {"a": {"$ref": "#/$defs/b"}, "c": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"items": {}}}},
-        {"properties": {"a": {"$ref": "#here"}}, "$defs": {"b": {"$anchor": "here"}}},
-        {"properties": {"a": {"$dynamicRef": "#here"}}, "$defs": {"b": {"$dynamicAnchor": "here"}}},
         {"$ref": "#/properties/a%20~1b", "properties": {"a /b": {}}},
         {"$ref": "#/$defs/yes", "$defs": {"yes": True}},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://simplu.example/patient"},
@@ -47,12 +49,9 @@ def deep(levels: int) -> dict[str, Any]:
         {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX - 3)]}}},
         {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
         {"enum": "no array", "dependentRequired": []},  # the library refuses them
-        TREE,
-        {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"},
-        {"allOf": [A], "$defs": {"a": {"additionalProperties": {"anyOf": [{"type": "null"}, A]}}}},
-        {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/b"}}, "b": {"properties": {"a": A}}}},
         deep(100),
         chain(7),
+        references(200),
     ],
 )
 def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -> None:
@@ -64,22 +63,20 @@ def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -
     [
         ("#/$ref", {"$ref": "http://simplu.example/x"}),
         ("#/properties/a~1b/$ref", {"properties": {"a/b": {"$ref": "file:///etc/passwd"}}}),
-        ("#/items/$dynamicRef", {"items": {"$dynamicRef": "other.json#a"}}),
+        ("#/items/$dynamicRef", {"items": {"$dynamicRef": "#/items"}}),
+        ("#/$anchor", {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"}),
+        ("#/items/$dynamicAnchor", {"items": {"$dynamicAnchor": "here"}}),
+        ("#/$ref", {"$ref": "#here"}),
+        ("#/$ref", {"$ref": "/items", "items": {}}),
         ("#/$ref", {"$ref": "#/$defs/none"}),
         ("#/$ref", {"$ref": "#/const", "const": {}}),
         ("#/$ref", {"$ref": 5}),
         ("#/properties/a/$id", {"properties": {"a": {"$id": "x"}}}),
         ("#/$schema", {"$schema": "http://json-schema.org/draft-07/schema#"}),
         ("#", ROOT),
-        ("#", {"allOf": [{"not": ROOT}]}),
-        ("#", {"properties": {"a": ROOT, "b": ROOT}}),
-        ("#", {"anyOf": [{"properties": {"a": ROOT}}, {"properties": {"a": ROOT}}]}),
-        ("#", {"properties": {"a": {"allOf": [ROOT, {"properties": {"a": ROOT}}]}}}),
-        ("#", {"properties": {"a": ROOT}, "unevaluatedProperties": False}),
-        ("#", {"items": ROOT, "allOf": [{"unevaluatedItems": False}]}),
+        ("#", {"properties": {"name": {"type": "string"}, "children": {"items": ROOT}}}),
         ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"anyOf": [A, A]}}}}),
-        ("#", {"properties": {"y": A}, "$defs": {"a": {"allOf": [{"properties": {"y": A}}, {"items": ROOT}]}}}),
-        ("#/$defs/a", {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
+        ("#/$defs/r201", references(201)),
         ("#/$defs/d14", chain(25)),
         ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX)]}}}),
         ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),

@@ -14,12 +14,13 @@ from typing import Final, assert_never
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, VISIBILITY_DEFAULT_S, Message
+from simplu_worker.aws.sqs_queue import VISIBILITY_DEFAULT_S, Message, batches
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 
 HELD_MAX_S: Final = 60.0  # how long a message may be held for a dependency before it returns to the queue
 HEARTBEATS_PER_TIMEOUT: Final = 3
-EARLY_SHARE: Final = 0.25  # of the heartbeat interval: how early an extension may be, to spread them and fill calls
+EARLY_SHARE: Final = 0.25  # of the heartbeat interval: how early an extension may be, to go with another one
+SEEN_S: Final = 120.0
 VISIBILITY_MIN_S: Final = 1  # a queue may have a timeout of 0, which would mean extending without end
 
 
@@ -67,22 +68,6 @@ class CallDecision(msgspec.Struct):
     retried_count: int = 0
 
 
-class _HoldRoom(msgspec.Struct):
-    """How many messages and bytes more may be held: half of the room in flight."""
-
-    message_count: int
-    byte_count: int
-
-    def take(self, messages: Sequence[Message]) -> bool:
-        """Take room for *messages*; return whether there was enough."""
-        size_bytes = sum(message.size_bytes for message in messages)
-        if len(messages) > self.message_count or size_bytes > self.byte_count:
-            return False
-        self.message_count -= len(messages)
-        self.byte_count -= size_bytes
-        return True
-
-
 class _Entry(msgspec.Struct, eq=False):
     """A message in flight. Each receive writes all but its holds."""
 
@@ -118,6 +103,7 @@ class MessageTable:
         self.set_visibility_timeout(visibility_timeout_s)
         self.byte_count = 0
         self._entries: dict[str, _Entry] = {}
+        self._oldest: tuple[datetime, float] | None = None  # the oldest message received, and when; polls write it
         self._lanes: dict[str, _Lane] = {}  # in the order of their turns; none is empty
 
     def __len__(self) -> int:
@@ -166,21 +152,26 @@ class MessageTable:
         """Return the time since the oldest receive in flight; 0 without one."""
         return max((now - entry.received_at for entry in self._entries.values()), default=0.0)
 
-    def oldest_sent_at(self) -> datetime | None:
-        """Return when the oldest message in flight was sent; None without one."""
-        return min((entry.message.sent_at for entry in self._entries.values()), default=None)
+    def oldest_sent_at(self, now: float) -> datetime | None:
+        """Return when the oldest message was sent, of those in flight or received in the last SEEN_S; None without one.
+
+        One that is deferred comes again within that time.
+        """
+        seen = [] if self._oldest is None or now - self._oldest[1] >= SEEN_S else [self._oldest[0]]
+        return min((*seen, *(entry.message.sent_at for entry in self._entries.values())), default=None)
 
     # Polls and calls
 
-    def add(self, messages: Iterable[Message], *, received_at: float, draw: float = 0.0) -> list[Message]:
+    def add(self, messages: Iterable[Message], *, received_at: float) -> list[Message]:
         """Add *messages* behind those of their groups; return those that were not in flight already.
 
-        One that is received again is the same work under a newer receipt handle, with a new visibility period. *draw*
-        (0 ≤ draw < 1) spreads the extensions.
+        One that is received again is the same work under a newer receipt handle, with a new visibility period.
         """
         fresh = []
         for message in messages:
-            deadline, due_at = received_at + self.visibility_timeout_s, self._next_due_at(received_at, draw)
+            if self._oldest is None or message.sent_at <= self._oldest[0] or received_at - self._oldest[1] >= SEEN_S:
+                self._oldest = message.sent_at, received_at
+            deadline, due_at = received_at + self.visibility_timeout_s, received_at + self.heartbeat_s
             known = self._entries.get(message.message_id)
             if known is None:
                 entry = self._entries[message.message_id] = _Entry(message, received_at, deadline, due_at)
@@ -231,11 +222,7 @@ class MessageTable:
         by_key: dict[str, list[tuple[Message, Verdict]]] = {}
         for message, verdict in zip(call, verdicts, strict=True):
             by_key.setdefault(self._key(message), []).append((message, verdict))
-        held = self.held_messages(now)
-        room = _HoldRoom(
-            self._limits.message_count // 2 - len(held),
-            self._limits.byte_count // 2 - sum(message.size_bytes for message in held),
-        )
+        room_count = self._limits.message_count // 2 - len(self.held_messages(now))
         decision = CallDecision()
         for key, pairs in by_key.items():
             lane = self._lanes[key]
@@ -244,7 +231,9 @@ class MessageTable:
             lane.handling.difference_update(message.message_id for message, _ in pairs)
             undecided = self._sort(lane, own, decision)
             decision.lost += lost
-            if undecided and not lost and may_hold and self._may_hold(lane, *undecided[0], now=now, room=room):
+            held_count = len(undecided) + len(lane.queued)
+            if undecided and not lost and may_hold and self._may_hold(*undecided[0], held_count, room_count, now=now):
+                room_count -= held_count if undecided[0][1].delay_s > 0 else 0
                 self._hold(lane, undecided, now)
             elif undecided or lost:
                 decision.returned += self._returned(lane, undecided)
@@ -270,14 +259,14 @@ class MessageTable:
         return undecided
 
     def _may_hold(
-        self, lane: _Lane, head: Message, verdict: ReturnToQueue | RetryHeld, *, now: float, room: _HoldRoom
+        self, head: Message, verdict: ReturnToQueue | RetryHeld, held_count: int, room_count: int, *, now: float
     ) -> bool:
         if not isinstance(verdict, RetryHeld):
             return False
         since = self._entries[head.message_id].held_since
         if now + verdict.delay_s - (now if since is None else since) > HELD_MAX_S:
             return False
-        return verdict.delay_s <= 0 or room.take([head, *(one.message for one in lane.queued)])
+        return verdict.delay_s <= 0 or held_count <= room_count
 
     def _hold(self, lane: _Lane, undecided: Sequence[tuple[Message, ReturnToQueue | RetryHeld]], now: float) -> None:
         entries = [self._entries[message.message_id] for message, _ in undecided]
@@ -362,20 +351,16 @@ class MessageTable:
         entry = self._entries.get(message.message_id)
         return entry is not None and entry.state is not PeriodState.LOST and now < entry.deadline
 
-    def take_due(self, now: float) -> list[tuple[float, list[Message]]]:
-        """Return the messages to extend now: for each call, when it was due, and its messages.
-
-        The last call is filled up with messages that will be due soon.
-        """
+    def take_due(self, now: float) -> list[list[Message]]:
+        """Return the messages to extend now, by call: when one is due, those that will be soon go with it."""
         soon = now + self.heartbeat_s * EARLY_SHARE
-        scheduled = (entry for entry in self._entries.values() if entry.state is PeriodState.SCHEDULED)
-        dues = sorted((entry for entry in scheduled if entry.due_at <= soon), key=lambda entry: entry.due_at)
-        due_count = sum(entry.due_at <= now for entry in dues)
-        taken = dues[: math.ceil(due_count / BATCH_MAX_COUNT) * BATCH_MAX_COUNT]
+        scheduled = [entry for entry in self._entries.values() if entry.state is PeriodState.SCHEDULED]
+        taken = sorted((entry for entry in scheduled if entry.due_at <= soon), key=lambda entry: entry.due_at)
+        if not taken or taken[0].due_at > now:
+            return []
         for entry in taken:
             entry.state = PeriodState.EXTENDING
-        batches = [taken[start : start + BATCH_MAX_COUNT] for start in range(0, len(taken), BATCH_MAX_COUNT)]
-        return [(batch[0].due_at, [entry.message for entry in batch]) for batch in batches]
+        return [list(batch) for batch in batches([entry.message for entry in taken])]
 
     def next_due_in_s(self, now: float) -> float:
         """Return the seconds until a message may be due or lost."""
@@ -386,18 +371,11 @@ class MessageTable:
         ]
         return max(min(dues, default=now + self.heartbeat_s * EARLY_SHARE) - now, 0.0)
 
-    def remaining_s(self, message: Message, now: float) -> float:
-        """Return how long *message* stays hidden from other receivers."""
-        entry = self._entries.get(message.message_id)
-        return 0.0 if entry is None else entry.deadline - now
-
-    def record_extended(
-        self, messages: Iterable[Message], visibility_s: int, *, sent_at: float, draw: float = 0.0
-    ) -> None:
+    def record_extended(self, messages: Iterable[Message], visibility_s: int, *, sent_at: float) -> None:
         """Record the extensions of a call sent at *sent_at*."""
         for message in messages:
             if (entry := self._extending(message)) is not None:
-                entry.deadline, entry.due_at = sent_at + visibility_s, self._next_due_at(sent_at, draw)
+                entry.deadline, entry.due_at = sent_at + visibility_s, sent_at + self.heartbeat_s
                 entry.state = PeriodState.SCHEDULED
 
     def retry_soon(self, messages: Iterable[Message], *, now: float) -> None:
@@ -432,6 +410,3 @@ class MessageTable:
         if entry is None or entry.state is not PeriodState.EXTENDING:
             return None
         return entry if entry.message.receipt_handle == message.receipt_handle else None
-
-    def _next_due_at(self, extended_at: float, draw: float) -> float:
-        return extended_at + self.heartbeat_s * (1 - EARLY_SHARE * draw)

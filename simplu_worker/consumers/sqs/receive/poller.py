@@ -1,13 +1,10 @@
-"""Poll a queue, read its attributes, and let one queue go before another.
-
-While the other queue has work, a queue polls in a turn of its own, or each second.
-"""
+"""Poll a queue, and read its attributes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -18,11 +15,10 @@ from simplu_worker.consumers.sqs.receive.message_table import MessageTable, Sche
 from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES
-from simplu_worker.timing.waits import backoff_s, move_deadline, sleep_or_event
+from simplu_worker.timing.waits import backoff_s, sleep_or_event
 from simplu_worker.vocabulary import Retry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
-STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 DEPTH_INTERVAL_S: Final = 30.0
@@ -30,17 +26,9 @@ DEPTH_INTERVAL_S: Final = 30.0
 log = structlog.get_logger(__name__)
 
 
-class PollTimes(msgspec.Struct, frozen=True):
-    """How long SQS waits for messages, and how long, longer than that, polls may still answer at a stop."""
-
-    wait_s: int = POLL_WAIT_S
-    stop_wait_s: float = STOP_WAIT_S
-
-
 class _Poll(msgspec.Struct, eq=False):
     asked_count: int
     started_at: float
-    deadline: asyncio.Timeout
 
 
 class Poller:
@@ -55,7 +43,7 @@ class Poller:
         table: MessageTable,
         *,
         limits: SchedulerLimits,
-        times: PollTimes,
+        wait_s: int,
         on_messages: Callable[[Sequence[Message], float], Awaitable[None]],
         gate: Callable[[], Awaitable[None]] | None,
         clock: Callable[[], float],
@@ -63,7 +51,7 @@ class Poller:
     ) -> None:
         self._queue = queue
         self._table = table
-        self._times = times
+        self._wait_s = wait_s
         self._on_messages = on_messages
         self._gate = gate
         self._clock = clock
@@ -101,7 +89,7 @@ class Poller:
         asked_count = self._plan.reserve(in_flight_count=len(self._table), in_flight_bytes=self._table.byte_count)
         if not asked_count:
             return None
-        poll = _Poll(asked_count, now, asyncio.timeout(None))
+        poll = _Poll(asked_count, now)
         self._polls.add(poll)
         return poll
 
@@ -115,7 +103,7 @@ class Poller:
             if not stopping.is_set():
                 messages = await self._receive(poll)
         except TimeoutError:
-            error = None if stopping.is_set() else RetryableError(f"no answer to a poll of {self._times.wait_s} s")
+            error = None if stopping.is_set() else RetryableError(f"no answer to a poll of {self._wait_s} s")
         except (RetryableError, PermanentError, OSError) as exc:
             error = exc
         finally:
@@ -132,20 +120,13 @@ class Poller:
         self.received_count += len(messages)
         self.answer_count += 1
         # SQS hid them at the end of the wait at the latest: a late answer does not make their visibility period longer.
-        await self._on_messages(messages, min(self._clock(), poll.started_at + self._times.wait_s))
-
-    def limit_stop(self) -> None:
-        """Cut the polls that do not end in time for a stop."""
-        ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
-        for poll in self._polls:
-            if (when := poll.deadline.when()) is not None:
-                move_deadline(poll.deadline, min(when, ends_at))
+        await self._on_messages(messages, min(self._clock(), poll.started_at + self._wait_s))
 
     async def _receive(self, poll: _Poll) -> list[Message]:
         poll.started_at = self._clock()
-        async with asyncio.timeout(self._times.wait_s + POLL_MARGIN_S) as poll.deadline:
+        async with asyncio.timeout(self._wait_s + POLL_MARGIN_S):
             return await self._queue.receive(
-                wait_s=self._times.wait_s,
+                wait_s=self._wait_s,
                 max_messages=poll.asked_count,
                 visibility_s=self._table.visibility_timeout_s,
             )
@@ -173,83 +154,27 @@ def back_off(queue: Queue, exc: Exception, failure_count: int, *, draw: float) -
 
 
 class AttributesWatch:
-    """Reads the attributes of a queue at the start and again and again; *on_read* gets them."""
+    """Reads the attributes of a queue again and again; *on_read* gets them."""
 
-    def __init__(
-        self,
-        queue: Queue,
-        *,
-        on_read: Callable[[QueueAttributes], None],
-        clock: Callable[[], float],
-        draw: Callable[[], float],
-    ) -> None:
+    def __init__(self, queue: Queue, *, on_read: Callable[[QueueAttributes], None], draw: Callable[[], float]) -> None:
         self._queue = queue
         self._on_read = on_read
-        self._clock = clock
         self._draw = draw
-        self.turned_at = clock()  # before the last try of the start
         self.attributes: QueueAttributes | None = None
-        self.last_error: str | None = None  # of the start
-
-    async def open(self, stopping: asyncio.Event) -> bool:
-        """Read the attributes, however often that fails; return whether it came to that before a stop."""
-        failure_count = 0
-        while not stopping.is_set():
-            self.turned_at = self._clock()
-            try:
-                await self._read()
-            except (RetryableError, PermanentError, OSError) as exc:
-                failure_count += 1
-                self.last_error = str(exc)
-                delay_s = back_off(self._queue, exc, failure_count, draw=self._draw())
-                await sleep_or_event(delay_s, until=stopping)
-            else:
-                self.last_error = None
-                return True
-        return False
+        self.last_error: str | None = None  # until they are read for the first time
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Read the attributes until *ended*."""
-        while not await sleep_or_event(DEPTH_INTERVAL_S, until=ended):
+        """Read the attributes until *ended*: soon again until they are read for the first time."""
+        failure_count, pause_s = 0, 0.0
+        while not await sleep_or_event(pause_s, until=ended):
+            pause_s = DEPTH_INTERVAL_S
             try:
-                await self._read()
+                attributes = await self._queue.read_attributes()
             except (RetryableError, PermanentError, OSError) as exc:
-                log.debug("queue.depth_unread", queue=self._queue.name, error=str(exc))
-
-    async def _read(self) -> None:
-        self.attributes = await self._queue.read_attributes()
-        self._on_read(self.attributes)
-
-
-GATE_MAX_WAIT_S: Final = 1.0  # of one poll, so that the lower queue is never starved
-CHECK_INTERVAL_S: Final = 0.05
-POLLS_AHEAD: Final = 4  # of the other queue, before it is this one's turn
-
-
-class PriorQueue(Protocol):
-    """The queue that goes first, as its receiver knows it."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether messages are with the handler, or may be."""
-
-    @property
-    def poll_count(self) -> int:
-        """How many polls were answered."""
-
-
-class PriorityGate:
-    """A gate before each poll of a queue, which is shut while *prior* has work; after some polls of that it opens."""
-
-    def __init__(self, prior: PriorQueue, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        self._prior = prior
-        self._sleep = sleep
-        self._opens_at = POLLS_AHEAD
-
-    async def __call__(self) -> None:
-        """Wait until the other queue has no work, or it is this one's turn, at most GATE_MAX_WAIT_S."""
-        for _ in range(round(GATE_MAX_WAIT_S / CHECK_INTERVAL_S)):
-            if not self._prior.is_busy or self._prior.poll_count >= self._opens_at:
-                break
-            await self._sleep(CHECK_INTERVAL_S)
-        self._opens_at = self._prior.poll_count + POLLS_AHEAD
+                if self.attributes is None:
+                    failure_count += 1
+                    self.last_error = str(exc)
+                    pause_s = back_off(self._queue, exc, failure_count, draw=self._draw())
+            else:
+                self._on_read(attributes)
+                self.attributes, self.last_error = attributes, None

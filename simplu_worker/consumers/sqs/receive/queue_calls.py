@@ -14,13 +14,14 @@ from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, 
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import SQS_MESSAGES
-from simplu_worker.timing.waits import backoff_s, sleep_or_event
+from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import MessageOutcome
 
-CALL_S: Final = 5.0
+CALL_S: Final = 3.0
 DELETES_AT_ONCE: Final = 8
+DELETE_TRIES: Final = 4  # within a drain; then the message comes again, and is found applied
 RETRY_BASE_S: Final = 0.2
-RETRY_MAX_S: Final = 5.0
+RETRY_MAX_S: Final = 1.0
 IDS_MAX: Final = 20
 EXTENSIONS_AT_ONCE: Final = 8  # calls; each is for ten messages, so that thousands in flight are extended in seconds
 EXTENSION_MIN_S: Final = 0.5  # for one call
@@ -33,7 +34,6 @@ log = structlog.get_logger(__name__)
 class _PendingDelete(msgspec.Struct):
     message: Message
     outcome: MessageOutcome
-    added_at: float
 
 
 class QueueCalls:
@@ -64,10 +64,9 @@ class QueueCalls:
         self._pending: list[_PendingDelete] = []  # decided, and in no call
         self._deleting: set[str] = set()  # ids, from the first call to the last
         self._delete_count = 0  # of calls, those that are repeated aside
-        self._no_retries = asyncio.Event()
+        self._delete_error = ""  # of the last call that failed
         self._extending: dict[str, asyncio.Event] = {}  # by message id, set when the answer is there
         self._extension_slots = asyncio.Semaphore(EXTENSIONS_AT_ONCE)
-        self.late_s = 0.0  # of the last extension
 
     @property
     def undeleted_count(self) -> int:
@@ -81,8 +80,7 @@ class QueueCalls:
 
         Messages that gather during a call go with the next one, which the task makes whose call has ended.
         """
-        now = self._clock()
-        self._pending += [_PendingDelete(message, outcome, now) for message in messages]
+        self._pending += [_PendingDelete(message, outcome) for message in messages]
         while self._pending and (not self._delete_count or self._has_full_call()):
             batch, self._pending = self._pending[:BATCH_MAX_COUNT], self._pending[BATCH_MAX_COUNT:]
             self._delete_count += 1
@@ -92,22 +90,15 @@ class QueueCalls:
             if left:
                 self._start(self._delete_again(left))
 
-    def stop_retrying(self) -> None:
-        """Retry no delete from now on."""
-        self._no_retries.set()
-
     def _has_full_call(self) -> bool:
         return len(self._pending) >= BATCH_MAX_COUNT and self._delete_count < DELETES_AT_ONCE
 
     async def _delete_again(self, left: Sequence[_PendingDelete]) -> None:
-        attempt = 0
-        while left:
-            attempt += 1
-            delay_s = backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-            if await sleep_or_event(delay_s, until=self._no_retries):
-                self._give_up(left, MessageOutcome.NOT_DELETED, "the worker stops")
+        for attempt in range(1, DELETE_TRIES):
+            await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+            if not (left := await self._delete_once(left)):
                 return
-            left = await self._delete_once(left)
+        self._give_up(left, MessageOutcome.NOT_DELETED, self._delete_error)
 
     async def _delete_once(self, batch: Sequence[_PendingDelete]) -> list[_PendingDelete]:
         now = self._clock()
@@ -121,7 +112,8 @@ class QueueCalls:
             async with asyncio.timeout(CALL_S):
                 failures = await self._queue.delete_batch(messages)
         except (RetryableError, TimeoutError) as exc:
-            return self._give_up_overdue(entries, str(exc) or "no answer")
+            self._delete_error = str(exc) or "no answer"
+            return entries
         except PermanentError as exc:
             self._give_up(entries, MessageOutcome.NOT_DELETED, str(exc))
             return []
@@ -142,14 +134,9 @@ class QueueCalls:
             else:
                 stale.append(one)
         self._remove([one for one in entries if one.message.message_id not in failed])
-        if stale:
-            self._give_up(stale, MessageOutcome.STALE_RECEIPT, "receipt handle refused")
-        return self._give_up_overdue(again, next((one.code for one in failures if not one.is_sender_fault), ""))
-
-    def _give_up_overdue(self, entries: Sequence[_PendingDelete], error: str) -> list[_PendingDelete]:
-        ends_at = self._clock() - self._table.visibility_timeout_s
-        self._give_up([one for one in entries if one.added_at <= ends_at], MessageOutcome.NOT_DELETED, error)
-        return [one for one in entries if one.added_at > ends_at]
+        self._give_up(stale, MessageOutcome.STALE_RECEIPT, "receipt handle refused")
+        self._delete_error = next((one.code for one in failures if not one.is_sender_fault), "")
+        return again
 
     def _give_up(self, entries: Sequence[_PendingDelete], outcome: MessageOutcome, error: str) -> None:
         if not entries:
@@ -172,7 +159,7 @@ class QueueCalls:
 
     # Visibility timeouts
 
-    async def extend(self, batch: Sequence[Message], *, due_at: float) -> None:
+    async def extend(self, batch: Sequence[Message]) -> None:
         """Extend the visibility timeouts of *batch*."""
         async with self._extension_slots:
             now = self._clock()
@@ -183,7 +170,6 @@ class QueueCalls:
             ]
             if ours:
                 await self._send_extensions(ours)
-                self.late_s = self._clock() - due_at
 
     async def _send_extensions(self, messages: Sequence[Message]) -> None:
         visibility_s = self._table.visibility_timeout_s
@@ -205,12 +191,11 @@ class QueueCalls:
             ended.set()
         failed = {failure.message.message_id for failure in failures}
         extended = [message for message in messages if message.message_id not in failed]
-        self._table.record_extended(extended, visibility_s, sent_at=sent_at, draw=self._draw())
+        self._table.record_extended(extended, visibility_s, sent_at=sent_at)
         self._table.retry_soon([one.message for one in failures if not one.is_sender_fault], now=self._clock())
         # Of a message that is being deleted a refusal means that the delete was faster.
         refused = [one for one in failures if one.is_sender_fault and one.message.message_id not in self._deleting]
-        lost = self._table.mark_refused([failure.message for failure in refused])
-        self._on_lost(lost, LossReason.REFUSED)
+        self._on_lost(self._table.mark_refused([failure.message for failure in refused]), LossReason.REFUSED)
 
     def remove_lost(self, messages: Sequence[Message]) -> None:
         """Remove messages that are no longer ours."""
@@ -218,12 +203,6 @@ class QueueCalls:
             SQS_MESSAGES.labels(self._queue.name, MessageOutcome.LEASE_LOST).inc(len(messages))
             self._table.remove(messages)
             self._on_removed()
-
-    async def give_back(self, messages: Sequence[Message]) -> None:
-        """Return messages that were not started."""
-        if messages:
-            log.info("message.given_back", queue=self._queue.name, count=len(messages))
-            await self.return_to_queue([(message, 0.0) for message in messages])
 
     async def return_to_queue(self, changes: Sequence[tuple[Message, float]], *, retried_count: int = 0) -> None:
         """Make each message visible after its seconds, in this order; it leaves the table in any case.

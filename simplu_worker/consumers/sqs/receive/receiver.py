@@ -18,7 +18,7 @@ from simplu_worker.bulkheads import keep_running, note_trouble
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.consumers.sqs.receive import slot_share
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller, PollTimes
+from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller
 from simplu_worker.consumers.sqs.receive.queue_calls import IDS_MAX, QueueCalls
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, message_backoff_s, verdicts_after_defect
@@ -51,13 +51,13 @@ class Handler(Protocol):
 
 
 class ReceiverSettings(msgspec.Struct, frozen=True):
-    """How much a receiver takes at a time, and for how long it polls and drains.
+    """How much a receiver takes at a time, how long SQS waits for messages, and how long a drain takes.
 
     At a stop, unstarted messages return to the queue, and started ones have *drain_s* to end.
     """
 
     limits: SchedulerLimits = SchedulerLimits()
-    poll_times: PollTimes = PollTimes()
+    poll_wait_s: int = POLL_WAIT_S
     drain_s: float = DRAIN_S
 
 
@@ -93,24 +93,23 @@ class QueueReceiver:
         self._tenant_of = tenant_of
         self._stopping = asyncio.Event()
         self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
-        self._received = slot_share.RecentlyReceived()  # polls write it, and the next
-        self.internal_error: str | None = None  # unforeseen: until a poll is answered again, nothing is received
+        self.internal_error: str | None = None  # unforeseen; polls reset it
         self._handled_count = 0  # calls write it, and the next
         self._handling_s = 0.0
         self._turned_at = clock()  # the loop writes it
-        self._watch = AttributesWatch(queue, on_read=self._update_attributes, clock=clock, draw=draw)
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         queue, limits, clock, draw = self._queue, self._limits, self._clock, self._draw
         self._table = MessageTable(limits, is_fifo=queue.is_fifo)  # each of its fields says who writes it
+        self._watch = AttributesWatch(queue, on_read=self._update_attributes, draw=draw)
         self._share = slot_share.SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
         self._put_back_room = 0  # how many messages may be put back until the attributes of the queue are read again
         self._poller = Poller(
             queue,
             self._table,
             limits=limits,
-            times=self._settings.poll_times,
+            wait_s=self._settings.poll_wait_s,
             on_messages=self._add,
             gate=self._gate,
             clock=clock,
@@ -128,10 +127,10 @@ class QueueReceiver:
         self._tasks = asyncio.TaskGroup()
         self._work: dict[asyncio.Task[None], Sequence[Message]] = {}  # with the messages that a task handles
         self._call_count = 0  # calls write it
+        self._extend_at = self._clock()  # when to look next; the loop writes it, and each read of attributes
         self._changed = asyncio.Event()  # whoever posts something for the loop sets it
         self._polls_ended = asyncio.Event()
         self._ended = asyncio.Event()
-        self._is_running = False
 
     @property
     def in_flight_count(self) -> int:
@@ -151,7 +150,7 @@ class QueueReceiver:
     @property
     def last_turn(self) -> float:
         """The last turn of the loop, or the begin of the oldest poll under way."""
-        return min(self._turned_at, self._poller.oldest_start) if self._is_running else self._watch.turned_at
+        return min(self._turned_at, self._poller.oldest_start)
 
     @property
     def last_error(self) -> str | None:
@@ -178,45 +177,39 @@ class QueueReceiver:
 
     async def _run_once(self) -> None:
         try:
-            if not await self._watch.open(self._stopping):
-                return
-            timeout_s = self._table.visibility_timeout_s
-            log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._watch.run(self._ended), name=f"sqs-watch:{self._queue.name}")
                 self._tasks.create_task(self._drain(), name=f"sqs-drain:{self._queue.name}")
-                self._is_running = True
                 await self._loop()
                 self._ended.set()
         except Exception as exc:
             self.internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
-            self._watch.turned_at = self._clock()
+            self._turned_at = self._clock()
             self._start_afresh()
             instruments.SQS_IN_FLIGHT.labels(self._queue.name).set(0)
             raise InternalError(self.internal_error) from exc
 
     async def _loop(self) -> None:
         """Start what is due: polls, calls of the handler, extensions; until a stop, and all work has ended."""
-        extend_at = self._clock()
         while True:
             self._changed.clear()
             self._turned_at = now = self._clock()
-            while not self._stopping.is_set() and (poll := self._poller.next_poll()) is not None:
+            while not self._stopping.is_set() and self._watch.attributes and (poll := self._poller.next_poll()):
                 self._start(self._poller.run(poll, self._stopping))
             self._start_calls()
-            if now >= extend_at:
-                for due_at, batch in self._table.take_due(now):
-                    extending = self._out.extend(batch, due_at=due_at)
-                    self._tasks.create_task(extending, name=f"sqs-extend:{self._queue.name}")
+            if now >= self._extend_at:
+                for batch in self._table.take_due(now):
+                    self._tasks.create_task(self._out.extend(batch), name=f"sqs-extend:{self._queue.name}")
                 pause_s = min(self._table.next_due_in_s(now), self._table.heartbeat_s / 4, IDLE_S)
-                extend_at = now + max(pause_s, HEARTBEAT_MIN_PAUSE_S)
+                self._extend_at = now + max(pause_s, HEARTBEAT_MIN_PAUSE_S)
             if self._stopping.is_set() and not self._poller.under_way_count and not self._polls_ended.is_set():
                 self._polls_ended.set()
-                self._start(self._out.give_back(self._table.take_unstarted(self._share.is_last_receive)))
+                unstarted = self._table.take_unstarted(self._share.is_last_receive)
+                self._start(self._out.return_to_queue([(one, 0.0) for one in unstarted]))
                 continue
             if self._polls_ended.is_set() and not self._work and not self._table.queued_count:
                 return
-            wakes_at = [extend_at, now + IDLE_S, self._table.next_retry_at(now), self._poller.next_at]
+            wakes_at = [self._extend_at, now + IDLE_S, self._table.next_retry_at(now), self._poller.next_at]
             await sleep_or_event(min(at for at in wakes_at if at > now) - now, until=self._changed)
 
     def _start(self, work: Coroutine[None, None, None], messages: Sequence[Message] = ()) -> None:
@@ -231,14 +224,14 @@ class QueueReceiver:
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
         now = self._clock()
-        known = (self._table.oldest_sent_at(), self._received.oldest_sent_at(now))
-        ages_s = [(self._utc() - one).total_seconds() for one in known if one is not None]
-        instruments.SQS_OLDEST_MESSAGE.labels(self._queue.name).set(max([0.0, *ages_s]))
+        oldest = self._table.oldest_sent_at(now)
+        age_s = 0.0 if oldest is None else max((self._utc() - oldest).total_seconds(), 0.0)
+        instruments.SQS_OLDEST_MESSAGE.labels(self._queue.name).set(age_s)
 
     def stats(self) -> dict[str, Any]:
         """Return the members that the monitoring endpoints show."""
         queue, now = self._watch.attributes if self.last_error is None else None, self._clock()
-        activity = SourceState.POLLING if self._is_running else SourceState.OPENING
+        activity = SourceState.OPENING if self._watch.attributes is None else SourceState.POLLING
         return {
             "queue": self._queue.name,
             "isFifo": self._queue.is_fifo,
@@ -261,27 +254,30 @@ class QueueReceiver:
             "calls": self._call_count,
             "handled": self._handled_count,
             "handlingSeconds": round(self._handling_s, 3),
-            "heartbeatLateSeconds": round(self._out.late_s, 3),
             "lastTurnSeconds": round(now - self.last_turn, 3),
             "outcomes": instruments.message_outcomes(self._queue.name),
         }
 
     def _update_attributes(self, attributes: QueueAttributes) -> None:
-        self._table.set_visibility_timeout(attributes.visibility_timeout_s)
+        timeout_s = attributes.visibility_timeout_s
+        if self._watch.attributes is None:
+            log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
+        self._table.set_visibility_timeout(timeout_s)
+        self._extend_at = self._clock()
         policy = parse_redrive_policy(attributes.redrive_policy)
         self._share.max_receive_count = None if policy is None else policy.max_receive_count
         self._put_back_room = min(
             slot_share.PUT_BACK_MAX_COUNT, slot_share.HIDDEN_MAX_COUNT - attributes.in_flight_count
         )
         instruments.SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
+        self._changed.set()
 
     # Results of polls, calls, and calls to the queue
 
     async def _add(self, messages: Sequence[Message], received_at: float) -> None:
         """Add messages, and handle them here: what waits for nothing meets no other task on its way."""
         self.internal_error = None
-        self._received.note([message.sent_at for message in messages], now=self._clock())
-        fresh = self._table.add(messages, received_at=received_at, draw=self._draw())
+        fresh = self._table.add(messages, received_at=received_at)
         instruments.SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._table))
         self._changed.set()  # for the next poll
         if fresh and (put_back := self._take_over_share(fresh)):
@@ -293,14 +289,15 @@ class QueueReceiver:
     def _take_over_share(self, unstarted: Sequence[Message]) -> list[tuple[Message, float]]:
         if self._put_back_room <= 0 or self._stopping.is_set():
             return []
-        now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
+        now, put_back = self._clock(), list[tuple[Message, float]]()
         self._share.note_late(message.message_id for message in self._table.held_messages(now))
         if len(self._table) >= slot_share.SHORT_RATIO * self._limits.message_count:
             self._share.note_late(self._table.received_before(now - slot_share.LATE_AFTER_S))
         for message in self._share.over_share(unstarted, self._table.messages(), now=now):
             if self._table.is_queued(message):  # else it left with one before it
                 put_back += [(other, 0.0) for other in self._table.take_behind(message)]
-                put_back.append((message, self._share.put_back_s(message, now=now, draw=draw)))  # it locks its group
+                hidden_s = self._share.put_back_s(message, now=now, draw=self._draw())
+                put_back.append((message, hidden_s))  # it locks its group
         self._put_back_room -= len(put_back)
         return put_back
 
@@ -336,7 +333,7 @@ class QueueReceiver:
         decision = self._table.apply_verdicts(call, verdicts, now=now, may_hold=not self._stopping.is_set())
         self._out.remove_lost(decision.lost)
         returned = [*decision.returned, *self._take_over_share(self._table.queued_messages())]
-        if begun := self._share.begun(now=now):
+        if begun := self._share.take_begun():
             named = begun[:NAMED_TENANTS]
             log.info("queue.over_share", queue=self._queue.name, tenants=named, tenant_count=len(begun))
         if returned:
@@ -395,11 +392,9 @@ class QueueReceiver:
         calls = sum(map(bool, self._work.values()))
         log.info("queue.draining", queue=self._queue.name, in_hand=len(self._table), calls=calls)
         self._changed.set()
-        self._poller.limit_stop()
         drain_s = self._settings.drain_s
         if await sleep_or_event(drain_s, until=self._ended):
             return
-        self._out.stop_retrying()
         overdue = {task: messages for task, messages in self._work.items() if messages}
         self.overdue_message_ids = [message.message_id for call in overdue.values() for message in call]
         log.error("queue.drain_overdue", queue=self._queue.name, drain_s=drain_s, message_ids=self.overdue_message_ids)
@@ -409,8 +404,8 @@ class QueueReceiver:
             await asyncio.wait(overdue)
         messages = [message for call in overdue.values() for message in call]
         self._table.finish(messages)
-        self._start(self._out.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages)))
-        self._start(self._out.give_back(self._table.take_unstarted()))
+        changes = [(one, 0.0) for one in (*self._table.take_unstarted(), *messages)]
+        self._start(self._out.return_to_queue(changes, retried_count=len(messages)))
 
 
 def _dead_letter_of(queue: Queue, message: Message, verdict: ToDeadLetter) -> DeadLetter:
@@ -445,3 +440,25 @@ async def _mark(queue: Queue, message: Message, verdict: ToDeadLetter, *, draw: 
         log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
         return MARK_RETRY_S
     return None
+
+
+GATE_MAX_WAIT_S: Final = 1.0  # of one poll, so that the lower queue is never starved
+CHECK_INTERVAL_S: Final = 0.05
+POLLS_AHEAD: Final = 4  # of the other queue, before it is this one's turn
+
+
+class PriorityGate:
+    """A gate before each poll of a queue, which is shut while *prior* has work; after some polls of that it opens."""
+
+    def __init__(self, prior: QueueReceiver, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._prior = prior
+        self._sleep = sleep
+        self._opens_at = POLLS_AHEAD
+
+    async def __call__(self) -> None:
+        """Wait until the other queue has no work, or it is this one's turn, at most GATE_MAX_WAIT_S."""
+        for _ in range(round(GATE_MAX_WAIT_S / CHECK_INTERVAL_S)):
+            if not self._prior.is_busy or self._prior.poll_count >= self._opens_at:
+                break
+            await self._sleep(CHECK_INTERVAL_S)
+        self._opens_at = self._prior.poll_count + POLLS_AHEAD

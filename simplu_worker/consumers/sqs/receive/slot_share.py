@@ -1,44 +1,18 @@
 """Shares of the room in flight: of the polls under way, and of each tenant while its messages wait. Pure.
 
 A slot is a place for a message in hand. A tenant waits when a tenth of its messages were held, or are in hand for a
-second while slots are short. All that wait share half of the slots, and none has more than a quarter. Messages beyond
+second while slots are short. All that wait have equal parts of half of the slots, a quarter at most. Messages beyond
 that return to the queue, hidden for 5 to 10 s at first and twice as long each time.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
 from simplu_worker.timing.waits import backoff_s
-
-WINDOW_S: Final = 60.0  # a deferred message is received again within a minute, and is in no other place until then
-
-
-class RecentlyReceived:
-    """The oldest of the messages received in the last WINDOW_S, or twice that time."""
-
-    def __init__(self) -> None:
-        self._oldest: list[tuple[float, datetime]] = []  # with the begin of its window; at most two, the newest last
-
-    def note(self, sent_at: Iterable[datetime], *, now: float) -> None:
-        """Note when messages were sent that came just now."""
-        oldest = min(sent_at, default=None)
-        if oldest is None:
-            return
-        if self._oldest and now - self._oldest[-1][0] < WINDOW_S:
-            since, known = self._oldest.pop()
-            self._oldest.append((since, min(known, oldest)))
-        else:
-            self._oldest = [*self._oldest[-1:], (now, oldest)]
-
-    def oldest_sent_at(self, now: float) -> datetime | None:
-        """Return when the oldest of them was sent, if any."""
-        return min((oldest for since, oldest in self._oldest if now - since < 2 * WINDOW_S), default=None)
 
 
 class PollPlan:
@@ -91,8 +65,6 @@ PUT_BACK_BASE_S: Final = 10.0
 PUT_BACK_MAX_S: Final = 240.0  # two minutes at least: 100 receives are hours
 HIDDEN_MAX_COUNT: Final = 60_000  # half of what a queue may have in flight: SQS quotas, 120,000
 PUT_BACK_MAX_COUNT: Final = 10_000  # of one replica, between two looks at how much the queue has in flight
-NAMED_EVERY_S: Final = 30.0
-SPREAD: Final = (math.sqrt(5) - 1) / 2  # multiples of it, without their whole part, are spread evenly
 
 
 class SlotShare:
@@ -106,9 +78,7 @@ class SlotShare:
         self._tenants: dict[str, str | None] = {}  # by message id
         self._late: set[str] = set()  # message ids: held, or in hand for long
         self._waiting_until: dict[str, float] = {}  # by tenant with messages that were put back
-        self._put_back_count = 0
-        self._unnamed: set[str] = set()  # tenants that wait since the last call of `begun`
-        self._named_at = float("-inf")
+        self._begun: list[str] = []  # tenants that wait since the last call of `take_begun`
 
     def is_last_receive(self, message: Message) -> bool:
         """Return whether SQS would move a message away that returned to the queue."""
@@ -122,32 +92,31 @@ class SlotShare:
         """Return those of *unstarted* messages that have to be put back."""
         if not self._late and not self._waiting_until:
             return []
-        room = self._count(in_hand, now)
+        counts = self._count(in_hand, now)
+        limit = max(self._half_count // max(len(counts), 2), 1)
+        excess = sum(counts.values()) - self._half_count if len(counts) > self._half_count else 0
         staying = self._staying_lanes(in_hand)
-        over = [
-            message
-            for message in reversed(unstarted)
-            if self._lane_of(message) not in staying and room.give_up(self._tenants.get(message.message_id))
-        ]
-        return over[::-1]  # of a group the last ones
+        over: list[Message] = []
+        for message in reversed(unstarted):  # of a group the last ones
+            count = counts.get(tenant_id := self._tenants.get(message.message_id), 0)
+            if count > (0 if excess > 0 else limit) and self._lane_of(message) not in staying:
+                counts[tenant_id] -= 1
+                excess -= 1
+                over.append(message)
+        return over[::-1]
 
     def put_back_s(self, message: Message, *, now: float, draw: float) -> float:
         """Note that *message* is put back; return for how long."""
-        self._put_back_count += 1
-        draw = (draw + self._put_back_count * SPREAD) % 1.0
         delay_s = backoff_s(message.receive_count, draw=draw, base_s=PUT_BACK_BASE_S, max_s=PUT_BACK_MAX_S)
         if (tenant_id := self._tenants.get(message.message_id)) is not None:
             if tenant_id not in self._waiting_until:
-                self._unnamed.add(tenant_id)
+                self._begun.append(tenant_id)
             self._waiting_until[tenant_id] = max(now + 2 * delay_s, self._waiting_until.get(tenant_id, now))
         return delay_s
 
-    def begun(self, *, now: float) -> Sequence[str]:
-        """Return the tenants whose messages are put back from now on, each once."""
-        if not self._unnamed or now - self._named_at < NAMED_EVERY_S:
-            return ()
-        self._named_at = now
-        begun, self._unnamed = sorted(self._unnamed), set()
+    def take_begun(self) -> list[str]:
+        """Return the tenants that wait since the last call."""
+        begun, self._begun = self._begun, []
         return begun
 
     def _lane_of(self, message: Message) -> str:
@@ -156,7 +125,7 @@ class SlotShare:
     def _staying_lanes(self, in_hand: Iterable[Message]) -> set[str]:
         return {self._lane_of(one) for one in in_hand if self.is_last_receive(one)}
 
-    def _count(self, in_hand: Iterable[Message], now: float) -> _Room:
+    def _count(self, in_hand: Iterable[Message], now: float) -> dict[str | None, int]:
         known = self._tenants
         self._tenants = {
             one.message_id: known[one.message_id] if one.message_id in known else self._tenant_of(one)
@@ -166,37 +135,8 @@ class SlotShare:
         counts = Counter(self._tenants.values())
         late_counts = Counter(self._tenants[message_id] for message_id in self._late)
         self._waiting_until = {one: until for one, until in self._waiting_until.items() if until > now}
-        waiting = {
+        return {
             one: count
             for one, count in counts.items()
             if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
         }
-        return _Room(waiting, self._half_count)
-
-
-class _Room:
-    def __init__(self, counts: dict[str, int], half_count: int) -> None:
-        self._counts = counts
-        self._limit = _limit_of(counts.values(), half_count)
-        self._over_count = (
-            sum(counts.values()) - half_count if len(counts) > half_count else 0
-        )  # with one slot for each
-
-    def give_up(self, tenant_id: str | None) -> bool:
-        if tenant_id is None or (own_count := self._counts.get(tenant_id)) is None:
-            return False
-        if own_count <= self._limit and (self._over_count <= 0 or own_count <= 0):
-            return False
-        self._counts[tenant_id] = own_count - 1
-        self._over_count -= 1
-        return True
-
-
-def _limit_of(counts: Collection[int], half_count: int) -> int:
-    left_count = half_count
-    for number, count in enumerate(sorted(counts)):
-        fair_count = left_count // (len(counts) - number)
-        if count > fair_count:
-            return max(min(fair_count, half_count // 2), 1)
-        left_count -= count
-    return max(half_count // 2, 1)

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias, TypeVar, assert_never
+from typing import TypeAlias, assert_never
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.operations import tries
-from simplu_worker.operations.decode import readable_members
-from simplu_worker.operations.json_record import (
-    ABSENT,
-    InvalidRecordError,
-    json_error,
-    replace_lone_surrogates,
-    shape_error,
-)
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason
@@ -106,49 +98,3 @@ def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
 def message_backoff_s(message: Message, *, draw: float) -> float:
     """Return the back-off of *message* by its own tries, at most a minute."""
     return backoff_s(message.try_count, draw=draw, base_s=tries.WAIT_BASE_S, max_s=tries.WAIT_MAX_S)
-
-
-class UnknownTypeError(Exception):
-    """The type of a message is missing or unknown."""
-
-
-class PeekedMessage(msgspec.Struct, rename="camel"):
-    """The tenant's ids of a message that may be invalid."""
-
-    business_id: msgspec.Raw = ABSENT
-    location_id: msgspec.Raw = ABSENT
-
-
-P = TypeVar("P", bound=PeekedMessage)
-
-# msgspec's ValidationError is a DecodeError.
-DECODING_ERRORS: Final = (
-    UnknownTypeError,
-    InvalidRecordError,
-    msgspec.DecodeError,
-    UnicodeDecodeError,
-    RecursionError,
-)
-
-
-def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:
-    """Return reason and text of a rejection because of one of DECODING_ERRORS."""
-    match error:
-        case UnknownTypeError():
-            return DeadLetterReason.UNKNOWN_TYPE, str(error)
-        case InvalidRecordError():
-            return DeadLetterReason.INVALID_MESSAGE, str(error)
-        case msgspec.ValidationError():
-            return DeadLetterReason.INVALID_MESSAGE, shape_error(error)
-        case _:
-            return DeadLetterReason.INVALID_JSON, json_error(error)
-
-
-def peek(record: bytes, message_type: type[P]) -> P:
-    """Return the readable members of an invalid *record*."""
-    try:
-        return msgspec.json.decode(replace_lone_surrogates(record), type=message_type)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        names = {field.encode_name: field.name for field in msgspec.structs.fields(message_type)}
-        members = readable_members(record, names)
-        return message_type(**{names[name]: value for name, value in members.items()})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.queued_operations import queued_operation
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.order_messages import BEHIND_VERDICT, Chain, Deferral, OrderMessage
+from simplu_worker.consumers.sqs.order_messages import BEHIND_VERDICT, Chain, OrderMessage
 from simplu_worker.consumers.sqs.receive.verdicts import Done, MessageIds, RetryHeld, ToDeadLetter, Verdict
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason
@@ -78,7 +78,7 @@ def test_next_run_is_not_sent_behind_what_may_yet_be_applied(verdict: Verdict, a
 def test_messages_behind_one_that_stops_the_chain_are_put_back() -> None:
     chain = chain_of("aaab")
     first, second, third = chain.next_run()
-    second.verdict, second.deferral = HELD, Deferral("locked")
+    second.verdict, second.deferral = HELD, "locked"
 
     assert chain.stop_behind(second) == [third]
     assert (third.verdict, chain.stop_behind(second), chain.undecided()) == (BEHIND_VERDICT, [], [first])

@@ -47,7 +47,7 @@ def add(lanes: MessageTable, *added: str) -> None:
 def decide(
     lanes: MessageTable, call: Sequence[Message], *verdicts: Verdict, now: float = 0.0, lost: str = ""
 ) -> CallDecision:
-    due = [one for _, batch in lanes.take_due(now + 400) for one in batch]
+    due = [one for batch in lanes.take_due(now + 400) for one in batch]
     lanes.mark_refused([one for one in due if one.message_id in lost.split()])
     return lanes.apply_verdicts(call, verdicts, now=now)
 
@@ -139,8 +139,6 @@ def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
         ("a1 a2 b1 b2 c1 c2 d1 d2", {"message_count": 8, "batch_count": 4}, [1.0] * 4, "a1 a2 b1 b2"),
         ("a1 b1", {"message_count": 2}, [1.0, 1.0], "a1"),
         ("a1", {"message_count": 1}, [1.0], ""),
-        ("a1 b1", {"byte_count": 5}, [1.0, 1.0], "a1"),
-        ("a1 b1", {"byte_count": 3}, [1.0, 1.0], ""),
         ("a1 b1", {}, [HELD_MAX_S, HELD_MAX_S + 1], "a1"),
     ],
 )

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from simplu_worker.consumers.sqs.receive.poller import GATE_MAX_WAIT_S, POLLS_AHEAD, PriorityGate
+from simplu_worker.consumers.sqs.receive.receiver import GATE_MAX_WAIT_S, POLLS_AHEAD, PriorityGate
 
 
 class Prior:
@@ -25,13 +27,13 @@ class Prior:
     ("busy_s", "expected_s"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.3), (GATE_MAX_WAIT_S, 1.0), (3600.0, GATE_MAX_WAIT_S)]
 )
 async def test_gate_is_shut_while_the_other_has_work_not_for_long(busy_s: float, expected_s: float) -> None:
-    prior = Prior(busy_s, polls=False)
+    prior: Any = Prior(busy_s, polls=False)
     await PriorityGate(prior, sleep=prior.sleep)()
     assert prior.slept_s == pytest.approx(expected_s)
 
 
 async def test_gate_opens_once_after_some_polls_of_the_other() -> None:
-    prior = Prior(3600.0, polls=True)
+    prior: Any = Prior(3600.0, polls=True)
     gate = PriorityGate(prior, sleep=prior.sleep)
     opened_at = []
     for _ in range(3):

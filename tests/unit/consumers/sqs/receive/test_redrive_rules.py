@@ -83,24 +83,6 @@ def test_tries_cost_a_receive_where_a_message_leaves_flight(delays_s: tuple[floa
     assert f"is lower than the {expected} receives" in text
 
 
-@pytest.mark.parametrize(
-    ("retention_s", "receives", "has_orders", "is_fit"),
-    [
-        (1_209_600, 335, True, False),
-        (1_209_600, 336, True, True),
-        (1_209_600, 335, False, True),
-        (345_600, 100, True, True),
-        (None, 100, True, True),
-    ],
-)
-def test_policy_spares_the_messages_of_a_paused_tenant(
-    retention_s: int | None, receives: int, *, has_orders: bool, is_fit: bool
-) -> None:
-    queue = msgspec.structs.replace(QUEUE, retention_s=retention_s, redrive_policy=policy(receives))
-    found = list(redrive_problems(queue, None, msgspec.structs.replace(RULES, has_orders=has_orders)))
-    assert [text.endswith("; set 336 or more") for text in found] == ([] if is_fit else [True])
-
-
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
     assert parse_redrive_policy(text) is None

@@ -3,26 +3,19 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import msgspec
-import pytest
 from support.aws.sqs_messages import message
 
 from simplu_worker.consumers.sqs.receive.verdicts import (
-    DECODING_ERRORS,
     MessageIds,
-    PeekedMessage,
     RetryHeld,
     ReturnToQueue,
     ToDeadLetter,
-    UnknownTypeError,
     message_backoff_s,
-    peek,
-    rejection_of,
     verdict_on,
     verdict_on_rejected,
     verdicts_after_defect,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.json_record import InvalidRecordError
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.operations.tries import Failed, RetryRules
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -63,42 +56,3 @@ def test_call_comes_again_after_a_defect_each_group_behind_its_first() -> None:
     assert verdicts_after_defect(call, is_fifo=True, draw=1.0) == [first, ReturnToQueue(0), other]
     assert verdicts_after_defect(call, is_fifo=False, draw=1.0) == [first, other, other]
     assert verdicts_after_defect([message("a"), message("b")], is_fifo=True, draw=1.0) == [other, other]
-
-
-REJECTIONS: list[tuple[Exception, DeadLetterReason, str]] = [
-    (UnknownTypeError("type: what"), DeadLetterReason.UNKNOWN_TYPE, "type: what"),
-    (InvalidRecordError("id", "text", "none"), DeadLetterReason.INVALID_MESSAGE, "id: expected text, got none"),
-    (
-        msgspec.ValidationError("Expected `str`, got `int` - at `$.id`"),
-        DeadLetterReason.INVALID_MESSAGE,
-        "id: expected",
-    ),
-    (msgspec.DecodeError("odd"), DeadLetterReason.INVALID_JSON, "record: expected one JSON object, got a text that"),
-    (RecursionError("deep"), DeadLetterReason.INVALID_JSON, "record: expected one JSON object"),
-]
-
-
-@pytest.mark.parametrize(("error", "reason", "text"), REJECTIONS, ids=lambda one: type(one).__name__)
-def test_rejection_is_of_the_kind_of_its_error(error: Exception, reason: DeadLetterReason, text: str) -> None:
-    assert isinstance(error, DECODING_ERRORS)
-    found, told = rejection_of(error)
-    assert (found, told[: len(text)]) == (reason, text)
-
-
-@pytest.mark.parametrize(
-    ("record", "business_id", "location_id"),
-    [
-        (b'{"businessId": "b", "locationId": "l", "more": 1}', b'"b"', b'"l"'),
-        (b'{"businessId": 1}', b"1", b""),
-        (b'{"locationId": "l", "businessId": "b"', b'"b"', b'"l"'),
-        (b'{"businessId": "b", "more": "\xff"}', b'"b"', b""),
-        (b'{"businessId": "\\ud800"}', b'"\\u0000"', b""),
-        (b"[" * 5000, b"", b""),
-        (b"none", b"", b""),
-    ],
-)
-def test_members_of_an_invalid_record_are_read_as_far_as_they_are(
-    record: bytes, business_id: bytes, location_id: bytes
-) -> None:
-    found = peek(record, PeekedMessage)
-    assert (bytes(found.business_id), bytes(found.location_id)) == (business_id, location_id)
