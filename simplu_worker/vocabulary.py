@@ -413,7 +413,7 @@ class FeedKind(StrEnum):
     RESOURCE_UPDATED = "resource.updated"
     RESOURCE_PATCHED = "resource.patched"
     RESOURCE_DELETED = "resource.deleted"
-    RESOURCE_CHANGED = "resource.changed"  # by a control message, a repair or a rename
+    RESOURCE_CHANGED = "resource.changed"  # by a control message or a rename
     TENANT_CREATED = "tenant.created"
     TENANT_MOVED = "tenant.moved"
     TENANT_DESTROYED = "tenant.destroyed"

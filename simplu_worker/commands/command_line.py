@@ -121,13 +121,6 @@ def _release_outputs() -> None:
 class MoveBounds:
     """The options of a command about each of its moves."""
 
-    max_rows_per_second: Annotated[
-        float | None,
-        Parameter(
-            validator=validators.Number(gt=0, lte=1e9),
-            help="Copy each tenant no faster; shards that answer slower than usual slow a copy down in any case.",
-        ),
-    ] = None
     max_pause: Annotated[
         float,
         Parameter(

@@ -33,23 +33,32 @@ from simplu_worker.shards.routing.locator import StaticMap, pin_in_file
 from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import run_at_once
-from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import TransferStatus
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum
 from simplu_worker.transfers.moving.mover import PAUSE, Mover
-from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, find_places, has_business
-from simplu_worker.transfers.moving.readiness import MovePlan, check_shards, plan_move
-from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.transfers.moving.places import (
+    MovePlan,
+    TenantPlaces,
+    check_room,
+    check_shards,
+    fetch_capacities,
+    find_places,
+    has_business,
+    plan_move,
+)
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions
 from simplu_worker.vocabulary import MoveOutcome, TransferKind, TransferStep
 
 DIFFERS: Final = (
-    "its rows differ from those on its former shard; if these are still there, run: simplu-worker tenants verify "
-    "--repair --apply, then this move again"
+    "its rows differ from those on its former shard, where they stay; run: simplu-worker tenants verify, correct what "
+    "differs, then this move again"
 )
 GOES_ON: Final = "a command has begun this move, and not ended it: it goes on"
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
 POLL_S: Final = 1.0
+VERBS: Final = {TransferKind.DEPARTURE: "moves", TransferKind.RESTORE: "restores"}
 log = structlog.get_logger(__name__)
 
 
@@ -151,8 +160,10 @@ async def find_refused(
     return refused
 
 
-async def wait_for_killed(shards: Shards, shard_id: str, tenant_id: str) -> None:
-    """Wait until the command counts as killed that has begun the tenant's move from *shard_id*, if it is one.
+async def wait_for_killed(
+    shards: Shards, shard_id: str, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE
+) -> None:
+    """Wait until the command counts as killed that has begun a transfer of the tenant on *shard_id*, if it is one.
 
     Raises `RetryableError` if the command runs.
     """
@@ -160,16 +171,16 @@ async def wait_for_killed(shards: Shards, shard_id: str, tenant_id: str) -> None
     while True:
         waited_s = loop_time() - began_at
         async with shards.pools.pool_of(shard_id).connection() as connection:
-            rows = await connection.fetch(QUERIES["list_begun_moves"])
-        noted_s_ago = next((row["noted_s_ago"] for row in rows if row["tenant_id"] == tenant_id), None)
-        if noted_s_ago is None or noted_s_ago > assessment.RUNNING_S:
+            found = await read_transfer(connection, tenant_id, kind)
+        silent_s = None if found is None else found.silent_s
+        if silent_s is None or silent_s > assessment.RUNNING_S:
             return
-        if noted_s_ago < waited_s:  # it has noted since
-            raise RetryableError(f"{tenant_id}: another command moves it; run this again once that has ended")
+        if silent_s < waited_s:  # it has noted since
+            raise RetryableError(f"{tenant_id}: another command {VERBS[kind]} it; run this again once that has ended")
         if not is_told:
             print_note(
-                f"{tenant_id}: another command has begun its move, and counts as killed once it has written nothing "
-                f"for {assessment.RUNNING_S:.0f} s: waiting for that"
+                f"{tenant_id}: another command has begun to {VERBS[kind].removesuffix('s')} it, and counts as killed "
+                f"once it has written nothing for {assessment.RUNNING_S:.0f} s: waiting for that"
             )
             is_told = True
         await asyncio.sleep(POLL_S)
@@ -188,10 +199,7 @@ async def clear_cache(settings: Settings) -> str | None:
 
 
 class MoveRunner:
-    """Runs moves, some at a time, and publishes each.
-
-    It takes a move over from another command at once; *waits*: only once that counts as killed.
-    """
+    """Runs moves, some at a time, and publishes each."""
 
     def __init__(
         self,
@@ -201,25 +209,22 @@ class MoveRunner:
         *,
         as_json: bool,
         parallel: int = 1,
-        waits: bool = False,
     ) -> None:
         self._settings = settings
         self._shards = shards
         self._as_json = as_json
-        self._waits = waits
         self._parallel = parallel
         self._publishing = asyncio.Lock()
         self._options = MoveOptions(
             log_kept=timedelta(hours=settings.operation_retention_hours),
             max_pause_s=bounds.max_pause,
-            max_rows_per_s=bounds.max_rows_per_second,
         )
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
         """Run all moves, print each, and clear the cache, also if cancelled; return 1 if one failed or rows differ."""
 
         async def run_one(request: MoveRequest) -> MoveOutcome:
-            result = await self._run_one(request, partial(_show, progress, request.tenant_id))
+            result = await self._run_one(request, partial(show_status, progress, request.tenant_id))
             progress.finish()
             print_result(result, as_json=self._as_json, is_only=len(requests) == 1)
             return result.outcome
@@ -232,7 +237,7 @@ class MoveRunner:
                     print_note(warning)
         return 0 if all(one is MoveOutcome.MOVED for one in outcomes) else 1
 
-    async def _run_one(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> MoveResult:
+    async def _run_one(self, request: MoveRequest, show: Callable[[TransferStatus], None]) -> MoveResult:
         tenant_id, certificate = request.tenant_id, None
         try:
             certificate = await self._move(request, show)
@@ -243,17 +248,15 @@ class MoveRunner:
             log.exception("move.crashed", tenant_id=tenant_id)
             error = f"{type(exc).__name__}: a bug, which the log has; run the same command again to go on"
             return MoveResult(tenant_id, MoveOutcome.FAILED, certificate, error)
-        outcome = MoveOutcome.MOVED if certificate.verdict == "equal" else MoveOutcome.DIFFERS
+        outcome = MoveOutcome.MOVED if certificate.comparison.is_equal else MoveOutcome.DIFFERS
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
-    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
+    async def _move(self, request: MoveRequest, show: Callable[[TransferStatus], None]) -> Certificate:
         found = await find_move(self._shards, request)
-        if isinstance(found, FoundMove) and found.goes_on:
-            if self._waits:
-                await wait_for_killed(self._shards, found.move.source_id, request.tenant_id)
+        if isinstance(found, FoundMove):
+            await wait_for_killed(self._shards, found.move.source_id, request.tenant_id)
+            if found.goes_on:
                 found = await find_move(self._shards, request)  # a worker may have activated the tenant meanwhile
-            else:
-                print_note(f"{request.tenant_id}: {GOES_ON}")
         if isinstance(found, Certificate):
             return found
         return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
@@ -279,7 +282,8 @@ class MoveRunner:
         return None
 
 
-def _show(progress: TransferProgress, tenant_id: str, status: MoveStatus) -> None:
+def show_status(progress: TransferProgress, tenant_id: str, status: TransferStatus) -> None:
+    """Show how far a transfer is, but not in the pause of a move: that takes time."""
     if status.phase not in PAUSE:
         progress.show(tenant_id, status.phase, status.row_count, status.row_total)
 
@@ -315,7 +319,7 @@ def describe(certificate: Certificate) -> str:
         f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, "
         f"epoch {certificate.epoch_before} → {certificate.epoch}, {certificate.rows_copied} rows ({mib:.1f} MiB) "
         f"copied in {certificate.duration_s:.1f} s{pause}; "
-        f"{compared.row_count} resources compared{changed}: {certificate.verdict}"
+        f"{compared.row_count} resources compared{changed}: {compared.verdict}"
     )
 
 

@@ -213,7 +213,7 @@ ChangedResource: TypeAlias = tuple[str, str, str]  # tenant, resource type and i
 class MarkOrigin(StrEnum):
     """Why a resource was changed without an operation: the origin of its mark."""
 
-    CONTROL = "control"  # a control message, or a repair
+    CONTROL = "control"  # a control message
     RENAME = "rename"  # of the two ids of its batch
     ERASURE = "erasure"
     CREATION = "creation"  # the default row of a tenant that was made

@@ -101,8 +101,12 @@ RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is
 FIRST: Final[RowKey] = ("", "")
 
 
-class MoveRefusedError(PermanentError):
-    """A move cannot go on; the message has the state of the tenant, and the next command."""
+class TransferRefusedError(PermanentError):
+    """A transfer cannot go on; the message has the state of the tenant, and the next command."""
+
+
+class SupersededError(TransferRefusedError):
+    """Another command has begun a transfer of the tenant since, or a worker has ended the fence."""
 
 
 class MovingTenant(msgspec.Struct, frozen=True):
@@ -143,6 +147,17 @@ class Progress(msgspec.Struct, frozen=True):
     fenced_at: datetime | None = None
 
 
+AT_WORK: Final = frozenset(
+    {
+        TransferStep.OPEN,
+        TransferStep.COMMITTED,
+        TransferStep.UNDOING,
+        TransferStep.REPLACING,
+        TransferStep.COPIED,
+    }
+)  # of a move or a restore: its command notes that it runs
+
+
 class Transfer(msgspec.Struct, frozen=True):
     """A row of the journal of transfers, at *read_at*; *place* is the other shard, or the database that is read."""
 
@@ -168,6 +183,15 @@ class Transfer(msgspec.Struct, frozen=True):
     def ready_at(self) -> datetime | None:
         """When an arrival had all rows: everything since was written there."""
         return self.updated_at if self.step == TransferStep.READY else None
+
+    @property
+    def silent_s(self) -> float | None:
+        """How long the command of the transfer has written nothing; None if it has ended, well or not."""
+        if self.step not in AT_WORK or not self.detail.keys().isdisjoint(("error", "stopped")):
+            return None
+        seen_at = self.detail.get("seenAt")
+        noted_at = self.updated_at if seen_at is None else max(self.updated_at, datetime.fromisoformat(seen_at))
+        return (self.read_at - noted_at).total_seconds()
 
     @property
     def export(self) -> str | None:
@@ -206,7 +230,7 @@ def tenant_of(row: Any) -> MovingTenant:
 async def take_token(connection: Connection, tenant_id: str, token: int) -> None:
     """Write a mover's token into the row that its transaction has locked. Raises during a restore."""
     if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
-        raise MoveRefusedError(
+        raise TransferRefusedError(
             f"{tenant_id}: the tenant is being restored: its rows are being replaced; "
             "run: simplu-worker tenants restore, and then this command again"
         )

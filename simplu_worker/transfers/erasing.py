@@ -8,7 +8,6 @@ ends the erasure: a mover or a restorer that begins meanwhile may have read what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -17,14 +16,15 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling import read_tenant
+from simplu_worker.shards.settling import read_tenant, read_transfer
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import run_in_pages, run_until_won
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import TenantState, TransferKind
 
 AT_REST: Final = frozenset({TenantState.ACTIVE, TenantState.MOVED, TenantState.DESTROYING, TenantState.DESTROYED})
 
@@ -55,10 +55,9 @@ class Standing(msgspec.Struct, frozen=True):
     state: TenantState
     epoch: int
     move_token: int
+    other_ids: list[str]
     is_leaving: bool
     export: str | None
-    has_resource: bool
-    other_ids: list[str]
     names: list[str]
 
 
@@ -98,13 +97,23 @@ class ErasedOnShard(msgspec.Struct, frozen=True):
 
 async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
     """Return what *shard* has of the tenant; None without a row. Raises `RetryableError`."""
+    tenant_id = erasure.tenant_id
     async with shard.connection() as connection:
         if not await has_schema(connection, shard):
             return None
-        names = await connection.fetchval(QUERIES["find_type_names"], erasure.tenant_id, erasure.resource_type)
-        key = key_of_id(erasure.resource_id)
-        row = await connection.fetchrow(QUERIES["find_standing"], erasure.tenant_id, names, erasure.resource_id, key)
-    return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"]), "names": names})
+        names = await connection.fetchval(QUERIES["find_type_names"], tenant_id, erasure.resource_type)
+        row = await connection.fetchrow(QUERIES["find_standing"], tenant_id, names, key_of_id(erasure.resource_id))
+        departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
+        restore = await read_transfer(connection, tenant_id, TransferKind.RESTORE)
+    if row is None:
+        return None
+    silent_s = None if departure is None else departure.silent_s
+    return Standing(
+        **dict(row) | {"state": TenantState(row["state"])},
+        is_leaving=silent_s is not None and silent_s < RUNNING_S,
+        export=None if restore is None else restore.export,
+        names=names,
+    )
 
 
 async def has_old_table(shard: ShardPool) -> bool:
@@ -113,69 +122,48 @@ async def has_old_table(shard: ShardPool) -> bool:
         return await has_schema(connection, shard) and bool(await connection.fetchval(QUERIES["has_old_table"]))
 
 
-async def count_on_shard(shard: ShardPool, erasure: Erasure, standing: Standing) -> ErasedOnShard:
-    """Return what an erasure would find. Raises `RetryableError`."""
-    results = await _page_through(shard, erasure, standing, apply=False)
-    return ErasedOnShard(shard.address.shard_id, standing.state, int(standing.has_resource), results)
-
-
 async def erase_on_shard(
-    shard: ShardPool, commits: ReplicationWaiter, erasure: Erasure, standing: Standing
+    shard: ShardPool, commits: ReplicationWaiter, erasure: Erasure, standing: Standing, *, apply: bool
 ) -> ErasedOnShard:
-    """Erase the resource, and wait until that is as safe as the shard can make it.
+    """Erase the resource, and wait until that is as safe as the shard can make it; without *apply* all is rolled back.
 
     Raises `RetryableError` without an answer, or if the tenant's row has changed.
     """
-    resources, server = await run_until_won(partial(_delete_row, shard, erasure, standing), tries=LOCK_TRIES)
-    results = await _page_through(shard, erasure, standing, apply=True)
-    await commits.wait_for_transaction(shard.address.shard_id, server)
-    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
-
-
-async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) -> tuple[int, Server]:
     ids = [erasure.resource_id] * len(standing.names)
-    async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
-        tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
-        found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
-        if found != (standing.state, standing.epoch, standing.move_token):
-            raise _changed_error(shard, erasure)
-        deleted = await connection.fetch(QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids)
-        keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
-        await mark_changes(connection, keys, MarkOrigin.ERASURE)
-        return len(keys), await note_server(connection)
+    results, after = 0, ""
 
+    async def delete_row() -> tuple[int, Server]:
+        async with shard.transaction(budget=StatementBudget.PAUSE, is_rehearsal=not apply) as connection:
+            tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
+            found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
+            if found != (standing.state, standing.epoch, standing.move_token):
+                raise _changed_error(shard, erasure)
+            deleted = await connection.fetch(QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids)
+            keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
+            await mark_changes(connection, keys, MarkOrigin.ERASURE)
+            return len(keys), await note_server(connection)
 
-async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
-    """Erase from, or count in, the results of the tenant's log.
-
-    A row that gets another key meanwhile moves to the end, where it is found again.
-    """
-    count, after = 0, ""
-
-    async def look(limit: int) -> int:
-        nonlocal count, after
-        async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-            if apply and not await _is_as(connection, erasure, standing):
+    async def erase_page(limit: int) -> int:
+        """Erase from the results; a row that gets another key meanwhile moves to the end, where it is found again."""
+        nonlocal results, after
+        async with shard.transaction(budget=StatementBudget.KEY_RANGE, is_rehearsal=not apply) as connection:
+            locked = await connection.fetchrow(
+                QUERIES["lock_tenant_for"], erasure.tenant_id, standing.state, standing.move_token
+            )
+            if locked is None or locked["epoch"] != standing.epoch:
                 raise _changed_error(shard, erasure)
             page = await connection.fetchrow(
-                QUERIES["erase_results" if apply else "count_results"],
-                erasure.tenant_id,
-                standing.names,
-                erasure.resource_id,
-                after,
-                limit,
+                QUERIES["erase_results"], erasure.tenant_id, standing.names, erasure.resource_id, after, limit
             )
-        count += int(page["result_count"])
+        results += int(page["result_count"])
         after = page["last_key"]
         return int(page["row_count"])
 
-    await run_in_pages(look, limit=PAGE_ROWS)
-    return count
-
-
-async def _is_as(connection: Connection, erasure: Erasure, standing: Standing) -> bool:
-    row = await connection.fetchrow(QUERIES["lock_tenant_for"], erasure.tenant_id, standing.state, standing.move_token)
-    return row is not None and row["epoch"] == standing.epoch
+    resources, server = await run_until_won(delete_row, tries=LOCK_TRIES)
+    await run_in_pages(erase_page, limit=PAGE_ROWS)
+    if apply:
+        await commits.wait_for_transaction(shard.address.shard_id, server)
+    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
 
 
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:

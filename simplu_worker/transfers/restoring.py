@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -35,23 +34,36 @@ from simplu_worker.shards.settling import (
     CarriedPosition,
     MovingTenant,
     RowKey,
+    SupersededError,
     Transfer,
+    TransferRefusedError,
     lower_positions,
     read_positions,
     read_tenant,
     read_transfer,
+    take_token,
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.engine import Chunk, ChunkPace, Walker, run_in_pages, run_patiently, run_until_won
-from simplu_worker.transfers.journal import Journal
-from simplu_worker.transfers.moving.changes import PAGE_ROWS, Changes, write_changes
+from simplu_worker.transfers.engine import (
+    Chunk,
+    ChunkPace,
+    Journal,
+    TransferEngine,
+    TransferStatus,
+    Walker,
+    run_in_pages,
+    run_until_won,
+)
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
+    PAGE_ROWS,
     RESOURCES,
+    Changes,
     CopiedTable,
     copy_chunk,
     find_end,
+    write_changes,
 )
 from simplu_worker.transfers.moving.undoing import DROP_ROWS
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
@@ -72,10 +84,6 @@ class Beginning(StrEnum):
     ENDED = "ended"  # it has released the tenant, and got no answer
 
 
-class RestoreTakenError(PermanentError):
-    """Another restorer of the tenant has begun since."""
-
-
 def beginning_of(
     tenant: MovingTenant | None,
     journal: Transfer | None,
@@ -85,24 +93,26 @@ def beginning_of(
 ) -> Beginning:
     """Return how a restorer begins, by the tenant's row and the journal.
 
-    *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError`,
-    or `PermanentError` if the tenant cannot be restored, `RetryableError` during a move.
+    *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises
+    `TransferRefusedError` if the tenant cannot be restored, `RetryableError` during a move.
     """
     if tenant is None:
-        raise PermanentError("the shard has no row of the tenant; run: simplu-worker tenants show")
+        raise TransferRefusedError("the shard has no row of the tenant; run: simplu-worker tenants show")
     if journal is not None and journal.token not in {*own_runs, earlier_run}:
-        raise RestoreTakenError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
+        raise SupersededError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
     if tenant.state is TenantState.ACTIVE:
         is_own = journal is not None and journal.token in own_runs and journal.step == TransferStep.DONE
         return Beginning.ENDED if is_own else Beginning.NEW
     if tenant.state is not TenantState.FENCED:
-        raise PermanentError(f"{tenant.id}: the tenant is {tenant.state}; only an active one can be restored")
+        raise TransferRefusedError(f"{tenant.id}: the tenant is {tenant.state}; only an active one can be restored")
     if journal is None or journal.step == TransferStep.DONE or journal.move_token != tenant.move_token:
         raise RetryableError(f"{tenant.id}: the tenant is being moved")
     if journal.step == TransferStep.OPEN:
         return Beginning.NEW
     if (begun := journal.detail["mode"]) != mode:
-        raise PermanentError(f"{tenant.id}: expected --{begun}, which an earlier command has begun with, got --{mode}")
+        raise TransferRefusedError(
+            f"{tenant.id}: expected --{begun}, which an earlier command has begun with, got --{mode}"
+        )
     return Beginning.GO_ON
 
 
@@ -123,10 +133,8 @@ class ExportFile:
         self.counts = dict.fromkeys(EXPORT_QUERIES, 0)
 
     def __enter__(self) -> Self:
-        try:
+        with self._errors_told("a new file"):
             self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb")
-        except OSError as exc:
-            raise PermanentError(f"--export: expected a new file at {self._path}, got: {exc.strerror}") from exc
         self._write(msgspec.json.encode(self._header) + b"\n")
         return self
 
@@ -147,7 +155,7 @@ class ExportFile:
     def finish(self) -> None:
         """Write the counts, and wait for the disk. Raises `PermanentError`."""
         self._write(msgspec.json.encode({"end": self.counts}) + b"\n")
-        try:
+        with self._errors_told("room for the tenant's rows"):
             self._file.flush()
             os.fsync(self._file.fileno())
             folder = os.open(self._path.parent, os.O_RDONLY)
@@ -155,18 +163,18 @@ class ExportFile:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError as exc:
-            raise self._write_error(exc) from exc
         self._is_finished = True
 
     def _write(self, part: bytes) -> None:
-        try:
+        with self._errors_told("room for the tenant's rows"):
             self._file.write(part)
-        except OSError as exc:
-            raise self._write_error(exc) from exc
 
-    def _write_error(self, exc: OSError) -> PermanentError:
-        return PermanentError(f"--export: expected room for the tenant's rows at {self._path}, got: {exc.strerror}")
+    @contextlib.contextmanager
+    def _errors_told(self, expected: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise PermanentError(f"--export: expected {expected} at {self._path}, got: {exc.strerror}") from exc
 
 
 async def _read_rows(
@@ -199,20 +207,12 @@ log = structlog.get_logger(__name__)
 
 
 class Restore(msgspec.Struct, frozen=True):
-    """A tenant, the shard with its home, the mode, and the new file. *log_kept*: workers keep rows of the log."""
+    """A tenant, the shard with its home, the mode, and the new file."""
 
     tenant_id: str
     shard_id: str
     mode: RestoreMode
     export: Path
-    log_kept: timedelta
-
-
-class RestoreStatus(msgspec.Struct, frozen=True):
-    """How far a restorer is: its step, and the rows that it has handled in it."""
-
-    step: str
-    row_count: int = 0
 
 
 class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
@@ -229,7 +229,7 @@ class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
     paused_s: float
 
 
-class Restorer:
+class Restorer(TransferEngine[RestoreCertificate]):
     """Restores one tenant from the database of *backup*; *show* is called as it goes on."""
 
     def __init__(
@@ -240,13 +240,12 @@ class Restorer:
         commits: ReplicationWaiter,
         restore: Restore,
         *,
-        show: Callable[[RestoreStatus], None],
+        show: Callable[[TransferStatus], None],
     ) -> None:
+        super().__init__(pools.pool_of(restore.shard_id), restore.tenant_id, show)
         self._restore = restore
-        self._live = pools.pool_of(restore.shard_id)
         self._backup = backup
         self._commits = commits
-        self._show = show
         self._locator = locator
         self._pools = pools
         self._earlier_run: str | None = None
@@ -261,28 +260,15 @@ class Restorer:
         self._fenced_at = 0.0
         self._row_count = 0
 
-    async def run(self) -> RestoreCertificate:
-        """Restore the tenant, or go on with its restore; return the certificate.
-
-        Raises `PermanentError` if that is not possible, and `RetryableError` if a database did not answer for a minute.
-        """
-        async with self._live.connection() as connection:
-            journal = await read_transfer(connection, self._restore.tenant_id, TransferKind.RESTORE)
-        self._earlier_run = None if journal is None else journal.token
-
-        try:
-            return await run_patiently(self._run_once, progress=lambda: self._step, on_failure=self._look_again)
-        except (LostRaceError, RetryableError) as exc:
-            raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
-
-    async def _look_again(self, error: Exception) -> None:
-        log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(error))
-        await find_addresses(self._locator, self._pools)
+    @property
+    def journal(self) -> Journal:
+        """The row of this restorer."""
+        return self._journal
 
     @property
-    def is_replacing(self) -> bool:
-        """Whether the tenant waits until a restorer has ended."""
-        return self._step in {TransferStep.REPLACING, TransferStep.COPIED}
+    def progress(self) -> object:
+        """The step in the journal."""
+        return self._step
 
     @property
     def is_released(self) -> bool:
@@ -301,7 +287,12 @@ class Restorer:
             )
         return "the tenant's operations wait until the same command has ended: run it again"
 
-    async def _run_once(self) -> RestoreCertificate:
+    async def prepare_again(self) -> None:
+        """Look whether the shard has another address now."""
+        await find_addresses(self._locator, self._pools)
+
+    async def go_on(self) -> RestoreCertificate:
+        """Go on by the tenant's row and the journal."""
         beginning = await self._begin()
         if beginning is Beginning.NEW:
             await self._export()
@@ -324,36 +315,39 @@ class Restorer:
             paused_s=paused_s,
         )
 
+    def _tell(self, phase: str, row_count: int) -> None:
+        self.status = TransferStatus(phase, row_count)
+        self._show(self.status)
+
     # Fence, export
 
     async def _begin(self) -> Beginning:
         """Take a token, with a fence unless there is one; waits for the batches in flight."""
         restore = self._restore
-        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
+        async with self._shard.transaction(budget=StatementBudget.PAUSE) as connection:
             tenant = await read_tenant(connection, restore.tenant_id, locked=True)
-            journal = await read_transfer(connection, restore.tenant_id, TransferKind.RESTORE)
-            beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
-            if beginning is Beginning.ENDED:
+            found = await read_transfer(connection, restore.tenant_id, TransferKind.RESTORE)
+            if found is not None and not self._own_runs:
+                self._earlier_run = found.token
+            beginning = beginning_of(tenant, found, restore.mode, self._own_runs, self._earlier_run)
+            if beginning is Beginning.ENDED or tenant is None:
                 self._step = TransferStep.DONE
                 return beginning
-            token = 1 if tenant is None else tenant.move_token + 1
+            token = tenant.move_token + 1
             opened = Journal(restore.tenant_id, TransferKind.RESTORE, f"{token}/{uuid4()}")
             self._own_runs.add(opened.token)  # before the commit, which may have no answer
-            status = await self._fence(connection, beginning, token)
-            if affected_count(status) != 1:
-                raise LostRaceError("the tenant's row has changed")
-            step = TransferStep.OPEN if beginning is Beginning.NEW else TransferStep.REPLACING
-            detail = {"mode": restore.mode} if beginning is Beginning.NEW or journal is None else journal.detail
-            await opened.open(connection, step, place=self._backup.address.place, detail=detail)
+            if beginning is Beginning.GO_ON and found is not None:
+                await self._set_fence(connection, None, token=token, former=tenant.move_token)
+                step, detail = TransferStep.REPLACING, found.detail
+            else:
+                await take_token(connection, restore.tenant_id, token)
+                await connection.fetchrow(QUERIES["fence_tenant"], restore.tenant_id, token, FENCE_S)
+                step, detail = TransferStep.OPEN, {"mode": restore.mode}
+            kept = None if beginning is Beginning.GO_ON else detail
+            await opened.open(connection, step, place=self._backup.address.place, detail=kept)
         self._journal, self._token, self._writes, self._step, self._detail = opened, token, 0, step, detail
         self._fenced_at = loop_time()
         return beginning
-
-    async def _fence(self, connection: Connection, beginning: Beginning, token: int) -> str:
-        tenant_id = self._restore.tenant_id
-        if beginning is Beginning.GO_ON:
-            return str(await connection.execute(QUERIES["retake_fence"], tenant_id, token))
-        return str(await connection.execute(QUERIES["fence_to_restore"], tenant_id, token, FENCE_S))
 
     async def _export(self) -> None:
         """Write the tenant's rows to the file, then take the deadline from the fence, which ends if this fails."""
@@ -370,7 +364,7 @@ class Restorer:
                 self._exports += 1
                 self._detail = {"mode": restore.mode, "export": str(path.absolute()), **file.counts}
                 async with self._writing(TransferStep.REPLACING, self._detail) as connection:
-                    await self._set_deadline(connection, None)
+                    await self._set_fence(connection, None)
         except BaseException:
             with contextlib.suppress(RetryableError, PermanentError):
                 await asyncio.shield(self._end_fence())
@@ -381,26 +375,27 @@ class Restorer:
         async def export(after: RowKey, row_count: int) -> Chunk:
             began_at = loop_time()
             async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
-                await self._set_deadline(connection, FENCE_S)
+                await self._set_fence(connection, FENCE_S)
                 answer_s = loop_time() - began_at
                 end = await find_end(connection, table, self._restore.tenant_id, after, row_count)
                 parts, count = await _read_rows(connection, table, self._restore.tenant_id, after, end)
             file.add(table, parts, count)
-            self._show(RestoreStatus("export", sum(file.counts.values())))
+            self._tell("export", sum(file.counts.values()))
             return Chunk(end, count, answer_s)
 
         await self._walker.walk(export)
 
-    async def _set_deadline(self, connection: Connection, seconds: float | None) -> None:
-        status = await connection.execute(
-            QUERIES["set_restore_deadline"], self._restore.tenant_id, self._token, seconds
-        )
+    async def _set_fence(
+        self, connection: Connection, seconds: float | None, *, token: int | None = None, former: int | None = None
+    ) -> None:
+        tokens = former or self._token, token or self._token
+        status = await connection.execute(QUERIES["set_restore_fence"], self._restore.tenant_id, seconds, *tokens)
         if affected_count(status) != 1:
             raise LostRaceError("a worker has ended the fence")
 
     async def _end_fence(self) -> None:
         if self._step is TransferStep.OPEN:
-            async with self._live.transaction() as connection:
+            async with self._shard.transaction() as connection:
                 await connection.execute(QUERIES["end_own_fence"], self._restore.tenant_id, self._token)
 
     # Replace
@@ -430,7 +425,7 @@ class Restorer:
                 if name == "drop_resources":
                     await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE)
             dropped += count
-            self._show(RestoreStatus("delete", dropped))
+            self._tell("delete", dropped)
             return count
 
         await run_in_pages(drop, limit=DROP_ROWS)
@@ -446,7 +441,7 @@ class Restorer:
                 answer_s = loop_time() - found_at
                 chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
             self._row_count += chunk.row_count
-            self._show(RestoreStatus("copy", self._row_count))
+            self._tell("copy", self._row_count)
             return Chunk(end, chunk.row_count, answer_s)
 
         await self._walker.walk(copy)
@@ -454,21 +449,20 @@ class Restorer:
     async def _add_log(self) -> None:
         """Add the rows of the log that only the backup has, as the stream may not have them."""
         tenant_id, last, seen = self._restore.tenant_id, "", 0
-        async with self._live.connection() as connection:
-            now: datetime = await connection.fetchval(QUERIES["read_clock"])
 
         async def compare(limit: int) -> int:
             nonlocal last, seen
             async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                page = await connection.fetch(
-                    QUERIES["list_logged_requests"], tenant_id, last, now - self._restore.log_kept, limit
-                )
-            keys = [row["key"] for row in page if row["is_kept"]]
-            async with self._live.connection() as connection:
-                found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, keys)
-            await self._add_logged(sorted({*keys}.difference(row["key"] for row in found)))
-            last, seen = max((row["key"] for row in page), default=last), seen + len(page)
-            self._show(RestoreStatus("compare the logs", seen))
+                page = await connection.fetch(QUERIES["list_logged_requests"], tenant_id, last, limit, None)
+            if not page:
+                return 0
+            end = page[-1]["key"]
+            async with self._shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                found = await connection.fetch(QUERIES["list_logged_requests"], tenant_id, last, None, end)
+            missing = {row["key"] for row in page}.difference(row["key"] for row in found)
+            await self._add_logged(sorted(missing))
+            last, seen = end, seen + len(page)
+            self._tell("compare the logs", seen)
             return len(page)
 
         await run_in_pages(compare, limit=COMPARED_ROWS)
@@ -491,7 +485,7 @@ class Restorer:
     async def _release(self) -> None:
         restore = self._restore
         carried = await self._read_positions()
-        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
+        async with self._shard.transaction(budget=StatementBudget.PAUSE) as connection:
             if carried is not None:
                 # In the order in which batches lock: first the positions, then the tenant.
                 await connection.execute(QUERIES["lock_positions"])
@@ -506,7 +500,7 @@ class Restorer:
         self._step = TransferStep.DONE
 
     async def _read_end(self) -> tuple[int, Server]:
-        async with self._live.transaction() as connection:
+        async with self._shard.transaction() as connection:
             tenant = await read_tenant(connection, self._restore.tenant_id)
             journal = await read_transfer(connection, self._restore.tenant_id, TransferKind.RESTORE)
             server = await note_server(connection)
@@ -536,7 +530,7 @@ class Restorer:
         budget: StatementBudget = StatementBudget.USUAL,
     ) -> AsyncIterator[Connection]:
         """Open a transaction on the live shard, which counts only as the next one of this run."""
-        async with self._live.transaction(budget=budget) as connection:
+        async with self._shard.transaction(budget=budget) as connection:
             await self._note(connection, step, detail)
             yield connection
         self._writes += 1

@@ -59,6 +59,8 @@ SELECT
 FROM tenants, transfers, LATERAL (SELECT (detail->>'fenced_at')::timestamptz AS fenced_at) AS fence
 WHERE id = $1 AND tenant_id = $1 AND kind = 'arrival'
 """
+# Of a mover that was killed: the next one need not wait until it counts as killed.
+STOPPED_SQL = "UPDATE transfers SET detail = detail || '{\"stopped\": true}' WHERE tenant_id = $1"
 BEGUN_SQL = "SELECT EXISTS (SELECT FROM operations WHERE tenant_id = $1 AND source = 'kinesis')"
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
@@ -276,6 +278,8 @@ async def move(
         if process.returncode is None:
             process.kill()
         await process.communicate()
+        for url in () if struck else testbed.urls:
+            await fetch(url, STOPPED_SQL, tenant.tenant_id)
         if not struck and chance.random() < 0.3:
             testbed.worker.kill()
             testbed.workers.clear()

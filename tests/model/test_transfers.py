@@ -80,7 +80,6 @@ SAFE: dict[str, tuple[TransferModel, int]] = {
     "move: two movers, one copy, orders": (move(1, keeps=True, moves=2, messages=2), 9_179),
     "move: and back, orders": (move(1, moves_back=1, messages=2), 2_644),
     "move: one copy, rolled back, orders": (move(0, keeps=True, moves=2, rollbacks=1, messages=2), 7_896),
-    "move: orders, repair by the newest rows": (move(1, "repairs_by_newest_rows", messages=2, repairs=1), 620),
     "move: rolled back beside the mover": (move(2, rollbacks=1), 1_994),
     "move: and back": (move(2, moves_back=1), 1_407),
     "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 3_107),
@@ -122,10 +121,7 @@ SAFE_AND_LARGE: dict[str, tuple[TransferModel, int]] = {
     "move: two movers, one copy, late commit": (move(2, keeps=True, moves=2, late_commits=1), 30_362),
     "move: two movers, one copy, and back, zombie": (move(1, keeps=True, moves=2, moves_back=1, takes=1), 21_294),
     "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 60_201),
-    "move: and back twice, cleanup, orders, repair": (
-        move(0, moves=2, moves_back=2, cleanups=1, messages=2, repairs=1),
-        119_373,
-    ),
+    "move: and back twice, cleanup, orders": (move(0, moves=2, moves_back=2, cleanups=1, messages=2), 62_526),
     "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 11_848),
     "move and failover: of the source, two movers": (failing(1, moves=2, source=1), 81_685),
     "move and failover: of the source, two at once": (failing(1, moves=2, source=1, at_once=2), 334_816),
@@ -157,11 +153,6 @@ WRONG: dict[str, tuple[TransferModel, str, int]] = {
     "move: the log stays": (move(1, "leaves_log", crashes=1), "twice", 14),
     "move: renames are not in the delta": (move(1, "ignores_renames", renames=1), "lost", 10),
     "move: the delta has of an id the newest row alone": (move(0, "ignores_older_rows", messages=2), "lost", 11),
-    "move: a repair goes by the newest row of an id": (
-        move(0, "repairs_by_newest_rows", "repairs_newer_rows", messages=2, repairs=1),
-        "lost",
-        12,
-    ),
     "move: activated without the last delta": (move(1, "skips_last_delta"), "lost", 10),
     "move: activated by the present token of the source": (
         move(1, "activates_by_present_token", moves=2, moves_back=1),

@@ -136,8 +136,8 @@ class TransferModel:
         if left.late_commits or state.late_commit is not None:
             yield from self._late_commits(state)
         for number in range(len(state.shards)):
-            if left.renames or left.repairs:
-                yield from self._edits(state, number)
+            if left.renames and state.shards[number].state == "active":
+                yield self._rename(state, number)
         if left.cleanups or state.cleaner is not None:
             yield from self._clean_up(state)
 
@@ -290,22 +290,11 @@ class TransferModel:
                 arrived = put(arrived, shard, self._moved(state.shards[shard]))
             yield "the commit arrives late", arrived
 
-    def _edits(self, state: State, number: int) -> Iterator[tuple[str, State]]:
-        home, former = state.shards[number], state.shards[1 - number]
-        if home.state != "active":
-            return
-        if state.left.renames:
-            renamed_row = replace(home, rows=replace(home.rows, is_renamed=True))
-            following = replace(spend(state, "renames"), is_renamed=True)
-            yield f"rename on {SHARD_NAMES[number]}", put(following, number, renamed_row)
-        is_former = former.state == "moved" and not former.is_cleaned and former.token == home.token
-        if state.left.repairs and is_former:
-            kept = _named_since(former.rows, home.rows, by_newest=self._rules.repairs_by_newest_rows)
-            if not self._rules.repairs_newer_rows:
-                kept |= home.rows.orders & ~former.rows.orders
-            orders = (home.rows.orders & kept) | (former.rows.orders & ~kept)
-            repaired = replace(home, rows=replace(home.rows, orders=orders))
-            yield f"repair on {SHARD_NAMES[number]}", put(spend(state, "repairs"), number, repaired)
+    def _rename(self, state: State, number: int) -> tuple[str, State]:
+        home = state.shards[number]
+        renamed_row = replace(home, rows=replace(home.rows, is_renamed=True))
+        following = replace(spend(state, "renames"), is_renamed=True)
+        return f"rename on {SHARD_NAMES[number]}", put(following, number, renamed_row)
 
     def _clean_up(self, state: State) -> Iterator[tuple[str, State]]:
         if state.cleaner is not None:

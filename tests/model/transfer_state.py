@@ -44,8 +44,6 @@ class Rules:
     leaves_log: bool = False  # does not copy the rows of the log
     ignores_renames: bool = False  # the last delta has the operations of the log alone
     ignores_older_rows: bool = False  # the last delta has of each id of order events the newest row alone
-    repairs_by_newest_rows: bool = False  # takes what these do not name for unchanged since the fence
-    repairs_newer_rows: bool = False  # writes over rows that were written since the fence
     skips_last_delta: bool = False
     activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
     drops_without_token: bool = False  # a rollback before the commit
@@ -119,7 +117,6 @@ class Budget(StatePart, frozen=True):
     cleanups: int = 0
     renames: int = 0
     messages: int = 0  # order events: the first, and the second with the same id
-    repairs: int = 0  # by `tenants verify --repair`
     changes: int = 0  # of the rows of another program
     losses: int = 0  # of the last change, by another program's database
     crashes: int = 0  # of the worker

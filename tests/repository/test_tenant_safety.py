@@ -51,7 +51,6 @@ NOT_OF_ONE_TENANT = {
     "count_unknown_names": "counts alone, by the names of resources that a business type does not know",
     "list_tenants_of_type": "ids alone, of those whose documents a command judges one by one",
     "read_types": "counts alone, of the tenants of each business type",
-    "add_adopted_default_rows": "the tenants of a shard that is being adopted: nobody else's are in those tables",
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "times alone, of a backup",
@@ -74,9 +73,8 @@ NOT_OF_ONE_TENANT = {
     "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_batches": "rows go by their age, whosever they are",
     "list_tenants": "docs/commands.md: `tenants list`",
-    "weigh_bytes": "sizes alone, to balance shards",
     "weigh_load": "counts alone, to balance shards",
-    "weigh_rows": "counts alone, to balance shards",
+    "weigh_resources": "counts and sizes alone, to balance shards",
 }
 # What is not a named query, by folder.
 SCRIPTS = {

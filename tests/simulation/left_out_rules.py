@@ -214,9 +214,6 @@ ELSEWHERE: Final = (
             "move: the delta has of an id the newest row alone": (
                 f"{MOVER}test_notes_beside_the_log_are_moved_though_they_come_after_the_copy"
             ),
-            "move: a repair goes by the newest row of an id": (
-                f"{UNNAMED}test_repair_refuses_rows_that_were_written_since_the_fence"
-            ),
             "move: activated without the last delta": FAILPOINTS,
             "move: activated by the present token of the source": FAILPOINTS,
             "move: a rollback drops rows without a token": UNDONE,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Line, Part, ProgressLine, first_rows
+from simplu_worker.commands.moves import show_status
+from simplu_worker.commands.output import Answer, Line, Part, TransferProgress, first_rows
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
-from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
+from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, OLD_TABLE, Adopter, AdoptionResult
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 
 TENANTS: Final = {"businessId": "business", "locationId": "location", "businessType": "type", "rows": "rows"}
@@ -28,7 +30,6 @@ DUPLICATES: Final = {
     "oldIds": "old ids; the last one, the newest, is taken",
 }
 FAULTY: Final = {"oldId": "old id", "reason": "cannot be adopted, because"}
-REPORT_INTERVAL_S: Final = 10.0  # between two lines of progress, where there is no terminal
 LAYOUTS: Final = {
     Layout.JOINED_IDS: "business and location in one column",
     Layout.TWO_IDS: "business and location in two columns",
@@ -59,19 +60,15 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
         register_secret_of(address)
         pool = ShardPool(address, size=1, timeouts=ADOPTION_TIMEOUTS)
         try:
-            with ProgressLine("reading the old table", every_s=REPORT_INTERVAL_S) as line:
-
-                def report(progress: AdoptionProgress) -> None:
-                    share = f", {progress.done / progress.total:.0%}" if progress.total else ""
-                    line.tell(f"{progress.step}{share}")
-
-                adopter = Adopter(pool, shards.locator, business_info, report=report)
+            with TransferProgress() as progress:
+                show = partial(show_status, progress, shard_id)
+                adopter = Adopter(pool, shards.locator, business_info, show=show)
                 plan = await adopter.make_plan()
                 if isinstance(plan, AdoptionResult):
-                    return _describe_adopted(plan, "before")
+                    return _describe_adopted(shard_id, plan, "before")
                 refusals = plan.refusals(options.choices)
                 if options.mode is AdoptMode.ALL and not refusals:
-                    return _describe_adopted(await adopter.adopt(plan, options.choices), "now")
+                    return _describe_adopted(shard_id, await adopter.adopt(plan, options.choices), "now")
                 if options.mode is AdoptMode.COPY and not plan.contents.conflicting_names:
                     await adopter.copy(plan)
                     state = AdoptMode.COPY
@@ -85,16 +82,16 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
     return Answer(members, describe_plan(plan, refusals, state), is_failed=is_failed)
 
 
-def _describe_adopted(adopted: AdoptionResult, was: str) -> Answer:
+def _describe_adopted(shard_id: str, adopted: AdoptionResult, was: str) -> Answer:
     members = {
-        "shardId": adopted.shard_id,
+        "shardId": shard_id,
         "state": AdoptMode.ALL,
         "rows": adopted.row_count,
         "tenants": adopted.tenant_count,
-        "oldTable": adopted.old_table,
+        "oldTable": OLD_TABLE,
     }
     text = f"adopted {was}, {adopted.row_count} rows of {adopted.tenant_count} tenants"
-    return Answer(members, [Line(f"shard {adopted.shard_id}: {text}; the old table is {adopted.old_table}")])
+    return Answer(members, [Line(f"shard {shard_id}: {text}; the old table is {OLD_TABLE}")])
 
 
 def plan_members(plan: AdoptionPlan, refusals: list[str]) -> dict[str, Any]:

@@ -140,9 +140,9 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
 
 
 async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
-    arguments = () if by is Weight.LOAD else (WEIGHED_ROWS,)
-    weighed = await survey_shards(shards, QUERIES[f"weigh_{by}"], *arguments, limits=WEIGH_LIMITS)
-    return {(shard_id, row["id"]): row["weight"] for shard_id, row in weighed.rows}
+    query, *arguments = ("weigh_load",) if by is Weight.LOAD else ("weigh_resources", WEIGHED_ROWS)
+    weighed = await survey_shards(shards, QUERIES[str(query)], *arguments, limits=WEIGH_LIMITS)
+    return {(shard_id, row["id"]): row[by] for shard_id, row in weighed.rows}
 
 
 def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:
@@ -286,7 +286,7 @@ def _requests_of(plan: Sequence[balance.PlannedTransfer]) -> list[MoveRequest]:
 
 async def _carry_out(settings: Settings, shards: Shards, shown: ShownPlan, terms: MoveTerms, *, as_json: bool) -> int:
     """End the moves that have begun, then carry out the plan; a tenant may be in both. Return 1 if a tenant is left."""
-    runner = MoveRunner(settings, shards, terms, as_json=as_json, parallel=terms.parallel, waits=True)
+    runner = MoveRunner(settings, shards, terms, as_json=as_json, parallel=terms.parallel)
     possible = [one for one in shown.plan if one.tenant.tenant_id not in shown.refused]
     in_turn = _requests_of(shown.survey.begun), _requests_of(possible)
     statuses = [await runner.run(requests) for requests in in_turn if requests]

@@ -147,22 +147,12 @@ def verify_tenant(
     location: str,
     /,
     *,
-    repair: Flag = False,
-    apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since.
-
-    Parameters
-    ----------
-    repair
-        Plan to write the resources that differ as they were on the former shard.
-    """
+    """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since."""
     from simplu_worker.commands.tenants.moves import verify_tenant
 
-    if apply and not repair:
-        raise UsageError("tenants verify: expected --apply with --repair, got --apply alone")
-    return common.run(verify_tenant, (business, location), repair=repair, apply=apply)
+    return common.run(verify_tenant, (business, location))
 
 
 @tenants.command(name="rollback")
@@ -200,7 +190,7 @@ def clean_up_tenants(
     older_than
         The time since the move, such as 7d or 12h.
     differing
-        Also rows of moves that ended with other rows on the new shard: nothing is left to repair these with.
+        Also rows of moves that ended with other rows on the new shard: nothing is left to compare these with.
     """
     from simplu_worker.commands.tenants.moves import clean_up_tenants
 

@@ -28,7 +28,6 @@ from simplu_worker.transfers.erasing import (
     ErasedOnShard,
     Erasure,
     Standing,
-    count_on_shard,
     erase_on_shard,
     find_standing,
     has_old_table,
@@ -97,10 +96,7 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> tuple[
         for shard_id, standing in sorted(standings.items()):
             pool = shards.pools.pool_of(shard_id)
             try:
-                if apply:
-                    erased.append(await erase_on_shard(pool, shards.commits, erasure, standing))
-                else:
-                    erased.append(await count_on_shard(pool, erasure, standing))
+                erased.append(await erase_on_shard(pool, shards.commits, erasure, standing, apply=apply))
             except RetryableError as exc:
                 failed[shard_id] = pool.address.without_name(str(exc))
     warning = await clear_cache(settings) if apply else None

@@ -18,6 +18,7 @@ from simplu_worker.commands.moves import (
     find_home,
     plan_request,
     sum_rows,
+    wait_for_killed,
 )
 from simplu_worker.commands.output import Answer, Line, Part, Table, print_note, table_of
 from simplu_worker.commands.running import parse_tenant_id, require_settings
@@ -31,21 +32,18 @@ from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers.moving.balance import WayBack, way_back
 from simplu_worker.transfers.moving.checksums import (
     Comparison,
-    Repair,
     check_former_rows,
     compare_shards,
     describe_difference,
-    repair_resources,
 )
 from simplu_worker.transfers.moving.places import find_places
 from simplu_worker.transfers.moving.types import GONE
 from simplu_worker.transfers.moving.undoing import (
     LeftBehind,
+    MoveUndo,
     clean_up,
     count_copied,
-    count_left,
     list_left_behind,
-    undo_move,
 )
 from simplu_worker.vocabulary import MoveOutcome, TransferKind
 
@@ -96,7 +94,8 @@ async def rollback_tenant(
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
         if not apply:
             return await _plan(shards, tenant, home, way)
-        count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
+        await wait_for_killed(shards, home, tenant_id)
+        count = sum([await MoveUndo(shards.pools, tenant_id, home, copy).run() for copy in way.undone])
         if way.back_to is None:
             members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}
             return Answer(members, [Line(f"{tenant_id}: {state}; {count} rows of the copy deleted")])
@@ -169,13 +168,8 @@ async def _find_way_back(
 SHOWN_MAX: Final = 20  # resources that differ
 
 
-async def verify_tenant(
-    settings: Settings, tenant: tuple[str, str], *, repair: bool = False, apply: bool = False
-) -> Answer:
-    """Compare a tenant with the shard that it left; it fails if something differs.
-
-    With *repair* and *apply* write that as it was, and compare again.
-    """
+async def verify_tenant(settings: Settings, tenant: tuple[str, str]) -> Answer:
+    """Compare a tenant with the shard that it left; it fails if something differs."""
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
     kept = timedelta(hours=settings.operation_retention_hours)
@@ -186,46 +180,25 @@ async def verify_tenant(
                 f"{tenant_id}: expected a move within OPERATION_RETENTION_HOURS, got an older one: "
                 "the log has not all changes since; compare with a backup"
             )
-
-        async def compared() -> Comparison:
-            since = arrival.ready_at or arrival.read_at
-            return await compare_shards(source, target, tenant_id, since, live_on_source=False, log_kept=kept / 2)
-
         await check_former_rows(source, target, tenant_id, arrival)
-        comparison = await compared()
-        done = Repair(0)
-        if repair and comparison.differing:
-            done = await repair_resources(source, target, tenant_id, arrival, comparison.differing, apply=apply)
-            comparison = await compared() if apply else comparison
-    members = {
-        "tenant": tenant_id,
-        "verdict": "equal" if comparison.is_equal else "differs",
-        "repaired" if apply else "repairable": done.count,
-        "refused": sorted(done.refused),
-        "comparison": comparison,
-    }
-    parts = _describe_comparison(tenant_id, comparison, done, apply=apply)
-    return Answer(members, parts, is_failed=not comparison.is_equal)
+        comparison = await compare_shards(
+            source, target, tenant_id, arrival.ready_at, live_on_source=False, log_kept=kept / 2
+        )
+    members = {"tenant": tenant_id, "verdict": comparison.verdict, "comparison": comparison}
+    return Answer(members, _describe_comparison(tenant_id, comparison), is_failed=not comparison.is_equal)
 
 
-def _describe_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, apply: bool) -> Iterator[Part]:
-    verdict = "equal" if comparison.is_equal else "differs"
+def _describe_comparison(tenant_id: str, comparison: Comparison) -> Iterator[Part]:
     yield Table(SUM_COLUMNS, sum_rows(comparison))
     changed = f"; {comparison.excluded} that may have changed since the move are not compared"
-    yield Line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
-    if done.count and apply:
-        yield f"{done.count} resources were written as they were on the former shard"
-    elif done.count:
-        yield f"nothing was changed; with --apply {done.count} resources are written as they were on the former shard"
-    if done.refused:
-        yield f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
+    yield Line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {comparison.verdict}")
     if not comparison.is_equal:
         yield f"differing: {describe_difference(comparison)}"
         for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
             yield f"  {resource_type} {resource_id}"
         yield (
-            "with --repair --apply those not written since the move are written as they were; "
-            "tenants rollback moves the tenant back"
+            "what its producers send again is right, and not compared any more; tenants cleanup leaves the rows on the "
+            "former shard"
         )
 
 
@@ -241,8 +214,8 @@ async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPo
 
 
 DIFFERS: Final = (
-    "its move ended with rows that differ, and these may be the better ones; run: simplu-worker tenants verify "
-    "--repair --apply, then tenants move again; or with --differing they are deleted too"
+    "its move ended with rows that differ, and these may be the better ones; run: simplu-worker tenants verify, "
+    "correct what differs, then tenants move again; or with --differing they are deleted too"
 )
 COUNTED_AT_ONCE: Final = 8  # tenants: each takes a read of the indexes of all its rows
 
@@ -273,10 +246,7 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bo
                 if home_id in silent:  # each try would take as long as its deadline
                     raise RetryableError(f"no answer from shard {home_id}, where its home is")
                 way = one.tenant_id, shard_id, one.target_id
-                if apply:
-                    count = await clean_up(shards.pools, shards.commits, *way, home_id=home_id)
-                else:
-                    count = await count_left(shards.pools, *way, home_id=home_id)
+                count = await clean_up(shards.pools, shards.commits, *way, home_id=home_id, apply=apply)
                 found: dict[str, Any] = {"rows": count}
             except WorkerError as exc:
                 found = {"error": str(exc)}

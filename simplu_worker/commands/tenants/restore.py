@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,7 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.moves import clear_cache, find_home
+from simplu_worker.commands.moves import clear_cache, find_home, show_status, wait_for_killed
 from simplu_worker.commands.output import Answer, Facts, Line, Part, TransferProgress, print_note
 from simplu_worker.commands.running import given_address, parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.rules import (
@@ -35,14 +37,12 @@ from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.moving.readiness import check_copy, require_schema
+from simplu_worker.transfers.moving.places import check_copy, count_rows, require_schema
 from simplu_worker.transfers.restoring import (
     Restore,
     RestoreCertificate,
     RestoreMode,
     Restorer,
-    RestoreStatus,
-    RestoreTakenError,
 )
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
@@ -78,13 +78,10 @@ async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
                 return Answer({"plan": plan}, _describe_plan(plan))
             if plan["repeats"] is not None:
                 raise PermanentError(f"{tenant_id}: {plan['repeats']}")
-            kept = timedelta(hours=settings.operation_retention_hours)
-            restore = Restore(tenant_id, plan["shard"], command.mode, Path(plan["export"]), kept)
+            restore = Restore(tenant_id, plan["shard"], command.mode, Path(plan["export"]))
+            await wait_for_killed(shards, plan["shard"], tenant_id, TransferKind.RESTORE)
             with TransferProgress() as progress:
-
-                def show(status: RestoreStatus) -> None:
-                    progress.show(tenant_id, status.step, status.row_count)
-
+                show = partial(show_status, progress, tenant_id)
                 restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)
                 certificate = await _run(settings, restorer)
         except WorkerError as exc:
@@ -96,16 +93,14 @@ async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
 
 
 async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
-    """Run a restore; where it ends too early, print the state of the tenant on stderr.
+    """Run a restore; where it is interrupted, print the state of the tenant on stderr.
 
     Nobody runs it again once the tenant was released, so the cache is cleared also where that was not confirmed.
     """
     try:
         return await restorer.run()
-    except RestoreTakenError:
-        raise
-    except BaseException:
-        if restorer.is_replacing or restorer.is_released:
+    except BaseException as exc:
+        if isinstance(exc, asyncio.CancelledError):
             print_note(restorer.describe_state())
         if restorer.is_released and (warning := await clear_cache(settings)) is not None:
             print_note(warning)
@@ -132,8 +127,7 @@ async def _plan(
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
         journal = await read_transfer(of_live, tenant_id, TransferKind.RESTORE)
-    counted = [await one.count(QUERIES["describe_tenant_log"], tenant_id) for one in (backup, live)]
-    there, here = [{} if rows is None else dict(rows[0]) for rows in counted]
+    there, here = [await count_rows(one, tenant_id) for one in (backup, live)]
     last_at = there.get("last_applied_at", content.last_applied_at and content.last_applied_at - IN_DOUBT)
     since = await live.count(QUERIES["count_logged_since"], tenant_id, last_at)
     async with live.connection() as connection:
@@ -146,8 +140,8 @@ async def _plan(
         "mode": command.mode,
         "backup": backup.address.place,
         "lastOperationInBackup": there.get("last_applied_at"),
-        "resourcesInBackup": there.get("resource_count"),
-        "resourcesNow": here.get("resource_count"),
+        "resourcesInBackup": there.get("resources"),
+        "resourcesNow": here.get("resources"),
         "sinceBackup": None if since is None else {row["source"]: row["operation_count"] for row in since},
         "erasedSinceBackup": [f"{row['resource_type']} {row['resource_id']}" for row in erased],
         "readAgainSeconds": await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),

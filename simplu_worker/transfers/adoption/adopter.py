@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -44,7 +44,7 @@ from simplu_worker.transfers.adoption.plan import (
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.engine import run_until_won
+from simplu_worker.transfers.engine import TransferStatus, run_until_won
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 
@@ -69,7 +69,7 @@ async def find_old_table(connection: Connection, shard_id: str) -> _OldTable:
         raise AdoptionRefusedError(
             shard_id, "expected a table resources of another program, got none; it cannot be adopted"
         )
-    layout = layout_of(dict(zip(row["columns"], row["types"], strict=True)))
+    layout = layout_of(msgspec.json.decode(row["columns"]))
     if not isinstance(layout, Layout):
         raise AdoptionRefusedError(shard_id, layout)
     if not row["is_plain"]:
@@ -145,6 +145,8 @@ LOOKUPS_AT_ONCE: Final = 16
 ATTEMPTS: Final = 30  # for a lock
 QUIET_S: Final = 3.0  # the other program reads records once a second
 
+OLD_TABLE: Final = "resources_before_adoption"
+
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -160,43 +162,29 @@ class AdoptionStep(StrEnum):
     SWAPPING = "swapping names"
 
 
-class AdoptionProgress(msgspec.Struct, frozen=True):
-    """The progress of a step, in ids of rows if *total* is given."""
-
-    step: AdoptionStep
-    done: int = 0
-    total: int | None = None
-
-
 class AdoptionResult(msgspec.Struct, frozen=True):
     """The numbers of rows and tenants that were adopted."""
 
-    shard_id: str
     row_count: int
     tenant_count: int
-    old_table: str = "resources_before_adoption"
 
 
-ReportProgress: TypeAlias = Callable[[AdoptionProgress], None]
+class _AdoptedError(Exception):
+    """Another adopter has swapped the names: nothing is left to do."""
 
 
-class _StepResult(Enum):
-    DONE = auto()
-    MORE = auto()  # the step has more to do
-    ADOPTED = auto()  # another adopter has swapped the names: nothing is left to do
+class _UnknownSourcesError(Exception):
+    def __init__(self, sources: list[OldTenant]) -> None:
+        super().__init__()
+        self.sources = sources
 
 
-class _UnknownSources(msgspec.Struct, frozen=True):
-    sources: list[OldTenant]
-
-
-_Result: TypeAlias = "_StepResult | _UnknownSources"
-_Step: TypeAlias = Callable[[Connection, Any], Awaitable[_Result]]
-"""One transaction of a step, with the locked row of the adoption."""
+_Step: TypeAlias = Callable[[Connection, Any], Awaitable[bool]]
+"""One transaction of a step, with the locked row of the adoption; it returns whether the step has more to do."""
 
 
 class Adopter:
-    """Adopts the shard of *pool*, which is made with `ADOPTION_TIMEOUTS`; calls *report* with the progress."""
+    """Adopts the shard of *pool*, which is made with `ADOPTION_TIMEOUTS`; *show* gets the progress, in ids of rows."""
 
     def __init__(
         self,
@@ -204,7 +192,7 @@ class Adopter:
         locator: Locator,
         business_info: BusinessFinder,
         *,
-        report: ReportProgress = lambda _: None,
+        show: Callable[[TransferStatus], None] = lambda _: None,
         quiet_s: float = QUIET_S,
         copy_max_rows: int = COPY_MAX_ROWS,
         attempts: int = ATTEMPTS,
@@ -213,7 +201,7 @@ class Adopter:
         self._shard_id = pool.address.shard_id
         self._locator = locator
         self._business_info = business_info
-        self._report = report
+        self._show = show
         self._quiet_s = quiet_s
         self._copy_max_rows = copy_max_rows
         self._attempts = attempts
@@ -242,7 +230,7 @@ class Adopter:
         self._owners = await self._look_up(list(contents.sources.values()))
 
         async def read(connection: Connection) -> OldContents:
-            await self._write_owners(connection, None, owners=self._owners.values())
+            await self._write_owners(connection)
             return await read_duplicates(connection, contents)
 
         contents = await self._rehearse(read, is_begun=is_begun)
@@ -255,27 +243,29 @@ class Adopter:
         """
         if refusals := plan.refusals(choices):
             raise self._refused(*refusals)
-        is_pending = await self.copy(plan) and await self._complete(self._analyze, self._catch_up_some)
-        if is_pending:
+        with contextlib.suppress(_AdoptedError):
+            await self._copy(plan)
             await self._check_for_writes()
-            if await self._swap_names(choices):
-                log.info("shard.adopted", shard_id=self._shard_id)
+            self._show(TransferStatus(AdoptionStep.SWAPPING))
+            while await self._run_locked(partial(self._swap, choices=choices)):
+                await self._complete(self._catch_up_some)
+            log.info("shard.adopted", shard_id=self._shard_id)
         return await self._read_result()
 
     def _refused(self, *problems: str) -> PermanentError:
         return AdoptionRefusedError(self._shard_id, *problems)
 
-    async def copy(self, plan: AdoptionPlan) -> bool:
+    async def copy(self, plan: AdoptionPlan) -> None:
         """Copy all rows, and all changes until now; the other program may go on writing. Raises as `make_plan`."""
+        with contextlib.suppress(_AdoptedError):
+            await self._copy(plan)
+
+    async def _copy(self, plan: AdoptionPlan) -> None:
         if plan.contents.conflicting_names:
             raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
+        self._owners = dict(plan.owners)
         await self._run(self._begin)
-        return await self._complete(
-            partial(self._write_owners, owners=plan.owners.values()),
-            self._watch,
-            self._copy_some,
-            self._catch_up_some,
-        )
+        await self._complete(self._write_owners, self._watch, self._copy_some, self._catch_up_some)
 
     async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
         """Run *step* in its own transaction; try again while a lock is not to be had."""
@@ -292,23 +282,27 @@ class Adopter:
             "it continues where it stopped"
         )
 
-    async def _run_locked(self, step: _Step) -> _Result:
-        async def run(connection: Connection) -> _Result:
+    async def _run_locked(self, step: _Step) -> bool:
+        """Run *step* with the row of the adoption; again once tenants that it finds are looked up."""
+
+        async def run(connection: Connection) -> bool:
             adoption = await connection.fetchrow(QUERIES["lock_adoption"])
             if adoption is None or adoption["adopted_at"] is not None:
-                return _StepResult.ADOPTED
+                raise _AdoptedError
             return await step(connection, adoption)
 
-        return await self._run(run)
+        while True:
+            try:
+                return await self._run(run)
+            except _UnknownSourcesError as exc:
+                self._owners = await self._look_up(exc.sources)
+                self._late.sources |= {source.key: source for source in exc.sources}
+                await self._run_locked(self._write_owners)
 
-    async def _complete(self, *steps: _Step) -> bool:
+    async def _complete(self, *steps: _Step) -> None:
         for step in steps:
-            while (result := await self._run_locked(step)) is not _StepResult.DONE:
-                if isinstance(result, _UnknownSources):
-                    await self._look_up_late(result.sources)
-                elif result is _StepResult.ADOPTED:
-                    return False
-        return True
+            while await self._run_locked(step):
+                pass
 
     async def _rehearse(self, read: Callable[[Connection], Awaitable[T]], *, is_begun: bool) -> T:
         async def rehearsal(connection: Connection) -> T:
@@ -321,18 +315,12 @@ class Adopter:
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
         owners: list[Owner] = []
 
-        async def look_up(source: OldTenant) -> Owner:
-            return await _find_owner(source, self._shard_id, self._locator, self._business_info)
+        async def look_up(source: OldTenant) -> None:
+            owners.append(await _find_owner(source, self._shard_id, self._locator, self._business_info))
+            self._show(TransferStatus(AdoptionStep.LOOKING_UP, len(owners), row_total=len(sources)))
 
-        for start in range(0, len(sources), LOOKUPS_AT_ONCE):
-            self._report(AdoptionProgress(AdoptionStep.LOOKING_UP, start, len(sources)))
-            owners += await run_at_once(look_up, sources[start : start + LOOKUPS_AT_ONCE], most=LOOKUPS_AT_ONCE)
+        await run_at_once(look_up, sources, most=LOOKUPS_AT_ONCE)
         return without_collisions([*self._owners.values(), *owners])
-
-    async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:
-        self._owners = await self._look_up(sources)
-        self._late.sources |= {source.key: source for source in sources}
-        await self._run_locked(partial(self._write_owners, owners=self._owners.values()))
 
     # The copy
 
@@ -341,69 +329,56 @@ class Adopter:
         if not await connection.fetchval(QUERIES["has_adoption"]):
             await begin_adoption(connection, self._shard_id, await find_old_table(connection, self._shard_id))
 
-    async def _write_owners(self, connection: Connection, _: Any, *, owners: Iterable[Owner]) -> _Result:
+    async def _write_owners(self, connection: Connection, _: Any = None) -> bool:
         rows = [
             (one.source.key, one.tenant_id, one.business_id, one.location_id, one.business_type, one.problem)
-            for one in owners
+            for one in self._owners.values()
         ]
         if rows:
-            changed = await connection.fetch(QUERIES["write_sources"], *map(list, zip(*rows, strict=True)))
-            await connection.execute(QUERIES["copy_sources_again"], [row["key"] for row in changed])
-        return _StepResult.DONE
+            await connection.execute(QUERIES["write_sources"], *map(list, zip(*rows, strict=True)))
+        return False
 
-    async def _watch(self, connection: Connection, adoption: Any) -> _Result:
+    async def _watch(self, connection: Connection, adoption: Any) -> bool:
         if adoption["copy_to"] is None:
             await connection.execute(ADOPTION["watch"])
             await connection.execute(QUERIES["begin_copy"])
-        return _StepResult.DONE
+        return False
 
-    async def _copy_some(self, connection: Connection, adoption: Any) -> _Result:
+    async def _copy_some(self, connection: Connection, adoption: Any) -> bool:
         after, up_to = adoption["copied_to"], adoption["copy_to"]
-        self._report(AdoptionProgress(AdoptionStep.COPYING, max(0, after), up_to))
+        self._show(TransferStatus(AdoptionStep.COPYING, max(0, after), row_total=up_to))
         rows = await connection.fetch(QUERIES["next_rows"], after, up_to, self._copy_max_rows)
-        ids = [row["id"] for row in rows]
-        if not ids:
-            return _StepResult.DONE
-        if unknown := await self._find_unknown_sources(connection, ids):
-            return unknown
-        await self._copy_rows(connection, ids)
-        await connection.execute(QUERIES["record_copied"], ids[-1])
-        return _StepResult.MORE
+        if ids := [row["id"] for row in rows]:
+            await self._copy_rows(connection, ids)
+            await connection.execute(QUERIES["record_copied"], ids[-1])
+        return bool(ids)
 
-    async def _catch_up_some(self, connection: Connection, _: Any) -> _Result:
-        self._report(AdoptionProgress(AdoptionStep.CATCHING_UP))
+    async def _catch_up_some(self, connection: Connection, _: Any) -> bool:
+        self._show(TransferStatus(AdoptionStep.CATCHING_UP))
         return await self._catch_up(connection, self._copy_max_rows)
 
-    async def _catch_up(self, connection: Connection, limit: int) -> _Result:
+    async def _catch_up(self, connection: Connection, limit: int) -> bool:
         changes = await connection.fetch(QUERIES["next_changes"], limit)
-        ids = sorted({change["old_id"] for change in changes})
-        if ids:
-            if unknown := await self._find_unknown_sources(connection, ids):
-                return unknown
+        if ids := sorted({change["old_id"] for change in changes}):
             await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
             await self._copy_rows(connection, ids)
             faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
             self._late.fault_counts.update(row["fault"] for row in faulty)
-        return _StepResult.MORE if len(changes) == limit else _StepResult.DONE
-
-    async def _find_unknown_sources(self, connection: Connection, ids: Sequence[int]) -> _UnknownSources | None:
-        rows = await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids))
-        return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
+        return len(changes) == limit
 
     async def _copy_rows(self, connection: Connection, ids: Sequence[int]) -> None:
-        rows = await connection.fetch(QUERIES["take_rows"], _texts(ids))
-        keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
-        await connection.execute(QUERIES["make_resources"], *keys)
+        if unknown := await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids)):
+            raise _UnknownSourcesError([source for row in unknown if (source := source_of(row)) is not None])
+        rows = [*await connection.fetch(QUERIES["forget_rows"], _texts(ids))]
+        rows += await connection.fetch(QUERIES["take_rows"], _texts(ids))
+        if keys := sorted({tuple(row) for row in rows}):
+            await connection.execute(QUERIES["make_resources"], *map(list, zip(*keys, strict=True)))
 
     # The swap
 
-    async def _analyze(self, connection: Connection, _: Any) -> _Result:
-        await connection.execute(QUERIES["analyze_adopted"])
-        return _StepResult.DONE
-
     async def _check_for_writes(self) -> None:
         """Raise `PermanentError` if the other program writes within `quiet_s`."""
-        self._report(AdoptionProgress(AdoptionStep.WATCHING))
+        self._show(TransferStatus(AdoptionStep.WATCHING))
         await asyncio.sleep(self._quiet_s)
         async with self._pool.connection() as connection:
             if await connection.fetchval(QUERIES["is_written"]):
@@ -412,30 +387,19 @@ class Adopter:
                     "date"
                 )
 
-    async def _swap_names(self, choices: AdoptionChoices) -> bool:
-        while True:
-            self._report(AdoptionProgress(AdoptionStep.SWAPPING))
-            result = await self._run_locked(partial(self._swap, choices=choices))
-            if result is _StepResult.DONE:
-                return True
-            if isinstance(result, _UnknownSources):
-                await self._look_up_late(result.sources)
-            if result is _StepResult.ADOPTED or not await self._complete(self._catch_up_some):
-                return False
-
-    async def _swap(self, connection: Connection, _: Any, *, choices: AdoptionChoices) -> _Result:
-        """Swap the names; MORE if there were too many changes to apply under the lock."""
+    async def _swap(self, connection: Connection, _: Any, *, choices: AdoptionChoices) -> bool:
+        """Swap the names, unless there are too many changes to apply under the lock."""
         await connection.execute(ADOPTION["lock_old_table"])
-        result = await self._catch_up(connection, SWAP_MAX_CHANGES)
-        if result is not _StepResult.DONE:
-            return result
+        if await self._catch_up(connection, SWAP_MAX_CHANGES):
+            return True
         if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
             raise self._refused("later rows of the old table need a choice; run this again")
-        await connection.execute(QUERIES["make_adopted_tenants"])
-        await connection.execute(QUERIES["add_adopted_default_rows"])
+        if made := await connection.fetch(QUERIES["make_adopted_tenants"]):
+            with connection.working_in(OURS):
+                await connection.fetch(QUERIES["add_default_rows"], *map(list, zip(*made, strict=True)))
         await connection.execute(ADOPTION["swap"])
         await connection.execute(QUERIES["end_adoption"])
-        return _StepResult.DONE
+        return False
 
     def _allow_late(self, choices: AdoptionChoices) -> bool:
         late = self._late
@@ -446,7 +410,7 @@ class Adopter:
     async def _read_result(self) -> AdoptionResult:
         async with self._pool.connection() as connection:
             row_count, tenant_count = await connection.fetchrow(QUERIES["count_taken"]) or (0, 0)
-        return AdoptionResult(self._shard_id, row_count, tenant_count)
+        return AdoptionResult(row_count, tenant_count)
 
 
 def _texts(ids: Iterable[int]) -> list[str]:

@@ -21,7 +21,7 @@ NEEDED: Final = {
     "id": {"bigint", "integer"},
     "resource_type": {"character varying", "text"},
     "resource_id": {"character varying", "text"},
-    "data": {"jsonb", "json", "text", "character varying"},
+    "data": {"jsonb", "text", "character varying"},
     "created_at": {"timestamp with time zone", "timestamp without time zone"},
     "updated_at": {"timestamp with time zone", "timestamp without time zone"},
 }

@@ -1,27 +1,41 @@
-"""Copy tenants from a snapshot of the source, and follow the source by its change columns.
+"""Copy tenants from a snapshot of the source, follow it by its change columns, and write a tenant's rows on its shard.
 
 A tenant is copied whole, or brought up to date by the rows with a newer `updated`. That may miss rows: those that a
 query does not return any more, and those of long transactions. So a comparison of all rows comes before the activation.
-A tenant that a round cannot bring up to date keeps its time: the next round reads it from there, behind the others.
+A tenant that a round cannot bring up to date keeps its time: the next round reads it from there.
+
+Why two runs at once do no harm: each leaves its token in the journal before it writes, and every transaction that
+writes looks at the token first. So the earlier run ends at its next page, and the tenant begins again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses
+from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
+from simplu_worker.shards.settling import RowKey, Transfer
+from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
+from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import Pacer, sleep_or_event
+from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.engine import Chunk, Journal, Walker, run_in_pages
 from simplu_worker.transfers.importing.queries import (
     DUPLICATES_MAX,
     RowSelection,
@@ -36,6 +50,7 @@ from simplu_worker.transfers.importing.rules import (
     TOO_MANY_DUPLICATES,
     TOO_MANY_REFUSED,
     FollowState,
+    HomeFacts,
     RefusedRow,
     SourceRow,
     SourceTenant,
@@ -49,9 +64,9 @@ from simplu_worker.transfers.importing.source import (
     SourceSnapshot,
     SourceUnavailableError,
 )
-from simplu_worker.transfers.importing.target import ImportTakenError, TargetTenant
-from simplu_worker.transfers.moving.checksums import Sums, TypeSum
-from simplu_worker.vocabulary import TransferStep
+from simplu_worker.transfers.moving.checksums import Sums, TypeSum, sum_range
+from simplu_worker.transfers.moving.copying import RESOURCES, find_end
+from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 REFUSED_MAX: Final = 100_000  # rows of one tenant, which are kept until all of it is read
 
@@ -107,7 +122,7 @@ class TenantCopier:
                 await sink.clear()
             duplicates = await _find_duplicates(reader, selections)
             for selection in selections:
-                async for page in reader.read_rows(selection, duplicates):
+                async for page in reader.read_rows(selection):
                     rows = []
                     for row in page:
                         reason = refusal_of_row(row, duplicates)
@@ -131,7 +146,7 @@ class TenantCopier:
         count = 0
         async with self._snapshot.open_reader() as reader:
             for selection in self._selections(source, changed_since=since):
-                async for page in reader.read_rows(selection, ()):
+                async for page in reader.read_rows(selection):
                     taken = [row for row in page if refusal_of_row(row, ()) is None]
                     deleted = [(row.resource_type, row.resource_id) for row in taken if is_deleted(row)]
                     if deleted:
@@ -238,28 +253,26 @@ class Follower:
         self.failures |= await self._note()
 
     async def _follow(self) -> FollowRound:
-        followed_to = max((one.followed_to for one in self._tenants.values()), default=datetime.max.replace(tzinfo=UTC))
-        behind = {key for key, one in self._tenants.items() if one.followed_to < followed_to}
+        times = [one.followed_to for one in self._tenants.values()] or [datetime.max.replace(tzinfo=UTC)]
         try:
-            if behind:
+            if min(times) < max(times):  # a shard did not answer
                 await find_addresses(self._locator, self._pools)
             async with self._source.open_snapshot() as snapshot:
-                count, errors = await self._copy_changes(snapshot, followed_to, behind)
+                changed = set[tuple[str, str]]()
+                for query in self._queries:
+                    async for page in snapshot.reader.read_pages(list_changed_tenants(query, min(times) - OVERLAP)):
+                        changed |= {(row["business_id"], row["location_id"]) for row in page} & self._tenants.keys()
+                count, errors = await self._copy_changes(snapshot, sorted(changed))
                 return FollowRound(datetime.fromisoformat(snapshot.facts.taken_at), count, text_of(errors))
         except WorkerError as exc:
-            return FollowRound(followed_to, error=str(exc))
+            return FollowRound(max(times), error=str(exc))
 
     async def _copy_changes(
-        self, snapshot: SourceSnapshot, followed_to: datetime, behind: set[tuple[str, str]]
+        self, snapshot: SourceSnapshot, changed: Sequence[tuple[str, str]]
     ) -> tuple[int, list[str]]:
-        changed = set(behind)
-        for query in self._queries:
-            async for page in snapshot.reader.read_pages(list_changed_tenants(query, followed_to - OVERLAP)):
-                changed |= {(row["business_id"], row["location_id"]) for row in page} & self._tenants.keys()
         copier = TenantCopier(snapshot, self._queries, self._callbacks, self._pace)
         count, failed, errors = 0, set(), []
-        # Those that failed before come last: a shard that hangs then delays nobody else.
-        for key in sorted(changed, key=lambda key: (key in behind, key)):
+        for key in changed:
             one = self._tenants[key]
             try:
                 count += await copier.copy_changes(one.source, one.followed_to - OVERLAP, one.target)
@@ -292,3 +305,175 @@ def text_of(errors: Sequence[str]) -> str | None:
     if not errors:
         return None
     return errors[0] if len(errors) == 1 else f"{errors[0]} (the first of {len(errors)} tenants)"
+
+
+CLEAR_MAX_ROWS: Final = 5000  # in one transaction
+
+
+class ImportTakenError(RetryableError):
+    """Another run has taken over the import of the tenant, or its row on the shard has changed."""
+
+
+async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFacts]:
+    """Return the rows that a shard has for tenants, with their imports. Raises `RetryableError`."""
+    shard_id = pool.address.shard_id
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        rows = await connection.fetch(QUERIES["find_imports"], tenant_ids)
+    return [HomeFacts(**dict(row) | {"shard_id": shard_id, "state": TenantState(row["state"])}) for row in rows]
+
+
+async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
+    """Return the tenants that an import from *source* has not activated. Raises `RetryableError`."""
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        return [dict(row) for row in await connection.fetch(QUERIES["find_open_imports"], source)]
+
+
+async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:
+    """Return why tenants of *business_types* cannot be imported to a shard; None if they can.
+
+    Makes the schema of an empty shard. Raises `RetryableError` if the shard does not answer.
+    """
+    await ensure_schema(pool)
+    shard_id = pool.address.shard_id
+    async with pool.connection() as connection:
+        rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(business_types)))
+        if await connection.fetchval(QUERIES["is_drained"]):
+            return describe_drained(shard_id)
+    if rows:
+        missing = ", ".join(row["name"] for row in rows)
+        return f"shard {shard_id} lacks the business types {missing}; write them with `simplu-worker types apply`"
+    return None
+
+
+async def make_incoming(pool: ShardPool, tenants: Sequence[SourceTenant], *, source: str, token: str) -> None:
+    """Insert tenants as `incoming`, with their imports, unless they have a row. Raises `RetryableError`."""
+    async with pool.transaction() as connection:
+        names = [(one.tenant_id, one.business_id, one.location_id, one.business_type) for one in tenants]
+        made = await connection.fetch(QUERIES["make_incoming_tenants"], *map(list, zip(*names, strict=True)))
+        for row in made:
+            journal = Journal(row["id"], TransferKind.IMPORT, token)
+            await journal.open(connection, TransferStep.OPEN, place=source, detail={})
+        await check_registration(connection)
+
+
+class TargetTenant:
+    """The rows of one tenant on the shard of *pool*, for the run with *token*."""
+
+    def __init__(self, pool: ShardPool, tenant_id: str, *, token: str) -> None:
+        self._pool = pool
+        self.shard_id = pool.address.shard_id
+        self._tenant_id = tenant_id
+        self._journal = Journal(tenant_id, TransferKind.IMPORT, token)
+
+    async def take_over(self) -> Transfer:
+        """Make this run the only one that writes the tenant's rows. Raises `ImportTakenError` if it is activated."""
+        async with self._pool.transaction() as connection:
+            taken = await self._journal.take(connection)
+        if taken is None:
+            raise self._taken()
+        return taken
+
+    async def clear(self) -> int:
+        """Delete all rows of the tenant, and return their number."""
+
+        async def delete(limit: int) -> int:
+            async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                dropped = await connection.execute(QUERIES["drop_resources"], self._tenant_id, limit)
+                if deleted := affected_count(dropped):
+                    await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+            return deleted
+
+        return await run_in_pages(delete, limit=CLEAR_MAX_ROWS)
+
+    async def write(self, rows: Sequence[SourceRow]) -> None:
+        """Write rows that may be taken, in one statement."""
+        values = [(one.resource_type, one.resource_id, one.document, one.created, one.changed) for one in rows]
+        async with self._fenced() as connection:
+            columns = map(list, zip(*values, strict=True))
+            await connection.execute(QUERIES["write_imported"], self._tenant_id, self._business_type, *columns)
+            await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+
+    async def delete(self, keys: Sequence[tuple[str, str | None]]) -> None:
+        """Delete the resources with these types and ids, if they are there."""
+        kinds, ids = [kind for kind, _ in keys], [resource_id for _, resource_id in keys]
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["delete_resources_named"], self._tenant_id, kinds, ids)
+            await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+
+    async def sum_rows(self) -> tuple[Sums, Server]:
+        """Return the sums of the tenant's rows by type, as the shard computes them, in one run of one server."""
+        sums: Sums = {}
+        servers: list[Server] = []
+
+        async def add(after: RowKey, row_count: int) -> Chunk:
+            began_at = loop_time()
+            async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                server = await note_server(connection)
+                answer_s = loop_time() - began_at
+                end = await find_end(connection, RESOURCES, self._tenant_id, after, row_count)
+                part = await sum_range(connection, self._tenant_id, after, end)
+            servers.append(server)
+            self._check_server(server, servers[0])
+            for name, one in part.items():
+                sums[name] = sums.get(name, TypeSum()) + one
+            return Chunk(end, row_count, answer_s)
+
+        await Walker().walk(add)
+        return sums, servers[0]
+
+    async def note(self, step: TransferStep, detail: object) -> None:
+        """Store the step of the import, and its details."""
+        async with self._fenced() as connection:
+            await self._journal.note(connection, step, detail)
+
+    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> Server:
+        """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
+
+        Raises `RetryableError` if the rows were verified in another run of the server.
+        """
+        async with self._pool.transaction() as connection:
+            await self._lock(connection)
+            times = [timestamp_text(imported_at)]
+            added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [self._business_type], times)
+            await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
+            await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
+            await self._journal.note(connection, TransferStep.DONE, certificate)
+            server = await note_server(connection)
+            self._check_server(server, verified_on)
+        return server
+
+    async def discard(self) -> int:
+        """Delete the tenant's rows, its row and the import; return the number of its rows."""
+        await self.take_over()
+        count = await self.clear()
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["drop_incoming"], self._tenant_id, 0)
+            await connection.execute(QUERIES["drop_transfer"], self._tenant_id, TransferKind.IMPORT)
+        return count
+
+    @contextlib.asynccontextmanager
+    async def _fenced(self, budget: StatementBudget = StatementBudget.USUAL) -> AsyncIterator[Connection]:
+        async with self._pool.transaction(budget=budget) as connection:
+            await self._lock(connection)
+            yield connection
+
+    async def _lock(self, connection: Connection) -> None:
+        self._business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self._journal.token)
+        if self._business_type is None:
+            raise self._taken()
+
+    def _check_server(self, server: Server, expected: Server | None) -> None:
+        if server != expected:
+            raise RetryableError(
+                f"shard {self.shard_id}: the rows of {self._tenant_id} were verified on another server,"
+                " or before it restarted; run this again"
+            )
+
+    def _taken(self) -> ImportTakenError:
+        return ImportTakenError(
+            f"shard {self.shard_id}: another run has taken over the import of {self._tenant_id}, or has ended it"
+        )

@@ -38,7 +38,12 @@ from simplu_worker.transfers.importing.copying import (
     Follower,
     FollowRound,
     TakenRows,
+    TargetTenant,
     TenantCopier,
+    find_shard_problem,
+    make_incoming,
+    read_homes,
+    read_open_imports,
     text_of,
 )
 from simplu_worker.transfers.importing.queries import (
@@ -62,125 +67,104 @@ from simplu_worker.transfers.importing.rules import (
     name_tenant,
     parse_certificate,
     place_of,
+    report_of,
     without_collisions,
 )
 from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
-from simplu_worker.transfers.importing.target import (
-    TargetTenant,
-    find_shard_problem,
-    make_incoming,
-    read_homes,
-    read_open_imports,
-)
 from simplu_worker.transfers.moving.checksums import Comparison, describe_difference
 from simplu_worker.vocabulary import TransferStep
 
 LOOKUPS_AT_ONCE: Final = 16
-QUERY_MAX_TENANTS: Final = 1000
 MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
+LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
+OTHER_QUERIES: Final = "by other queries: nothing was taken by these"
+TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 
-
-class _PlacedImport(msgspec.Struct, frozen=True):
-    """A tenant with the step for it, and its shard; *problem* is the reason of a refusal or failure."""
-
-    tenant: SourceTenant
-    state: ImportState
-    shard_id: str | None = None
-    problem: str | None = None
-    certificate: str | None = None
+log = structlog.get_logger(__name__)
 
 
 class _Homes(msgspec.Struct, frozen=True):
     by_tenant: dict[str, list[HomeFacts]]
     silent: list[str]
 
+    @property
+    def silence(self) -> str | None:
+        return f"no answer from shards that may have it: {', '.join(self.silent)}" if self.silent else None
+
 
 class _Placer:
+    """Finds the shards of tenants, and the step for each."""
+
     def __init__(self, locator: Locator, pools: Pools, *, source: str) -> None:
         self._locator = locator
         self._pools = pools
         self._source = source
 
-    async def plan(self, tenants: Sequence[SourceTenant]) -> list[_PlacedImport]:
-        named = await self._name_shards(tenants, lambda one: self._locator.locate(one.tenant_id))
-        homes = await self._read_homes(tenants)
-        return [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
-
-    async def place(self, tenants: Sequence[SourceTenant], *, token: str) -> list[_PlacedImport]:
-        """Register the tenants, and make them as `incoming`. Idempotent."""
+    async def place(self, tenants: Sequence[SourceTenant], *, token: str | None) -> list[TenantReport]:
+        """Return the step for each tenant; with *token* register and make those that no shard has. Idempotent."""
         homes = await self._read_homes(tenants)
         unmade = [one for one in tenants if self._place(one, None, homes).state is ImportState.IMPORT]
-        named = await self._name_shards(unmade, self._register)
-        placed = [self._place(one, named.get(one.tenant_id), homes) for one in tenants]
-        to_make = [one for one in placed if one.state is ImportState.IMPORT]
-        errors = await self._make(to_make, named, token=token)
-        after = await self._read_homes([one.tenant for one in to_make])
-        return [
-            self._made(one, errors.get(one.tenant.tenant_id), after) if one.state is ImportState.IMPORT else one
-            for one in placed
-        ]
+        named = await self._name_shards(unmade, registers=token is not None)
+        placed = [self._place(one, named.get(one.key), homes) for one in tenants]
+        if token is None:
+            return placed
+        shards = [(shard, one) for one in unmade if isinstance(shard := named[one.key], ShardAddress)]
+        errors = await self._make(shards, token)
+        after = await self._read_homes([one for _, one in shards])
+        made = {one.key: self._made(one, shard, errors.get(one.key), after) for shard, one in shards}
+        return [made.get(tenant.key, report) for tenant, report in zip(tenants, placed, strict=True)]
 
-    async def find_rivals(self, placed: _PlacedImport) -> str | None:
-        homes = await self._read_homes([placed.tenant])
-        found = homes.by_tenant.get(placed.tenant.tenant_id, ())
-        others = [home for home in found if home.state not in LEFT_STATES and home.shard_id != placed.shard_id]
-        if others:
-            return f"shard {others[0].shard_id} has it too, {others[0].state}"
-        return _silence(homes)
+    async def find_rivals(self, tenant: SourceTenant, shard_id: str | None) -> str | None:
+        homes = await self._read_homes([tenant])
+        found = homes.by_tenant.get(tenant.tenant_id, ())
+        others = [home for home in found if home.state not in LEFT_STATES and home.shard_id != shard_id]
+        return f"shard {others[0].shard_id} has it too, {others[0].state}" if others else homes.silence
 
-    def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> _PlacedImport:
+    def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> TenantReport:
         if tenant.problem is not None:
-            return _PlacedImport(tenant, ImportState.REFUSED, problem=tenant.problem)
+            return report_of(tenant, ImportState.REFUSED, detail=tenant.problem)
         state, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
         if home is not None:
-            certificate = home.detail if state is ImportState.THERE else None
-            return _PlacedImport(tenant, state, home.shard_id, problem, certificate)
-        if (silence := _silence(homes)) is not None:
-            return _PlacedImport(tenant, ImportState.FAILED, problem=silence)
+            certificate = parse_certificate(home.detail) if state is ImportState.THERE else None
+            return report_of(tenant, state, home.shard_id, problem, certificate)
+        if homes.silence is not None:
+            return report_of(tenant, ImportState.FAILED, detail=homes.silence)
         if isinstance(named, WorkerError):
-            return _PlacedImport(tenant, _state_after(named), problem=str(named))
-        return _PlacedImport(tenant, state, None if named is None else named.shard_id)
+            return report_of(tenant, _state_after(named), detail=str(named))
+        return report_of(tenant, state, None if named is None else named.shard_id)
 
     async def _name_shards(
-        self, tenants: Sequence[SourceTenant], name: Callable[[SourceTenant], Awaitable[ShardAddress | None]]
-    ) -> dict[str, ShardAddress | WorkerError | None]:
-        async def answer(tenant: SourceTenant) -> ShardAddress | WorkerError | None:
+        self, tenants: Sequence[SourceTenant], *, registers: bool
+    ) -> dict[tuple[str, str], ShardAddress | WorkerError | None]:
+        async def name(tenant: SourceTenant) -> ShardAddress | WorkerError | None:
             try:
-                return await name(tenant)
+                if not registers:
+                    return await self._locator.locate(tenant.tenant_id)
+                address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
             except WorkerError as exc:
                 return exc
+            return address if address.is_active else RetryableError(f"shard {address.shard_id} is not active")
 
-        known = [one for one in tenants if one.problem is None]
-        answers = await run_at_once(answer, known, most=LOOKUPS_AT_ONCE)
-        return {one.tenant_id: found for one, found in zip(known, answers, strict=True)}
-
-    async def _register(self, tenant: SourceTenant) -> ShardAddress:
-        address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
-        if not address.is_active:
-            raise RetryableError(f"shard {address.shard_id} is not active")
-        return address
+        answers = await run_at_once(name, tenants, most=LOOKUPS_AT_ONCE)
+        return {one.key: found for one, found in zip(tenants, answers, strict=True)}
 
     async def _read_homes(self, tenants: Iterable[SourceTenant]) -> _Homes:
         ids = [one.tenant_id for one in tenants if one.problem is None]
-        by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
-        silent: set[str] = set()
         known = await self._locator.list_shards() if ids else []
-        for start in range(0, len(ids), QUERY_MAX_TENANTS):
-            part = ids[start : start + QUERY_MAX_TENANTS]
 
-            async def fetch(shard: ShardAddress, part: Sequence[str] = part) -> list[HomeFacts]:
-                return await read_homes(self._pools.ensure_pool(shard), part)
+        async def fetch(shard: ShardAddress) -> list[HomeFacts]:
+            return await read_homes(self._pools.ensure_pool(shard), ids)
 
-            answers = await query_all_shards(known, fetch)
-            silent |= {shard.shard_id for shard in known} - answers.keys()
-            for home in (home for homes in answers.values() for home in homes):
-                by_tenant[home.tenant_id].append(home)
-        return _Homes(by_tenant, sorted(silent))
+        answers = await query_all_shards(known, fetch)
+        by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
+        for home in (home for homes in answers.values() for home in homes):
+            by_tenant[home.tenant_id].append(home)
+        return _Homes(by_tenant, sorted({shard.shard_id for shard in known} - answers.keys()))
 
     async def _make(
-        self, placed: Sequence[_PlacedImport], named: dict[str, ShardAddress | WorkerError | None], *, token: str
-    ) -> dict[str, WorkerError]:
-        errors: dict[str, WorkerError] = {}
+        self, pairs: Sequence[tuple[ShardAddress, SourceTenant]], token: str
+    ) -> dict[tuple[str, str], WorkerError]:
+        errors: dict[tuple[str, str], WorkerError] = {}
 
         async def make(shard: ShardAddress, tenants: Sequence[SourceTenant]) -> None:
             try:
@@ -191,39 +175,27 @@ class _Placer:
                 for start in range(0, len(tenants), MADE_AT_ONCE):
                     await make_incoming(pool, tenants[start : start + MADE_AT_ONCE], source=self._source, token=token)
             except WorkerError as exc:
-                errors.update({one.tenant_id: exc for one in tenants})
+                errors.update({one.key: exc for one in tenants})
 
-        pairs = [
-            (shard, one.tenant) for one in placed if isinstance(shard := named.get(one.tenant.tenant_id), ShardAddress)
-        ]
         async with asyncio.TaskGroup() as tasks:
             for shard, tenants in group_by_shard(pairs):
                 tasks.create_task(make(shard, tenants), name=f"make-incoming:{shard.shard_id}")
         return errors
 
-    def _made(self, placed: _PlacedImport, error: WorkerError | None, homes: _Homes) -> _PlacedImport:
+    def _made(
+        self, tenant: SourceTenant, shard: ShardAddress, error: WorkerError | None, homes: _Homes
+    ) -> TenantReport:
         if error is not None:
-            return msgspec.structs.replace(placed, state=_state_after(error), problem=str(error))
-        found = self._place(placed.tenant, None, homes)
-        if found.state is ImportState.IMPORT:
-            problem = f"shard {placed.shard_id}: the row that was made is gone; run this again"
-            return msgspec.structs.replace(placed, state=ImportState.FAILED, problem=problem)
-        return found
+            return report_of(tenant, _state_after(error), shard.shard_id, str(error))
+        found = self._place(tenant, None, homes)
+        if found.state is not ImportState.IMPORT:
+            return found
+        detail = f"shard {shard.shard_id}: the row that was made is gone; run this again"
+        return report_of(tenant, ImportState.FAILED, shard.shard_id, detail)
 
 
 def _state_after(error: WorkerError) -> ImportState:
     return ImportState.REFUSED if isinstance(error, PermanentError) else ImportState.FAILED
-
-
-def _silence(homes: _Homes) -> str | None:
-    return f"no answer from shards that may have it: {', '.join(homes.silent)}" if homes.silent else None
-
-
-log = structlog.get_logger(__name__)
-
-LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
-OTHER_QUERIES: Final = "by other queries: nothing was taken by these"
-TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
@@ -262,6 +234,17 @@ class ImportShards(msgspec.Struct, frozen=True):
     business_info: BusinessFinder | None
 
 
+class _Opened(msgspec.Struct, frozen=True):
+    """A run with its snapshot."""
+
+    snapshot: SourceSnapshot
+    queries: Sequence[SourceQuery]
+    digest: str
+    tenants: list[SourceTenant]
+    placer: _Placer
+    copier: TenantCopier
+
+
 class Importer:
     """Imports the tenants of *source* that *queries* return."""
 
@@ -280,22 +263,24 @@ class Importer:
         self._callbacks = callbacks or CopyCallbacks()
         self._commits = ReplicationWaiter(shards.pools)
         self._pace = Pacer(options.max_rows_per_s)
+        self._token = f"0/{uuid4()}"
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
 
         Raises `PermanentError` if the queries do not fit, `RetryableError` without an answer.
         """
+
+        async def scan(run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+            return with_taken(report, report.state, await run.copier.copy(tenant, None))
+
         async with self._opened() as run:
-            placed = await run.placer.plan(run.tenants)
-            return await run.report(placed, lambda one: self._scan(run, one))
+            return await self._run(run, scan, token=None)
 
     async def apply(self) -> ImportResult:
         """Import every tenant that can be; return a report on each. Raises as `plan`, before the first change."""
-        token = f"0/{uuid4()}"
         async with self._opened() as run:
-            placed = await run.placer.place(run.tenants, token=token)
-            return await run.report(placed, lambda one: self._import(run, one, token))
+            return await self._run(run, self._import, token=self._token)
 
     async def follow(
         self,
@@ -308,28 +293,34 @@ class Importer:
 
         `apply` activates them later. The first round that is reported is the copy. Raises as `plan`.
         """
-        token = f"0/{uuid4()}"
         followed: list[FollowedTenant] = []
+
+        async def begin(run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+            target = self._target(tenant, report)
+            taken = await self._copy(run, tenant, target)
+            if taken.refused and not self._options.leave_refused:
+                return with_taken(report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
+            taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
+            await target.note(TransferStep.FOLLOWING, FollowState(run.digest, taken_at))
+            followed.append(FollowedTenant(tenant, target, taken_at))
+            return with_taken(report, ImportState.FOLLOWED, taken)
+
         async with self._opened() as run:
-            placed = await run.placer.place(run.tenants, token=token)
-            result = await run.report(placed, lambda one: self._begin_to_follow(run, one, token, followed))
+            result = await self._run(run, begin, token=self._token)
         if not followed:
             return result
-        followed_to = datetime.fromisoformat(run.snapshot.facts.taken_at)
         left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
-        report_round(FollowRound(followed_to, error=text_of(left)))
+        report_round(FollowRound(datetime.fromisoformat(run.snapshot.facts.taken_at), error=text_of(left)))
+        shards = self._shards
         follower = Follower(
-            self._source,
-            run.queries,
-            followed,
-            self._callbacks,
-            self._pace,
-            self._shards.locator,
-            self._shards.pools,
+            self._source, run.queries, followed, self._callbacks, self._pace, shards.locator, shards.pools
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
+        failures = {" ".join(key): error for key, error in follower.failures.items()}
         reports = [
-            _report_left(one, follower.failures.get((one.business_id or "", one.location_id or "")))
+            msgspec.structs.replace(one, state=ImportState.FAILED, detail=failures[one.name])
+            if one.state is ImportState.FOLLOWED and one.name in failures
+            else one
             for one in result.reports
         ]
         return msgspec.structs.replace(result, reports=reports)
@@ -339,7 +330,6 @@ class Importer:
 
         Of the source with *identity*, if given: the database may have another one by now, or be gone.
         """
-        token = f"0/{uuid4()}"
         reports: list[TenantReport] = []
         place = identity
         if identity is None:
@@ -356,7 +346,7 @@ class Importer:
             try:
                 if apply:
                     pool = self._shards.pools.pool_of(shard_id)
-                    count = await TargetTenant(pool, row["id"], token=token).discard()
+                    count = await TargetTenant(pool, row["id"], token=self._token).discard()
             except WorkerError as exc:
                 state, detail = ImportState.FAILED, str(exc)
             names = row["business_id"], row["location_id"], row["business_type"]
@@ -364,18 +354,21 @@ class Importer:
         return DiscardResult(place or identity, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager
-    async def _opened(self) -> AsyncIterator[_ImportRun]:
+    async def _opened(self) -> AsyncIterator[_Opened]:
         async with self._source.open_snapshot() as snapshot:
             queries = await snapshot.reader.describe(self._queries)
             listed = await _list_tenants(snapshot.reader, queries)
-            await self._note_rows_without_tenant(snapshot.reader, queries)
+            for query in queries:
+                async for page in snapshot.reader.read_pages(list_rows_without_tenant(query)):
+                    for row in page:
+                        self._callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
             known = await find_known_types(self._shards.locator, self._shards.pools)
             tenants = without_collisions([await self._name(one, known) for one in listed])
             tenants.sort(key=lambda one: (-one.row_count, one.key))  # the largest first: the last ones end together
             self._callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
             placer = _Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
             copier = TenantCopier(snapshot, queries, self._callbacks, self._pace)
-            yield _ImportRun(snapshot, queries, tenants, placer, copier, self._options.parallel)
+            yield _Opened(snapshot, queries, digest_of(queries), tenants, placer, copier)
 
     async def _name(self, tenant: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> SourceTenant:
         business: Business | str | None = None
@@ -386,105 +379,75 @@ class Importer:
                 business = str(exc)
         return name_tenant(tenant, business, business_type=self._options.business_type, known_types=known_types)
 
-    async def _note_rows_without_tenant(self, reader: SourceReader, queries: Sequence[SourceQuery]) -> None:
-        for query in queries:
-            async for page in reader.read_pages(list_rows_without_tenant(query)):
-                for row in page:
-                    self._callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
+    async def _run(
+        self,
+        run: _Opened,
+        work: Callable[[_Opened, SourceTenant, TenantReport], Awaitable[TenantReport]],
+        *,
+        token: str | None,
+    ) -> ImportResult:
+        """Place all tenants, and do the *work* for those that are to be imported."""
 
-    async def _scan(self, run: _ImportRun, placed: _PlacedImport) -> TenantReport:
-        return _report(placed, placed.state, await run.copier.copy(placed.tenant, None))
+        async def work_on(placed: tuple[SourceTenant, TenantReport]) -> TenantReport:
+            tenant, report = placed
+            if report.state not in TO_IMPORT:
+                certificate = report.certificate
+                if certificate is None or certificate.queries == run.digest:
+                    return report
+                return msgspec.structs.replace(report, detail=OTHER_QUERIES)
+            try:
+                return await work(run, tenant, report)
+            except WorkerError as exc:
+                return msgspec.structs.replace(report, state=_state_after(exc), detail=str(exc))
 
-    async def _copy(self, run: _ImportRun, placed: _PlacedImport, target: TargetTenant) -> TakenRows:
+        placed = await run.placer.place(run.tenants, token=token)
+        pairs = [*zip(run.tenants, placed, strict=True)]
+        reports = await run_at_once(work_on, pairs, most=self._options.parallel)
+        return ImportResult(run.snapshot.facts, run.digest, sorted(reports, key=lambda report: report.name))
+
+    async def _copy(self, run: _Opened, tenant: SourceTenant, target: TargetTenant) -> TakenRows:
         """Copy a tenant, or the changes of one that followed, until its rows are equal to those of the source."""
         state = await target.take_over()
         since = followed_since(state.step, state.detail, queries=run.digest)
         if since is not None:
-            taken = await run.copier.complete(placed.tenant, since, target)
+            taken = await run.copier.complete(tenant, since, target)
             if taken is not None:
                 return taken
-            log.warning("import.differs", tenant_id=placed.tenant.tenant_id, shard_id=placed.shard_id)
-        taken = await run.copier.copy(placed.tenant, target)
+            log.warning("import.differs", tenant_id=tenant.tenant_id, shard_id=target.shard_id)
+        taken = await run.copier.copy(tenant, target)
         found, taken.verified_on = await target.sum_rows()
         if found != taken.types:
             differing = describe_difference(Comparison(taken.types, found))
             raise RetryableError(
-                f"shard {placed.shard_id}: its rows differ from those of the source: {differing}; run this again, which"
+                f"shard {target.shard_id}: its rows differ from those of the source: {differing}; run this again, which"
                 " copies the tenant again"
             )
         return taken
 
-    def _target(self, placed: _PlacedImport, token: str) -> TargetTenant:
-        return TargetTenant(self._shards.pools.pool_of(placed.shard_id or ""), placed.tenant.tenant_id, token=token)
+    def _target(self, tenant: SourceTenant, report: TenantReport) -> TargetTenant:
+        return TargetTenant(self._shards.pools.pool_of(report.shard_id or ""), tenant.tenant_id, token=self._token)
 
-    async def _begin_to_follow(
-        self, run: _ImportRun, placed: _PlacedImport, token: str, followed: list[FollowedTenant]
-    ) -> TenantReport:
-        target = self._target(placed, token)
-        taken = await self._copy(run, placed, target)
+    async def _import(self, run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+        target = self._target(tenant, report)
+        taken = await self._copy(run, tenant, target)
         if taken.refused and not self._options.leave_refused:
-            return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
-        taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
-        await target.note(TransferStep.FOLLOWING, FollowState(run.digest, taken_at))
-        followed.append(FollowedTenant(placed.tenant, target, taken_at))
-        return _report(placed, ImportState.FOLLOWED, taken)
-
-    async def _import(self, run: _ImportRun, placed: _PlacedImport, token: str) -> TenantReport:
-        tenant, shard_id = placed.tenant, placed.shard_id or ""
-        target = self._target(placed, token)
-        taken = await self._copy(run, placed, target)
-        if taken.refused and not self._options.leave_refused:
-            return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
-        if (rival := await run.placer.find_rivals(placed)) is not None:
+            return with_taken(report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
+        if (rival := await run.placer.find_rivals(tenant, report.shard_id)) is not None:
             raise RetryableError(rival)
         if taken.verified_on is not None:
             # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
-            await self._commits.wait_for_transaction(shard_id, taken.verified_on)
+            await self._commits.wait_for_transaction(target.shard_id, taken.verified_on)
         certificate = _certify(run, taken)
         server = await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
-        await self._commits.wait_for_transaction(shard_id, server)
+        await self._commits.wait_for_transaction(target.shard_id, server)
         log.info(
             "tenant.imported",
             business_id=tenant.business_id,
             location_id=tenant.location_id,
-            shard_id=shard_id,
+            shard_id=target.shard_id,
             row_count=certificate.rows,
         )
-        return _report(placed, ImportState.IMPORTED, taken, certificate=certificate)
-
-
-class _ImportRun:
-    def __init__(
-        self,
-        snapshot: SourceSnapshot,
-        queries: Sequence[SourceQuery],
-        tenants: list[SourceTenant],
-        placer: _Placer,
-        copier: TenantCopier,
-        parallel: int,
-    ) -> None:
-        self.snapshot = snapshot
-        self.queries = queries
-        self.digest = digest_of(queries)
-        self.tenants = tenants
-        self.placer = placer
-        self.copier = copier
-        self._parallel = parallel
-
-    async def report(
-        self, placed: Sequence[_PlacedImport], work: Callable[[_PlacedImport], Awaitable[TenantReport]]
-    ) -> ImportResult:
-        reports = [_report_untouched(one, self.digest) for one in placed if one.state not in TO_IMPORT]
-
-        async def work_on(one: _PlacedImport) -> TenantReport:
-            try:
-                return await work(one)
-            except WorkerError as exc:
-                return _report(one, _state_after(exc), None, detail=str(exc))
-
-        reports += await run_at_once(work_on, [one for one in placed if one.state in TO_IMPORT], most=self._parallel)
-        reports.sort(key=lambda report: report.name)
-        return ImportResult(self.snapshot.facts, self.digest, reports)
+        return msgspec.structs.replace(with_taken(report, ImportState.IMPORTED, taken), certificate=certificate)
 
 
 async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) -> list[SourceTenant]:
@@ -497,7 +460,7 @@ async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) ->
     return [SourceTenant(*key, of_tenant) for key, of_tenant in counts.items() if None not in key]
 
 
-def _certify(run: _ImportRun, taken: TakenRows) -> ImportCertificate:
+def _certify(run: _Opened, taken: TakenRows) -> ImportCertificate:
     facts = run.snapshot.facts
     return ImportCertificate(
         source=facts.place,
@@ -514,41 +477,16 @@ def _certify(run: _ImportRun, taken: TakenRows) -> ImportCertificate:
     )
 
 
-def _report(
-    placed: _PlacedImport,
-    state: ImportState,
-    taken: TakenRows | None,
-    *,
-    detail: str | None = None,
-    certificate: ImportCertificate | None = None,
+def with_taken(
+    report: TenantReport, state: ImportState, taken: TakenRows, *, detail: str | None = None
 ) -> TenantReport:
-    tenant = placed.tenant
-    return TenantReport(
+    """Return *report* with the rows that were taken, or can be."""
+    return msgspec.structs.replace(
+        report,
         state=state,
-        name=tenant.name,
-        business_id=tenant.business_id,
-        location_id=tenant.location_id,
-        business_type=tenant.business_type,
-        shard_id=placed.shard_id,
-        rows=0 if taken is None else taken.total.row_count,
-        bytes=0 if taken is None else taken.total.byte_count,
-        refused={} if taken is None else dict(taken.refused),
-        deleted=0 if taken is None else taken.deleted,
+        rows=taken.total.row_count,
+        bytes=taken.total.byte_count,
+        refused=dict(taken.refused),
+        deleted=taken.deleted,
         detail=detail,
-        certificate=certificate,
     )
-
-
-def _report_left(report: TenantReport, error: str | None) -> TenantReport:
-    if error is None or report.state is not ImportState.FOLLOWED:
-        return report
-    return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
-
-
-def _report_untouched(placed: _PlacedImport, digest: str) -> TenantReport:
-    certificate = parse_certificate(placed.certificate)
-    report = _report(placed, placed.state, None, detail=placed.problem, certificate=certificate)
-    if certificate is None:
-        return report
-    detail = None if certificate.queries == digest else OTHER_QUERIES
-    return msgspec.structs.replace(report, rows=certificate.rows, bytes=certificate.bytes, detail=detail)

@@ -16,11 +16,11 @@ from typing import Final
 import msgspec
 
 from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.postgres.statement_timeouts import FORMATS, TRANSACTION_TIMEOUT_SINCE, Isolation, set_all
 
 FILE_MAX_BYTES: Final = 1024 * 1024
-DOCUMENT_READ_MAX_BYTES: Final = 32 * 1024  # of a document that is read together with others
 DUPLICATES_MAX: Final = 100_000  # ids with several rows that an import remembers for one tenant
 _HEADING: Final = re.compile(r"^-- name:(.*)$", re.MULTILINE)
 _KEYS: Final = ("text", "varchar", "uuid", "int8", "int4", "int2")
@@ -144,13 +144,12 @@ class SourceStatement(msgspec.Struct, frozen=True):
 
 
 class RowSelection(msgspec.Struct, frozen=True):
-    """The rows of *query* of one tenant, stored as *resource_type*; if given, only of an id, or changed since."""
+    """The rows of *query* of one tenant, stored as *resource_type*; if given, only those changed since."""
 
     query: SourceQuery
     resource_type: str
     tenant: tuple[str, str]
     business_type: str = ""
-    resource_id: str | None = None
     changed_since: datetime | None = None
 
 
@@ -183,14 +182,14 @@ def list_changed_tenants(query: SourceQuery, since: datetime) -> SourceStatement
     )
 
 
-def read_rows(selection: RowSelection, *, document_max_bytes: int) -> SourceStatement:
+def read_rows(selection: RowSelection) -> SourceStatement:
     """Read rows with their checksums; of a longer document its length alone."""
     arguments: list[str] = []
     rows = _rows(selection, arguments)
     return SourceStatement(
         "SELECT taken.resource_type, taken.resource_id, taken.created, taken.changed, "  # noqa: S608  # the query is the user's
         "pg_catalog.octet_length(taken.document) AS byte_count, "
-        f"CASE WHEN pg_catalog.octet_length(taken.document) <= {document_max_bytes} THEN taken.document END "
+        f"CASE WHEN pg_catalog.octet_length(taken.document) <= {DOCUMENT_MAX_BYTES} THEN taken.document END "
         f"AS document, {_HASH} AS hash FROM ({rows}) AS taken",
         arguments,
     )
@@ -260,12 +259,9 @@ def _ids(selection: RowSelection, arguments: list[str]) -> str:
 
 def _selected(selection: RowSelection, arguments: list[str]) -> str:
     query = selection.query
-    business_id, location_id = selection.tenant
-    wanted = {"business_id": business_id, "location_id": location_id, "resource_id": selection.resource_id}
     conditions = [
         f"source.{name} = {_argument(arguments, value)}::pg_catalog.{query.types[name]}"
-        for name, value in wanted.items()
-        if value is not None
+        for name, value in zip(("business_id", "location_id"), selection.tenant, strict=True)
     ]
     if selection.changed_since is not None:
         conditions.append(_changed_since(query, selection.changed_since, arguments))

@@ -156,11 +156,6 @@ def is_deleted(row: SourceRow) -> bool:
     return row.byte_count is None
 
 
-def must_be_read_alone(row: SourceRow) -> bool:
-    """Return whether the document of a row is long, and may be stored."""
-    return row.document is None and row.byte_count is not None and row.byte_count <= DOCUMENT_MAX_BYTES
-
-
 def name_tenant(
     tenant: SourceTenant,
     business: Business | str | None,
@@ -264,6 +259,19 @@ class TenantReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     deleted: int = 0
     detail: str | None = None
     certificate: ImportCertificate | None = None
+
+
+def report_of(
+    tenant: SourceTenant,
+    state: ImportState,
+    shard_id: str | None = None,
+    detail: str | None = None,
+    certificate: ImportCertificate | None = None,
+) -> TenantReport:
+    """Return a report on a tenant; with the rows of the certificate of an earlier run."""
+    rows, size = (0, 0) if certificate is None else (certificate.rows, certificate.bytes)
+    names = tenant.name, *tenant.key, tenant.business_type
+    return TenantReport(state, *names, shard_id, rows, size, detail=detail, certificate=certificate)
 
 
 def parse_certificate(text: str | None) -> ImportCertificate | None:

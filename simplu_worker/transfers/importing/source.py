@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 import asyncpg
 import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options
 from simplu_worker.shards.postgres.errors import (
@@ -28,7 +27,6 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.transfers.importing.queries import (
     DESCRIBE_SOURCE,
-    DOCUMENT_READ_MAX_BYTES,
     EXPORT_SNAPSHOT,
     IDENTIFY,
     MAY_IDENTIFY,
@@ -42,10 +40,11 @@ from simplu_worker.transfers.importing.queries import (
     problems_of_tenants,
     read_rows,
 )
-from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
+from simplu_worker.transfers.importing.rules import SourceRow
 
 PAGE_MAX_ROWS: Final = 500
-PART_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents that are in memory together, unless one alone is longer
+PART_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents that are written together
+PAGE_OF_DOCUMENTS: Final = 10  # rows: each may be of 16 MB
 CONNECT_S: Final = 10.0
 VERSION_MIN: Final = 110_000  # the first with sha256()
 _SNAPSHOT_ID = re.compile(r"[0-9A-F]+(?:-[0-9A-F]+)*")
@@ -125,29 +124,18 @@ class SourceReader:
             raise QueriesRefusedError(*problems)
         return described
 
-    async def read_rows(
-        self, selection: RowSelection, duplicates: Collection[tuple[str, str]]
-    ) -> AsyncIterator[list[SourceRow]]:
-        """Yield the rows of a selection; long documents only of rows that are not in *duplicates* (types and ids)."""
-        async for page in self.read_pages(read_rows(selection, document_max_bytes=DOCUMENT_READ_MAX_BYTES)):
-            part: list[SourceRow] = []
-            size = 0
-            for record in page:
-                row = _row_of(record)
-                if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates:
-                    row = await self._read_alone(selection, row)
-                length = row.byte_count or 0
-                if part and size + length > PART_MAX_BYTES:
-                    yield part
-                    part, size = [], 0
-                part.append(row)
-                size += length
+    async def read_rows(self, selection: RowSelection) -> AsyncIterator[list[SourceRow]]:
+        """Yield the rows of a selection, at most `PART_MAX_BYTES` of documents at a time, and a page more."""
+        part: list[SourceRow] = []
+        size = 0
+        async for page in self.read_pages(read_rows(selection), PAGE_OF_DOCUMENTS):
+            part += [SourceRow(**dict(row)) for row in page]
+            size += sum(row["byte_count"] or 0 for row in page)
+            if len(part) >= PAGE_MAX_ROWS or size >= PART_MAX_BYTES:
+                yield part
+                part, size = [], 0
+        if part:
             yield part
-
-    async def _read_alone(self, selection: RowSelection, row: SourceRow) -> SourceRow:
-        one = msgspec.structs.replace(selection, resource_id=row.resource_id)
-        found = await self.fetch_all(read_rows(one, document_max_bytes=DOCUMENT_MAX_BYTES))
-        return _row_of(found[0]) if found else row
 
 
 class SourceSnapshot:
@@ -232,10 +220,6 @@ async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> Non
             f"IMPORT_SOURCE_URL: the snapshot of this run is gone ({exc.sqlstate}): its connection has ended, or"
             " another server answers; run it again"
         ) from exc
-
-
-def _row_of(row: Row) -> SourceRow:
-    return SourceRow(**dict(row))
 
 
 @contextlib.contextmanager

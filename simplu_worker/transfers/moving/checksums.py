@@ -1,4 +1,4 @@
-"""Compare a tenant's rows on two shards by checksums that no order changes, and repair the former differences."""
+"""Compare a tenant's rows on two shards by checksums that no order changes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,26 @@ import asyncio
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.log import mark_changes
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
-from simplu_worker.shards.settling import MovingTenant, RowKey, Transfer, read_tenant
+from simplu_worker.shards.settling import RowKey, Transfer, read_tenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Chunk, ChunkPace, Walker
-from simplu_worker.transfers.moving.changes import (
-    ResourceKey,
-    find_written_since_ready,
-    read_changed_keys,
-    read_resources,
-    write_changes,
-)
 from simplu_worker.transfers.moving.copying import (
     OPERATIONS,
     RESOURCES,
     CopiedTable,
+    ResourceKey,
     find_end,
+    read_changed_keys,
 )
 from simplu_worker.vocabulary import TenantState
 
@@ -78,6 +71,11 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     def is_equal(self) -> bool:
         """Whether all sums are the same."""
         return self.source == self.target
+
+    @property
+    def verdict(self) -> str:
+        """The same for people, and for the journal."""
+        return "equal" if self.is_equal else "differs"
 
     @property
     def row_count(self) -> int:
@@ -261,68 +259,14 @@ def describe_difference(comparison: Comparison) -> str:
     return ", ".join(f"{name} ({names[name]} named)" if names[name] else name for name in types)
 
 
-class Repair(msgspec.Struct, frozen=True):
-    """How many resources are written or deleted, and those *refused*: written by somebody since the move."""
-
-    count: int
-    refused: AbstractSet[ResourceKey] = frozenset()
-
-
 async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str, arrival: Transfer) -> None:
     """Raise `PermanentError` unless *source*, which the tenant has left, has its rows as of the move."""
     async with target.connection() as connection:
         home = await read_tenant(connection, tenant_id)
-    async with source.transaction() as connection:
-        await _lock_former_rows(connection, tenant_id, arrival, None if home is None else home.epoch)
-
-
-async def repair_resources(
-    source: ShardPool,
-    target: ShardPool,
-    tenant_id: str,
-    arrival: Transfer,
-    keys: Collection[ResourceKey],
-    *,
-    apply: bool = True,
-) -> Repair:
-    """Write the resources *keys* as *source* has them, but for those written since the fence.
-
-    The tenant's batches wait. Without *apply* nothing is written. Raises as `check_former_rows`, and if the home is
-    elsewhere.
-    """
-    async with target.transaction() as connection:
-        before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight
-    # All of a shard's log since the move may be long: only the rest of it is read while batches wait.
-    async with target.connection() as connection:
-        changed, _ = await read_changed_keys(connection, tenant_id, arrival.ready_at or arrival.read_at)
-    async with target.transaction() as connection:
-        tenant = await _lock_home(connection, target, tenant_id)
-        async with source.transaction() as former:
-            await _lock_former_rows(former, tenant_id, arrival, tenant.epoch)
-            wanted = await read_resources(former, tenant_id, keys)
-        lately, _ = await read_changed_keys(connection, tenant_id, before.read_at)
-        changed |= lately
-        newer = await find_written_since_ready(connection, tenant_id, set(keys) - changed)
-        changes = wanted.without(changed | newer)
-        if not apply:
-            return Repair(changes.count, newer)
-        await write_changes(connection, tenant_id, changes)
-        await mark_changes(connection, [(tenant_id, *key) for key in sorted(changes.keys)])
-    return Repair(changes.count, newer)
-
-
-async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) -> MovingTenant:
-    tenant = await read_tenant(connection, tenant_id, locked=True)
-    if tenant is None or tenant.state is not TenantState.ACTIVE:
-        raise PermanentError(f"{tenant_id}: its home is not on shard {target.address.shard_id}")
-    return tenant
-
-
-async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Transfer, epoch: int | None) -> None:
-    """Keep cleanups and movers from the rows until the commit: both take a token first."""
-    is_whole = await former.fetchval(QUERIES["lock_tenant_for"], tenant_id, TenantState.MOVED, arrival.move_token)
-    left = await read_tenant(former, tenant_id)
-    if not is_whole or left is None or left.epoch != epoch:
+    async with source.connection() as connection:
+        left = await read_tenant(connection, tenant_id)
+    is_left = left is not None and (left.state, left.move_token) == (TenantState.MOVED, arrival.move_token)
+    if not is_left or left is None or home is None or left.epoch != home.epoch:
         raise PermanentError(
             f"{tenant_id}: shard {arrival.place} does not have its rows as of the move any more: a cleanup "
             "or a move back has begun, or the tenant was made again since; compare with a backup"

@@ -1,4 +1,4 @@
-"""Copy a tenant's rows from one shard to another, chunk by chunk in order of their keys.
+"""Copy a tenant's rows from one shard to another, chunk by chunk in order of their keys, and what changed since a time.
 
 A chunk goes by COPY in binary form from one server to the other. It is read at one moment and written with the progress
 in one transaction; chunks need not be of one moment, since all changes since the first one are copied afterwards.
@@ -7,8 +7,10 @@ in one transaction; chunks need not be of one moment, since all changes since th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -158,3 +160,163 @@ async def _copy_part(
             reading.cancel()
         await asyncio.wait([reading])
     return _CopiedChunk(affected_count(status), byte_count)
+
+
+ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
+LogKey: TypeAlias = tuple[str, datetime]  # the key of the log, as hexadecimal text, and when it was completed
+
+PAGE_ROWS: Final = 1000
+SCANNED_ROWS: Final = 50_000  # and batches of all tenants, by one statement: a tenth of a second in memory
+LOG_ORDER: Final = ("completed_at", "key")
+NOTE_ORDER: Final = ("rejected_at", "request_id")
+FIRST_NOTE: Final = datetime(2000, 1, 1, tzinfo=UTC)
+AT_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
+INSTANT: Final = timedelta(microseconds=1)  # the resolution of the shard's times
+# Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
+CLOCK_MARGIN: Final = timedelta(seconds=2)
+MARK: Final = "m"  # in `kind`: no operation, but a resource that has changed
+CHANGING: Final = frozenset("cupdCUPDm")  # in `kind`
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """Rows of the log, the resources that have changed (as they are now, or gone), and the notes."""
+
+    log: Sequence[Any] = ()
+    resources: Sequence[Any] = ()
+    gone: Collection[ResourceKey] = ()
+    rejections: Sequence[Any] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return sum(map(len, (self.log, self.resources, self.gone, self.rejections)))
+
+
+NOTHING_KNOWN: Final = frozenset[LogKey]()
+
+
+def keys_of(log: Iterable[Any]) -> set[LogKey]:
+    """Return the keys of rows of the log; with the same key a row has the same content."""
+    return {_key_of(row) for row in log}
+
+
+async def read_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
+) -> AsyncIterator[Changes]:
+    """Yield what changed since *since*, by the shard's clock, in pages of at most `PAGE_ROWS` rows of the log.
+
+    Without the rows *known*. What changes after a page was read is in the pages since a later time.
+    """
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        yield await read_resources(connection, tenant_id, _changed_by(log), log)
+    async for notes in read_notes(connection, tenant_id, since):
+        yield notes
+
+
+async def read_last_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
+) -> Sequence[Changes]:
+    """Return the same of a tenant that no worker writes to, each of its resources read once."""
+    pages, keys = [], set[ResourceKey]()
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        pages.append(Changes(log))
+        keys |= _changed_by(log)
+    pages.append(await read_resources(connection, tenant_id, keys))
+    return [*pages, *[one async for one in read_notes(connection, tenant_id, since)]]
+
+
+async def _read_unknown(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey]
+) -> AsyncIterator[Sequence[Any]]:
+    start = since - CLOCK_MARGIN
+    if known and known >= keys_of(await connection.fetch(QUERIES["read_logged_keys"], tenant_id, start, since)):
+        start = since
+    async for log in read_log(connection, tenant_id, start):
+        yield [row for row in log if _key_of(row) not in known]
+
+
+async def read_notes(connection: Connection, tenant_id: str, since: datetime = FIRST_NOTE) -> AsyncIterator[Changes]:
+    """Yield the rejected records, and the tries of messages, since *since*."""
+    start = since - CLOCK_MARGIN
+    async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, NOTE_ORDER, AT_ANY_TIME):
+        yield Changes(rejections=rows)
+
+
+async def read_changed_keys(
+    connection: Connection, tenant_id: str, since: datetime
+) -> tuple[set[ResourceKey], set[str]]:
+    """Return the resources that may have changed since *since*, and the keys logged since then."""
+    keys, requests = set[ResourceKey](), set[str]()
+    async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
+        keys |= _changed_by(log)
+        requests |= {row["key"] for row in log}
+    return keys, requests
+
+
+async def read_log(
+    connection: Connection, tenant_id: str, start: datetime, *, scanned_rows: int = SCANNED_ROWS
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
+
+    A statement passes by about *scanned_rows*.
+    """
+    while True:
+        end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
+        until = end or AT_ANY_TIME
+        async for page in _read_pages(connection, "read_logged_changes", tenant_id, start, LOG_ORDER, until):
+            yield page
+        if end is None:
+            return
+        start = end + INSTANT
+
+
+async def _read_pages(
+    connection: Connection, query: str, tenant_id: str, start: datetime, order: tuple[str, str], end: datetime
+) -> AsyncIterator[Sequence[Any]]:
+    after: tuple[datetime, str] = (start, "")
+    is_last = False
+    while not is_last:
+        page = await connection.fetch(QUERIES[query], tenant_id, after[0], end, after[1], PAGE_ROWS)
+        is_last = len(page) < PAGE_ROWS
+        if page:
+            after = (page[-1][order[0]], page[-1][order[1]])
+            yield page
+
+
+async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
+    """Write *changes* in a transaction that has checked the mover's token; the caller marks changed resources."""
+    if changes.gone:
+        await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
+    if changes.resources:
+        await connection.execute(QUERIES["write_resources"], tenant_id, [row["whole"] for row in changes.resources])
+    if operations := [row for row in changes.log if row["kind"] != MARK]:
+        documents = [row["whole"] for row in operations]
+        await connection.execute(QUERIES["free_copied_keys"], tenant_id, documents)
+        place = await find_copied_place(connection, tenant_id)
+        await connection.execute(QUERIES["write_log"], tenant_id, documents, *place)
+    if changes.rejections:
+        await connection.execute(QUERIES["write_rejections"], tenant_id, [row["whole"] for row in changes.rejections])
+
+
+async def read_resources(
+    connection: Connection, tenant_id: str, keys: Collection[ResourceKey], log: Sequence[Any] = ()
+) -> Changes:
+    """Return the resources *keys* as they are now, with rows of the log."""
+    if not keys:
+        return Changes(log)
+    found = await connection.fetch(QUERIES["read_resources"], tenant_id, *_columns(sorted(keys)))
+    there = {(row["resource_type"], row["resource_id"]) for row in found}
+    return Changes(log, found, set(keys) - there)
+
+
+def _key_of(row: Any) -> LogKey:
+    return row["key"], row["completed_at"]
+
+
+def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
+    changing = (row for row in log if row["kind"] in CHANGING and row["resource_id"] is not None)
+    return {(row["resource_type"], row["resource_id"]) for row in changing}
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -15,62 +15,58 @@ from functools import partial
 from typing import Final
 
 import msgspec
-import structlog
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.errors import LostRaceError, ValueRefusedError
+from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import (
     FIRST,
-    MoveRefusedError,
     MoveSettler,
     Progress,
     RowKey,
+    TransferRefusedError,
     activate_in,
     read_tenant,
     read_transfer,
 )
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import (
+    NOTE_INTERVAL_S,
     REST_SHARE,
     Chunk,
+    Journal,
+    TransferEngine,
+    TransferStatus,
     Walker,
     is_last_round,
-    run_patiently,
     run_until_won,
 )
-from simplu_worker.transfers.journal import NOTE_INTERVAL_S, Journal, noted_as_running
-from simplu_worker.transfers.moving.changes import (
+from simplu_worker.transfers.moving.checksums import Comparison, compare_shards, describe_difference
+from simplu_worker.transfers.moving.copying import (
     CLOCK_MARGIN,
     NOTHING_KNOWN,
+    TABLES,
+    CopiedTable,
     LogKey,
+    copy_chunk,
+    find_end,
     keys_of,
     read_changes,
     read_last_changes,
     read_notes,
 )
-from simplu_worker.transfers.moving.checksums import Comparison, compare_shards, describe_difference
-from simplu_worker.transfers.moving.copying import (
-    TABLES,
-    CopiedTable,
-    copy_chunk,
-    find_end,
-)
-from simplu_worker.transfers.moving.readiness import time_standbys
+from simplu_worker.transfers.moving.places import sum_counts, time_standbys
 from simplu_worker.transfers.moving.sides import Fenced, MoveSource, MoveTarget
 from simplu_worker.transfers.moving.types import (
     LEAVING,
     Certificate,
     Move,
     MoveOptions,
-    MoveStatus,
     PauseTooLongError,
     Situation,
-    SupersededError,
     describe_state,
     situation_of,
 )
@@ -83,10 +79,8 @@ REHEARSALS_MAX: Final = 3
 PAUSE: Final = frozenset({MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE})
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
-log = structlog.get_logger(__name__)
 
-
-class Mover:
+class Mover(TransferEngine[Certificate]):
     """Moves one tenant; *show* is called as it goes on."""
 
     def __init__(
@@ -96,68 +90,48 @@ class Mover:
         move: Move,
         options: MoveOptions,
         *,
-        show: Callable[[MoveStatus], None],
+        show: Callable[[TransferStatus], None],
         clock: Callable[[], float] = loop_time,
     ) -> None:
+        super().__init__(pools.pool_of(move.source_id), move.tenant_id, show, clock)
         self._move = move
         self._options = options
-        self._show = show
-        self._clock = clock
         self._commits = commits
         self._pools = pools
         self._settler = MoveSettler(pools, commits)
-        self._source = MoveSource(pools.pool_of(move.source_id), move, clock)
+        self._source = MoveSource(self._shard, move, clock)
         self._target = MoveTarget(pools.pool_of(move.target_id), move, self._source)
-        self._walker = Walker(max_rows_per_s=options.max_rows_per_s, clock=clock)
+        self._walker = Walker(clock=clock)
         self._noted_at = float("-inf")
         # Rows of the log that the target has, from just before the last barrier on.
         self._known: AbstractSet[LogKey] = NOTHING_KNOWN
         self._pause_s: float | None = None
-        self._phase = MovePhase.PREPARE
-        self._status = MoveStatus(self._phase)
-        self._entered_at = clock()
+        self.status = TransferStatus(MovePhase.PREPARE)
+        self._began_at = self._entered_at = clock()
         self._phases_s: dict[str, float] = {}
 
-    async def run(self) -> Certificate:
-        """Move the tenant, or go on with its move; return the certificate.
+    @property
+    def journal(self) -> Journal:
+        """The row of this mover, on the source."""
+        return self._source.journal
 
-        Raises `MoveRefusedError`, or `RetryableError` if a shard did not answer for a minute, with the state of the
-        tenant.
-        """
-        source, is_pause = self._source, lambda: self._phase in PAUSE
-        async with noted_as_running(source.shard, lambda: source.journal, is_pause=is_pause):
-            return await self._run_on()
+    @property
+    def progress(self) -> object:
+        """The phase, and the rows that are copied."""
+        return self.status.phase, self.status.row_count if self.status.phase == MovePhase.COPY else 0
 
-    async def _run_on(self) -> Certificate:
-        began_at = self._clock()
-        try:
-            return await run_patiently(
-                partial(self._run_once, began_at),
-                progress=lambda: (self._phase, self._status.row_count if self._phase is MovePhase.COPY else 0),
-                on_failure=self._log_failure,
-                clock=self._clock,
-            )
-        except (PermanentError, ValueRefusedError) as exc:
-            stated = self._stated(exc)
-            await self._source.journal.note_failure(self._source.shard, self._status, str(stated))
-            raise stated from (None if stated is exc else exc)
-        except (LostRaceError, RetryableError) as exc:
-            await self._source.journal.note_failure(self._source.shard, self._status, str(exc))
-            raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
-
-    def _stated(self, error: Exception) -> MoveRefusedError:
-        if isinstance(error, SupersededError):
-            return SupersededError(f"{error}; {self.describe_state()}")
-        return error if isinstance(error, MoveRefusedError) else MoveRefusedError(f"{error}; {self.describe_state()}")
-
-    async def _log_failure(self, error: Exception) -> None:
-        log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(error))
+    @property
+    def has_pause(self) -> bool:
+        """Whether the tenant is fenced."""
+        return self.status.phase in PAUSE
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
-        return describe_state(self._move, self._phase, has_left=self._source.step is TransferStep.COMMITTED)
+        phase, has_left = MovePhase(self.status.phase), self._source.step is TransferStep.COMMITTED
+        return describe_state(self._move, phase, has_left=has_left)
 
-    async def _run_once(self, began_at: float) -> Certificate:
+    async def go_on(self) -> Certificate:
+        """Go on by the tenant's rows on both shards."""
         self._known = NOTHING_KNOWN  # either shard may have another server now
         source, target = await self._source.read(), await self._target.read()
         match situation_of(source, target, target_shard_id=self._move.target_id):
@@ -176,16 +150,16 @@ class Mover:
             case Situation.ARRIVED:
                 pass
             case Situation.GONE:
-                raise MoveRefusedError(
+                raise TransferRefusedError(
                     f"{self._move.tenant_id}: the tenant is destroyed; "
                     "run: simplu-worker tenants rollback --apply, to delete its copy"
                 )
             case Situation.ELSEWHERE:
-                raise MoveRefusedError(
+                raise TransferRefusedError(
                     f"{self._move.tenant_id}: its home is neither shard {self._move.source_id} nor shard "
                     f"{self._move.target_id}; run: simplu-worker tenants show"
                 )
-        return await self._certify(began_at)
+        return await self._certify()
 
     # Prepare, copy, catch up
 
@@ -202,8 +176,8 @@ class Mover:
         self._enter(MovePhase.COPY)
         tenant_id = self._move.tenant_id
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
-            counts = await self._source.shard.count(QUERIES["count_tenant_rows"], tenant_id)
-            self._status = msgspec.structs.replace(self._status, row_total=0 if counts is None else sum(counts[0]))
+            row_total = await sum_counts(self._source.shard, tenant_id)
+            self.status = msgspec.structs.replace(self.status, row_total=row_total)
         for table in TABLES:
 
             async def copy(after: RowKey, row_count: int, table: CopiedTable = table) -> Chunk:
@@ -276,7 +250,7 @@ class Mover:
         self._enter(MovePhase.VERIFY)
         comparison = await self._compare(progress.barrier, live_on_source=True)
         if not comparison.is_equal:
-            raise MoveRefusedError(
+            raise TransferRefusedError(
                 f"{self._move.tenant_id}: the rows on both shards differ: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback --stay --apply"
@@ -380,7 +354,7 @@ class Mover:
 
     # The end
 
-    async def _certify(self, began_at: float) -> Certificate:
+    async def _certify(self) -> Certificate:
         move = self._move
         self._enter(MovePhase.CERTIFY)
         async with self._target.shard.connection() as connection:
@@ -391,7 +365,7 @@ class Mover:
         # In these steps no cleanup has begun.
         has_rows = departure is not None and departure.step in {TransferStep.COMMITTED, TransferStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
-            raise MoveRefusedError(
+            raise TransferRefusedError(
                 f"{move.tenant_id}: its home is shard {move.target_id} already, and shard {move.source_id} has no rows "
                 "to compare any more; run: simplu-worker tenants show"
             )
@@ -404,7 +378,7 @@ class Mover:
             epoch_before=departure.epoch_before,
             epoch=target.epoch,
             pause_s=self._pause_s,
-            duration_s=self._clock() - began_at,
+            duration_s=self._clock() - self._began_at,
             rows_copied=arrival.progress.row_count,
             bytes_copied=arrival.progress.byte_count,
             phases_s={phase: round(took_s, 6) for phase, took_s in self._phases_s.items()},
@@ -413,24 +387,20 @@ class Mover:
         )
         if departure.step != TransferStep.DONE or not departure.is_equal:  # it is kept as it was given
             ended = Journal(move.tenant_id, TransferKind.DEPARTURE, departure.token)
-            detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
+            detail = {"verdict": comparison.verdict, "certificate": certificate, "positions": departure.positions}
             async with self._source.shard.transaction() as connection:
                 await ended.note(connection, TransferStep.DONE, detail)
         return certificate
 
     async def _note_status(self) -> None:
         self._noted_at, source = self._clock(), self._source
-        detail = (
-            self._status if source.step is TransferStep.OPEN else None
-        )  # one that has committed keeps its positions
+        detail = self.status if source.step is TransferStep.OPEN else None  # one that has committed keeps its positions
         async with source.shard.transaction() as connection:
             await source.journal.note(connection, source.step, detail)
 
     async def _show_progress(self, progress: Progress) -> None:
-        self._status = msgspec.structs.replace(
-            self._status, row_count=progress.row_count, byte_count=progress.byte_count
-        )
-        self._show(self._status)
+        self.status = msgspec.structs.replace(self.status, row_count=progress.row_count, byte_count=progress.byte_count)
+        self._show(self.status)
         if self._clock() - self._noted_at > NOTE_INTERVAL_S:
             await self._note_status()
 
@@ -441,8 +411,8 @@ class Mover:
         )
 
     def _enter(self, phase: MovePhase) -> None:
-        now = self._clock()
-        self._phases_s[self._phase] = self._phases_s.get(self._phase, 0.0) + now - self._entered_at
-        self._phase, self._entered_at = phase, now
-        self._status = msgspec.structs.replace(self._status, phase=phase)
-        self._show(self._status)
+        now, before = self._clock(), self.status.phase
+        self._phases_s[before] = self._phases_s.get(before, 0.0) + now - self._entered_at
+        self._entered_at = now
+        self.status = msgspec.structs.replace(self.status, phase=phase)
+        self._show(self.status)

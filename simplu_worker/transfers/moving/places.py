@@ -1,4 +1,7 @@
-"""Where a tenant that is to move has rows, and how many businesses the shards take."""
+"""Where a tenant that is to move has rows, how many businesses the shards take, and whether two are ready for a move.
+
+Nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,20 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.shards.routing.locator import Capacity, Locator
+from simplu_worker.shards.routing.locator import Capacity, Locator, StaticMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
+from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.settling import read_tenant
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import run_at_once
-from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.transfers import QUERIES
+from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY, Move
 from simplu_worker.vocabulary import TenantState
 
 
@@ -155,3 +164,96 @@ def check_room(shard_id: str, answer: CapacityAnswer, *, is_counted: bool = Fals
         f"shard {shard_id} is full ({answer.business_count} of {answer.business_max}); raise maxBusinesses in "
         "Citrus, or choose another"
     )
+
+
+async def count_rows(shard: ShardPool, tenant_id: str) -> dict[str, Any]:
+    """Return what a shard has of a tenant (`describe_tenant_size`); nothing if that takes long."""
+    sizes = await shard.count(QUERIES["describe_tenant_size"], tenant_id)
+    return {} if sizes is None else dict(sizes[0])
+
+
+async def sum_counts(shard: ShardPool, tenant_id: str) -> int:
+    """Return how many resources and operations a shard has of a tenant; 0 if that takes long to count."""
+    size = await count_rows(shard, tenant_id)
+    return int(size.get("resources", 0) + size.get("operations", 0))
+
+
+async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) -> float:
+    """Wait, not for long, for the standbys of both shards, as the switch will; return how long that took."""
+    began_at = loop_time()
+    for shard_id in (move.target_id, move.source_id):
+        async with pools.pool_of(shard_id).transaction() as connection:
+            server = await note_server(connection)
+        await commits.wait_for_transaction(shard_id, server)
+    return loop_time() - began_at
+
+
+class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
+    """What a move would copy; *byte_count* is of documents. None if the rows take long to count."""
+
+    tenant: str
+    source_shard: str
+    target_shard: str
+    goes_on: bool = False
+    resources: int | None = None
+    byte_count: int | None = None
+    operations: int | None = None
+
+
+async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
+    """Raise `PermanentError` if a tenant cannot move between the shards, `RetryableError` if one is silent."""
+    known = {shard.shard_id: shard for shard in await locator.list_shards()}
+    for shard_id in (source_id, target_id):
+        if shard_id not in known:
+            names = ", ".join(sorted(known))
+            raise PermanentError(f"shard {shard_id} is unknown; choose one of {names}")
+        await require_schema(pools.ensure_pool(known[shard_id]))
+    target = known[target_id]
+    if not target.is_active:
+        raise PermanentError(f"shard {target_id} is marked inactive; choose another, or have it activated")
+    if isinstance(locator, StaticMap) and target_id in locator.map.retired_ids:
+        raise PermanentError(f"shard {target_id} is retired in the map, and takes no tenants; take that back first")
+    await check_copy(pools.pool_of(target_id))
+    await _check_type(pools, tenant_id, source_id, target_id)
+
+
+async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
+    async with pools.pool_of(source_id).connection() as connection:
+        tenant = await read_tenant(connection, tenant_id)
+    if tenant is None:
+        return  # the move finds out why
+    async with pools.pool_of(target_id).connection() as connection:
+        missing = await connection.fetch(QUERIES["find_missing_types"], [tenant.business_type])
+    if missing:
+        raise PermanentError(
+            f"shard {target_id} lacks the tenant's business type {tenant.business_type}; write it there with "
+            "`simplu-worker types apply`, then move the tenant"
+        )
+
+
+async def check_copy(pool: ShardPool) -> None:
+    """Raise `PermanentError` if the role may not write the tables of a shard by COPY."""
+    async with pool.connection() as connection:
+        if not await connection.fetchval(QUERIES["may_copy_into"]):
+            raise PermanentError(
+                f"shard {pool.address.shard_id}: COPY needs the role that owns the tables, or one with BYPASSRLS; run "
+                "the command with the connection strings of that role"
+            )
+
+
+async def require_schema(pool: ShardPool) -> None:
+    """Raise `PermanentError` if a shard is empty, `RetryableError` if it does not answer."""
+    shard_id = pool.address.shard_id
+    await pool.probe()
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            raise PermanentError(
+                f"shard {shard_id} is an empty database; run: simplu-worker shards upgrade {shard_id} --apply"
+            )
+
+
+async def plan_move(pools: Pools, move: Move, *, goes_on: bool = False) -> MovePlan:
+    """Return what *move* would copy. Raises `RetryableError` without an answer."""
+    size = await count_rows(pools.pool_of(move.source_id), move.tenant_id)
+    size.pop("last_applied_at", None)
+    return MovePlan(move.tenant_id, move.source_id, move.target_id, goes_on, **size)

@@ -20,9 +20,10 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import (
-    MoveRefusedError,
     MovingTenant,
     Progress,
+    SupersededError,
+    TransferRefusedError,
     read_positions,
     read_tenant,
     read_transfer,
@@ -30,9 +31,9 @@ from simplu_worker.shards.settling import (
     tenant_of,
 )
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.journal import Journal
-from simplu_worker.transfers.moving.changes import Changes, LogKey, read_last_changes, write_changes
-from simplu_worker.transfers.moving.types import Move, SupersededError, continued_progress, warm_progress
+from simplu_worker.transfers.engine import Journal
+from simplu_worker.transfers.moving.copying import Changes, LogKey, read_last_changes, write_changes
+from simplu_worker.transfers.moving.types import Move, continued_progress, warm_progress
 from simplu_worker.transfers.moving.undoing import drop_rows
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
@@ -84,7 +85,7 @@ class MoveSource:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
             departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
             if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
-                raise MoveRefusedError(
+                raise TransferRefusedError(
                     f"{tenant_id}: shard {self._move.target_id} has lost the tenant, after a cleanup of its former "
                     f"rows on shard {self._move.source_id}; restore shard {self._move.target_id} from a newer backup"
                 )
@@ -117,7 +118,7 @@ class MoveSource:
         if before is None or (now - before[0]) - (source.read_at - before[1]).total_seconds() <= CLOCK_STEP_MAX_S:
             return
         self._last_barrier = None
-        raise MoveRefusedError(
+        raise TransferRefusedError(
             f"{self._move.tenant_id}: the clock of shard {self._move.source_id} was set back, and the move "
             f"was stopped; the tenant goes on on shard {self._move.source_id}; "
             "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
@@ -160,11 +161,14 @@ class MoveSource:
 
         The positions as of the fence stay here: if the target loses the copy, later ones count for nothing.
         """
-        detail = msgspec.json.encode({"positions": progress.positions, "epochBefore": self.epoch}).decode()
         row = await connection.fetchrow(
-            QUERIES["commit_move"], self._move.tenant_id, token, self._move.target_id, epoch, detail
+            QUERIES["commit_move"], self._move.tenant_id, token, self._move.target_id, epoch
         )
-        return None if row is None else server_of(row)
+        if row is None:
+            return None
+        detail = {"positions": progress.positions, "epochBefore": self.epoch}
+        await self.journal.note(connection, TransferStep.COMMITTED, detail)
+        return server_of(row)
 
     async def end_fence(self) -> None:
         """Make the tenant active again, with the next token."""
@@ -267,13 +271,13 @@ class MoveTarget:
 
 
 def _superseded(move: Move) -> SupersededError:
-    return SupersededError(f"{move.tenant_id}: another mover has begun since")
+    return SupersededError(f"{move.tenant_id}: another mover has begun since; run: simplu-worker tenants show")
 
 
 def _check_names(move: Move, source: MovingTenant, target: MovingTenant | None) -> None:
     if target is None or (target.business_id, target.location_id) == (source.business_id, source.location_id):
         return
-    raise MoveRefusedError(
+    raise TransferRefusedError(
         f"{move.tenant_id}: shard {move.target_id} has this id for business {target.business_id} at location "
         f"{target.location_id}; the tenant stays on shard {move.source_id}; run: simplu-worker tenants move, to "
         "another shard"

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.shards.settling import MoveRefusedError, MovingTenant, Progress, Transfer
+from simplu_worker.shards.settling import MovingTenant, Progress, Transfer, TransferRefusedError
 from simplu_worker.transfers.moving.checksums import Comparison
 from simplu_worker.vocabulary import MovePhase, TenantState, TransferStep
 
@@ -25,16 +25,6 @@ class MoveOptions(msgspec.Struct, frozen=True):
 
     log_kept: timedelta
     max_pause_s: float = 0.5
-    max_rows_per_s: float | None = None
-
-
-class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """How far a mover is; *row_total* is the number of rows to copy, 0 while it is unknown."""
-
-    phase: MovePhase
-    row_count: int = 0
-    byte_count: int = 0
-    row_total: int = 0
 
 
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,11 +45,6 @@ class Certificate(msgspec.Struct, frozen=True, rename="camel"):
     phases_s: dict[str, float]
     comparison: Comparison
     at: datetime
-
-    @property
-    def verdict(self) -> str:
-        """Whether both shards have the same rows."""
-        return "equal" if self.comparison.is_equal else "differs"
 
 
 def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
@@ -84,11 +69,7 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
             return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
 
 
-class SupersededError(MoveRefusedError):
-    """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence."""
-
-
-class PauseTooLongError(MoveRefusedError):
+class PauseTooLongError(TransferRefusedError):
     """The tenant would have to wait for longer than allowed."""
 
 

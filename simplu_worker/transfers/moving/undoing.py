@@ -14,18 +14,24 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling import MovingTenant, read_tenant, read_transfer, take_token
+from simplu_worker.shards.settling import (
+    MovingTenant,
+    SupersededError,
+    TransferRefusedError,
+    read_tenant,
+    read_transfer,
+    take_token,
+)
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
-from simplu_worker.transfers.engine import run_in_pages
-from simplu_worker.transfers.journal import Journal, noted_as_running
+from simplu_worker.transfers.engine import Journal, TransferEngine, run_in_pages
+from simplu_worker.transfers.moving.places import sum_counts
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
@@ -38,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 async def drop_rows(shard: ShardPool, tenant_id: str, token: int, state: TenantState) -> int | None:
-    """Delete the rows of a tenant, but for its own; return their number, None if that has another token or *state*.
+    """Delete the rows of a tenant; return how many resources and operations, None if its own has another *state*.
 
     The feed reads the changes in the log first, for `UNREAD_S` at most.
     """
@@ -58,8 +64,8 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, state: TenantS
                 return 0
             return affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
 
-    count = sum([await run_in_pages(partial(drop, query), limit=DROP_ROWS) for query in DROPS])
-    return count if is_ours else None
+    counts = [await run_in_pages(partial(drop, query), limit=DROP_ROWS) for query in DROPS]
+    return sum(counts[:2]) if is_ours else None
 
 
 async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
@@ -77,41 +83,59 @@ async def _is_unread(shard: ShardPool, tenant_id: str, *, is_in_file: bool) -> b
         return bool(await connection.fetchval(QUERIES["has_unread_changes"], tenant_id, is_in_file))
 
 
-async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
-    """Delete the copy of a tenant that has not left its source, or was destroyed there; return the rows deleted.
+class MoveUndo(TransferEngine[int]):
+    """Deletes the copy of a tenant that has not left *source_id*, or was destroyed there; it returns a count."""
 
-    Raises `PermanentError` if it has left the source, and `RetryableError` without an answer.
-    """
-    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
-    async with target.connection() as connection:
-        copy = await read_tenant(connection, tenant_id)
-    async with source.transaction() as connection:
-        tenant = await read_tenant(connection, tenant_id, locked=True)
-        if tenant is None or tenant.state not in LEAVING | GONE:
-            state = "none" if tenant is None else tenant.state
-            raise PermanentError(f"{tenant_id}: its home is not on shard {source_id}, where its row is {state}")
-        token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
-        if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
-            await take_token(connection, tenant_id, token)
-        journal = Journal(tenant_id, TransferKind.DEPARTURE, str(token))
-        await journal.open(connection, TransferStep.UNDOING, place=target_id, detail={})
-    count = 0
-    async with noted_as_running(source, lambda: journal):
+    def __init__(self, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
+        super().__init__(pools.pool_of(source_id), tenant_id, lambda _: None)
+        self._target = pools.pool_of(target_id)
+        self._token = 0
+
+    @property
+    def journal(self) -> Journal:
+        """The row of the move, on its source."""
+        return Journal(self._tenant_id, TransferKind.DEPARTURE, str(self._token))
+
+    @property
+    def progress(self) -> object:
+        """Whether the mover is stopped."""
+        return self._token
+
+    def describe_state(self) -> str:
+        """Return the state, which is that of before."""
+        return "the tenant goes on on its shard; run the same command again to delete the rest of its copy"
+
+    async def go_on(self) -> int:
+        """Stop the mover, and delete what it has copied; return the rows deleted."""
+        source_id, target_id = self._shard.address.shard_id, self._target.address.shard_id
+        async with self._target.connection() as connection:
+            copy = await read_tenant(connection, self._tenant_id)
+        async with self._shard.transaction() as connection:
+            tenant = await read_tenant(connection, self._tenant_id, locked=True)
+            if tenant is None or tenant.state not in LEAVING | GONE:
+                state = "none" if tenant is None else tenant.state
+                raise TransferRefusedError(
+                    f"{self._tenant_id}: its home is not on shard {source_id}, where its row is {state}"
+                )
+            self._token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
+            if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
+                await take_token(connection, self._tenant_id, self._token)
+            await self.journal.open(connection, TransferStep.UNDOING, place=target_id, detail={})
+        count = 0
         if copy is not None and copy.state in ON_THE_WAY:
-            count = await _drop_copy(target, tenant_id, token)
-        async with source.transaction() as connection:
-            await journal.note(connection, TransferStep.UNDONE)
-    log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
-    return count
+            count = await _drop_copy(self._target, self._tenant_id, self._token)
+        async with self._shard.transaction() as connection:
+            await self.journal.note(connection, TransferStep.UNDONE)
+        log.info("move.undone", tenant_id=self._tenant_id, source_id=source_id, target_id=target_id, rows=count)
+        return count
 
 
 async def count_copied(pools: Pools, tenant_id: str, target_id: str) -> int:
-    """Return how many rows of a copy `undo_move` would delete. Raises `RetryableError`."""
-    async with pools.pool_of(target_id).connection() as connection:
+    """Return how many resources and operations of a copy `MoveUndo` would delete. Raises `RetryableError`."""
+    target = pools.pool_of(target_id)
+    async with target.connection() as connection:
         copy = await read_tenant(connection, tenant_id)
-        if copy is None or copy.state not in ON_THE_WAY:
-            return 0
-        return int(await connection.fetchval(QUERIES["count_left_rows"], tenant_id))
+    return 0 if copy is None or copy.state not in ON_THE_WAY else await sum_counts(target, tenant_id)
 
 
 async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
@@ -119,13 +143,13 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
     async with target.transaction() as connection:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
-            raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
+            raise SupersededError(f"{tenant_id}: another mover has begun since; run this again once it has ended")
         await connection.execute(
             QUERIES["drop_transfer"], tenant_id, TransferKind.ARRIVAL
         )  # no mover may go on from its rest
     count = await drop_rows(target, tenant_id, token, TenantState.INCOMING)
     if count is None:
-        raise PermanentError(f"{tenant_id}: another mover has begun since")
+        raise SupersededError(f"{tenant_id}: another mover has begun since; run this again once it has ended")
     async with target.transaction() as connection:
         await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
     return count
@@ -148,19 +172,6 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
     return [LeftBehind(row["tenant_id"], row["target_shard_id"], row["differs"]) for row in rows]
 
 
-async def count_left(
-    pools: Pools, tenant_id: str, source_id: str, target_id: str, *, home_id: str | None = None
-) -> int | None:
-    """Return how many rows `clean_up` would delete, or None as it does."""
-    async with pools.pool_of(home_id or target_id).connection() as connection:
-        home = await read_tenant(connection, tenant_id)
-    async with pools.pool_of(source_id).connection() as connection:
-        left = await read_tenant(connection, tenant_id)
-        if left is None or home is None or not _has_left_for(left, home, target_id):
-            return None
-        return int(await connection.fetchval(QUERIES["count_left_rows"], tenant_id))
-
-
 def _has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool:
     return (
         (left.state, left.moved_to) == (TenantState.MOVED, target_id)
@@ -177,8 +188,9 @@ async def clean_up(
     target_id: str,
     *,
     home_id: str | None = None,
+    apply: bool = True,
 ) -> int | None:
-    """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
+    """Delete the rows that a tenant left on *source_id*, without *apply* none, and return their number; its own stays.
 
     None if it has not arrived, or has come back. Only once the standbys of its home have it: one that has not would
     need these rows.
@@ -194,6 +206,8 @@ async def clean_up(
         departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
         if left is None or home is None or departure is None or not _has_left_for(left, home, target_id):
             return None
+        if not apply:
+            return await sum_counts(source, tenant_id)
         token = max(left.move_token, home.move_token) + 1
         await take_token(connection, tenant_id, token)
         journal = Journal(tenant_id, TransferKind.DEPARTURE, str(token))

@@ -30,11 +30,11 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers.adoption.adopter import (
     ADOPTION_TIMEOUTS,
     Adopter,
-    AdoptionProgress,
     AdoptionResult,
     AdoptionStep,
 )
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan
+from simplu_worker.transfers.engine import TransferStatus
 
 pytestmark = pytest.mark.slow(0.2)
 
@@ -83,12 +83,12 @@ class Case:
         self.businesses = Businesses()
         self.pool = ShardPool(address, size=2, timeouts=ADOPTION_TIMEOUTS)
 
-    def adopter(self, *, tell: Callable[[AdoptionProgress], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
+    def adopter(self, *, tell: Callable[[TransferStatus], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
         return Adopter(
             self.pool,
             self.names,  # type: ignore[arg-type]  # all that is asked of a locator
             self.businesses,
-            report=tell,
+            show=tell,
             quiet_s=0.01,
             copy_max_rows=copied_at_once,
         )
@@ -155,7 +155,7 @@ async def test_adopt_takes_every_row_when_the_table_is_of_any_layout(
 
         adopted = await case.adopt(AdoptionChoices())
 
-        assert adopted == AdoptionResult("shard-1", row_count=2, tenant_count=2)
+        assert adopted == AdoptionResult(row_count=2, tenant_count=2)
         rows = await fetch(
             case.pool,
             'SELECT id, "businessType", "resourceId", date, "lastUpdated", data::text FROM resources'
@@ -297,11 +297,11 @@ async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, mon
 
     monkeypatch.setattr(case.pool, "connection", connection)
 
-    def tell(progress: AdoptionProgress) -> None:
-        if progress.step is AdoptionStep.WATCHING:
+    def tell(progress: TransferStatus) -> None:
+        if progress.phase == AdoptionStep.WATCHING:
             tasks.append(asyncio.create_task(case.old.insert(CLINIC, "patient", f"w-{len(tasks)}", {})))
 
-    adopter = Adopter(case.pool, case.names, case.businesses, report=tell, quiet_s=0.05)  # type: ignore[arg-type]
+    adopter = Adopter(case.pool, case.names, case.businesses, show=tell, quiet_s=0.05)  # type: ignore[arg-type]
     with pytest.raises(PermanentError, match="stop it, and run this again"):
         await adopter.adopt(await case.plan(), AdoptionChoices())
     await asyncio.gather(*tasks)
@@ -341,10 +341,10 @@ async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case
         await case.old.insert((CLINIC, GYM)[number % 2], "patient", f"p-{number}", {"n": number})
     ends = iter(range(1, 100))
 
-    def killed_after(count: int) -> Callable[[AdoptionProgress], None]:
+    def killed_after(count: int) -> Callable[[TransferStatus], None]:
         steps: Iterator[int] = iter(range(count))
 
-        def tell(_: AdoptionProgress) -> None:
+        def tell(_: TransferStatus) -> None:
             if next(steps, None) is None:
                 raise KilledError
 
@@ -373,7 +373,7 @@ async def test_adopt_is_done_once_when_two_do_it(case: Case) -> None:
 
     first, second = await asyncio.gather(case.adopt(AdoptionChoices()), case.adopt(AdoptionChoices()))
 
-    assert first == second == AdoptionResult("shard-1", row_count=30, tenant_count=1)
+    assert first == second == AdoptionResult(row_count=30, tenant_count=1)
     assert len(await case.resources()) == 30
 
 

@@ -19,7 +19,7 @@ from support.typescript_worker import WRITTEN_AT, TypescriptShard
 from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, _Step, _UnknownSources
+from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter
 from simplu_worker.transfers.adoption.plan import AdoptionPlan
 
 pytestmark = pytest.mark.slow(2.5)
@@ -106,12 +106,6 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
     await pool.close()
 
 
-async def once(adopter: Adopter, step: _Step) -> None:
-    result = await adopter._run_locked(step)
-    if isinstance(result, _UnknownSources):
-        await adopter._look_up_late(result.sources)
-
-
 def as_object(text: str) -> Any:
     try:
         document = json.loads(text)
@@ -139,9 +133,9 @@ async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
     for _ in range(40):
         match random.randrange(5):
             case 0:
-                await once(adopter, adopter._copy_some)
+                await adopter._run_locked(adopter._copy_some)
             case 1:
-                await once(adopter, adopter._catch_up_some)
+                await adopter._run_locked(adopter._catch_up_some)
             case _:
                 await other.change()
     plan = await adopter.make_plan()

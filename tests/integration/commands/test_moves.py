@@ -25,6 +25,8 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 
+SPOIL = """UPDATE resources SET data = '{"n": 1}' WHERE "resourceId" = '7'"""
+CORRECT = """UPDATE resources SET data = '{}' WHERE "resourceId" = '7'"""
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
 
 
@@ -76,14 +78,10 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
 
     assert await show(verify_tenant(settings, TENANT), as_json=True) == 0
     assert answer_of(capsys)["verdict"] == "equal"
-    await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
+    await ask(shards[1], SPOIL)
     assert await show(verify_tenant(settings, TENANT), as_json=False) == 1
     assert "patient 7" in capsys.readouterr().err
-    assert await show(verify_tenant(settings, TENANT, repair=True), as_json=True) == 1
-    planned = answer_of(capsys)
-    assert (planned["repairable"], planned["verdict"]) == (1, "differs")
-    assert await show(verify_tenant(settings, TENANT, repair=True, apply=True), as_json=True) == 0
-    assert answer_of(capsys)["repaired"] == 1
+    await ask(shards[1], CORRECT)
 
     assert await roll_back(settings, apply=False) == 0
     plan = answer_of(capsys)
@@ -92,7 +90,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert await roll_back(settings) == 0
     back = answer_of(capsys)
     assert (back["certificate"]["targetShard"], back["certificate"]["epoch"]) == ("a", 3)
-    expected = {("a", None), ("b", 21)}  # with the mark of the repair
+    expected = {("a", None), ("b", 20)}
     for apply in (False, True):
         assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 0
         assert {(one["left"], one["rows"]) for one in answer_of(capsys)["tenants"]} == expected
@@ -108,26 +106,26 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
 
 async def differing(shards: list[ShardAddress], settings: Settings) -> None:
     assert await move(settings, "b") == 0
-    await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
+    await ask(shards[1], SPOIL)
     await ask(shards[0], 'UPDATE transfers SET detail = detail || \'{"verdict": "differs"}\'')
 
 
 @pytest.mark.slow(0.3)
-async def test_rows_of_a_move_that_ended_with_others_stay_to_repair(
+async def test_rows_of_a_move_that_ended_with_others_stay(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path, *shards)
     await differing(shards, settings)
     moving = move_tenant(settings, MoveRequest(*TENANT, "b"), DEFAULT_BOUNDS, apply=True, as_json=False)
     assert await show(moving, as_json=False) == 1
-    assert "tenants verify --repair --apply, then this move again" in capsys.readouterr().err
+    assert "correct what differs, then this move again" in capsys.readouterr().err
     for apply in (False, True):
         assert await show(clean_up_tenants(settings, "0s", apply=apply), as_json=True) == 1
         (kept,) = answer_of(capsys)["tenants"]
         assert "with --differing" in kept["error"]
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
-    assert await show(verify_tenant(settings, TENANT, repair=True, apply=True), as_json=False) == 0
+    await ask(shards[1], CORRECT)
     assert await move(settings, "b") == 0
     assert await show(clean_up_tenants(settings, "0s", apply=True), as_json=False) == 0
     assert await ask(shards[0], "SELECT FROM resources") == []

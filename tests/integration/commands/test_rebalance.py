@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
-from simplu_worker.transfers import QUERIES, journal
-from simplu_worker.transfers.importing.target import find_shard_problem
+from simplu_worker.transfers import QUERIES, engine
+from simplu_worker.transfers.importing.copying import find_shard_problem
 
 OPERATIONS = made_up_rows(
     "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"
@@ -219,9 +220,9 @@ async def test_weights_of_a_large_shard_are_of_a_part_of_its_pages(make_shard: S
     address = await make_shard("a")
     await fill(address, ("clinic", "large"), ("clinic", "small"), rows=5000)
     await ask(address, "ANALYZE resources")
-    query = QUERIES[f"weigh_{by}"]
-    whole = {row["id"]: row["weight"] for row in await ask(address, query, 10**6)}
-    part = {row["id"]: row["weight"] for row in await ask(address, query, 2500)}
+    query = QUERIES["weigh_resources"]
+    whole = {row["id"]: row[by] for row in await ask(address, query, 10**6)}
+    part = {row["id"]: row[by] for row in await ask(address, query, 2500)}
     assert whole.keys() == {"clinic-large", "clinic-small"}
     assert sum(part.values()) == pytest.approx(sum(whole.values()), rel=0.9)
 
@@ -261,32 +262,52 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
         assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
 
 
+async def roll_back(settings: Settings) -> int:
+    return await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True)
+
+
+COMMANDS: dict[str, Callable[[Settings], Awaitable[int]]] = {
+    "rebalance": lambda settings: rebalance(settings, apply=True),
+    "drain": lambda settings: drain(settings, "a", apply=True),
+    "move": lambda settings: move(settings, "b"),
+    "rollback": roll_back,
+}
+
+
 @pytest.mark.slow(0.3)
 async def test_move_of_a_command_that_runs_is_left_to_it(
     make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(journal, "NOTE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(engine, "NOTE_INTERVAL_S", 0.05)
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
     async with copy_held_up(addresses[0]):
         running = asyncio.create_task(move(settings, "b"))
         assert await is_arriving_on(addresses[1])
-        for command in (rebalance(settings, apply=True), drain(settings, "a", apply=True)):
-            assert await command == 1
-            lines = printed(capsys)
-            assert (moves_of(lines[0]), lines[1]["outcome"]) == ([(TENANT_ID, "a", "b")], "failed")
-            assert "another command moves it; run this again once that has ended" in lines[1]["error"]
+        is_left = "another command moves it; run this again once that has ended"
+        for name in ("rebalance", "drain", "move"):
+            assert await COMMANDS[name](settings) == 1
+            results = [one for one in printed(capsys) if "outcome" in one]
+            assert [one["outcome"] for one in results] == ["failed"]
+            assert is_left in results[0]["error"]
+        with pytest.raises(RetryableError, match=is_left):
+            await roll_back(settings)
     assert await running == 0
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
 @pytest.mark.slow(1)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 async def test_move_whose_command_was_killed_goes_on(
-    make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_shard: ShardMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: Callable[[Settings], Awaitable[int]],
 ) -> None:
-    """Killed with -9, it counts as killed once it has written nothing for a while, for which the command waits."""
-    monkeypatch.setattr(assessment, "RUNNING_S", 6.0)
+    """Killed with -9, it counts as killed once it has written nothing for a while, for which each command waits."""
+    monkeypatch.setattr(assessment, "RUNNING_S", 4.0)
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -295,11 +316,10 @@ async def test_move_whose_command_was_killed_goes_on(
     await ask(addresses[0], "UPDATE transfers SET updated_at = clock_timestamp()")  # however slow this machine is
     capsys.readouterr()
 
-    assert await rebalance(settings, apply=True) == 0
+    assert await command(settings) == 0
     told = capsys.readouterr()
-    plan, result = map(json.loads, told.out.splitlines())
-    assert (plan["plan"][0]["goesOn"], result["outcome"], result["tenant"]) == (True, "moved", TENANT_ID)
-    assert "counts as killed once it has written nothing for 6 s: waiting for that" in told.err
+    assert f'"{"undone" if command is roll_back else "moved"}"' in told.out
+    assert "counts as killed once it has written nothing for 4 s: waiting for that" in told.err
     assert await unfinished(*addresses) == []
 
 

@@ -15,8 +15,8 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOpera
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import Found, Overdue
 from simplu_worker.errors import RetryableError
+from simplu_worker.transfers.importing.copying import TargetTenant, make_incoming
 from simplu_worker.transfers.importing.rules import SourceTenant
-from simplu_worker.transfers.importing.target import TargetTenant, make_incoming
 
 TENANT = "b-l"
 LONG_AGO = NOW - timedelta(days=30)

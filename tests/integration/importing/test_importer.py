@@ -43,7 +43,7 @@ from simplu_worker.transfers.importing.rules import (
     RefusedRow,
     TenantReport,
 )
-from simplu_worker.transfers.importing.source import PART_MAX_BYTES, ImportSource, SourceRefusedError
+from simplu_worker.transfers.importing.source import PAGE_OF_DOCUMENTS, PART_MAX_BYTES, ImportSource, SourceRefusedError
 from simplu_worker.vocabulary import Absence
 
 slow = pytest.mark.slow(0.7)
@@ -276,18 +276,18 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
 async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
     await case.change_source(
         "INSERT INTO orders SELECT 1000 + n, 4, 'open', 1, repeat('x', 1000000), NULL, now(), now()"
-        " FROM generate_series(1, 10) AS n"
+        " FROM generate_series(1, 30) AS n"
     )
     async with ImportSource(ShardAddress("source", case.url)).open_snapshot() as snapshot:
         queries = await snapshot.reader.describe(case.queries)
         orders = next(query for query in queries if query.resource_type == "order")
-        parts = [part async for part in snapshot.reader.read_rows(RowSelection(orders, "order", ("4", "main")), ())]
+        parts = [part async for part in snapshot.reader.read_rows(RowSelection(orders, "order", ("4", "main")))]
 
-    assert sum(map(len, parts)) == ORDERS + 10
-    assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(10)}
+    assert sum(map(len, parts)) == ORDERS + 30
+    assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(30)}
     sizes = [sum(len(row.document or "") for row in part) for part in parts]
-    assert sum(sizes) > 10_000_000
-    assert max(sizes) <= PART_MAX_BYTES
+    assert sum(sizes) > 30_000_000
+    assert max(sizes) <= PART_MAX_BYTES + PAGE_OF_DOCUMENTS * 1_000_000 + 1_000
 
 
 @slow

@@ -10,7 +10,7 @@ from support.postgres.databases import ShardMaker, stop_autovacuum
 
 from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
-from simplu_worker.transfers.moving.changes import PAGE_ROWS, read_changed_keys, read_log
+from simplu_worker.transfers.moving.copying import PAGE_ROWS, read_changed_keys, read_log
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 # A batch a millisecond, but that of every 500 five have the same time. Every tenth is of the tenant `own`.

@@ -20,6 +20,7 @@ from support.slow import slow_after
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.settling import MoveSettler
@@ -76,6 +77,11 @@ class Struck:
             self.cases["a"].pool, "SELECT step, detail->>'verdict' AS verdict FROM transfers WHERE kind = 'departure'"
         ) == [{"step": "done", "verdict": "equal"}]
         assert json.loads(self.path.read_text())["tenants"].get(TENANT_ID, "b") == "b"
+
+
+@pytest.fixture(autouse=True)
+def _killed_movers_count_as_killed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assessment, "RUNNING_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ async def test_move_keeps_every_operation_whatever_isolation_is_the_default(
             certificate = await world.move()
             stopping.set()
 
-        assert certificate.verdict == "equal"
+        assert certificate.comparison.verdict == "equal"
         assert await world.states() == {"a": "moved", "b": "active"}
         assert len(await world.case("b").log()) == world.applied
         rows: dict[Any, Any] = await world.case("b").resources()

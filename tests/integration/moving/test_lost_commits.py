@@ -21,8 +21,9 @@ from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.transfers.engine import TransferStatus
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.types import Move, MoveStatus
+from simplu_worker.transfers.moving.types import Move
 from simplu_worker.vocabulary import MovePhase
 
 POINTS = ("before _fence", "after _fence", "after _finish_copy", "before _commit", "after _commit")
@@ -111,7 +112,7 @@ async def test_move_ends_with_what_the_promoted_standby_has(
             before_failover.end()
             certificates = await running
 
-            assert [one.verdict for one in certificates] == ["equal"] * len(POINT_OF)
+            assert [one.comparison.verdict for one in certificates] == ["equal"] * len(POINT_OF)
             for tenant_id, case in cases.items():
                 moved = TenantCase(target, case.ids)
                 assert await moved.resources() == await case.resources()
@@ -155,14 +156,14 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
             do_before_next(monkeypatch, source, is_in_second_round, write_what_the_standby_misses)
             do_before_next(monkeypatch, target, lambda: MovePhase.FENCE in entered, fail_over)
 
-            def show(status: MoveStatus) -> None:
-                if not entered or entered[-1] is not status.phase:
-                    entered.append(status.phase)
+            def show(status: TransferStatus) -> None:
+                if not entered or entered[-1] != status.phase:
+                    entered.append(MovePhase(status.phase))
 
             mover = Mover(pools, ReplicationWaiter(pools), Move(TENANT_ID, "a", "b"), OPTIONS, show=show)
             certificate = await mover.run()
 
-            assert certificate.verdict == "equal"
+            assert certificate.comparison.verdict == "equal"
             assert entered.count(MovePhase.FENCE) == 2
             moved = TenantCase(pools.pool_of("b"), TENANT)
             assert await moved.resources() == await case.resources()

@@ -13,10 +13,10 @@ from support.postgres.tenant_cases import fetch
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling import MoveRefusedError
-from simplu_worker.transfers.moving import readiness
+from simplu_worker.shards.settling import TransferRefusedError
+from simplu_worker.transfers.moving import places
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.readiness import plan_move
+from simplu_worker.transfers.moving.places import plan_move
 from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 
 
@@ -44,7 +44,7 @@ async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
 
     await fetch(pool, f"DROP TRIGGER fail ON {table}")
     await pool.probe()
-    assert (await world.move()).verdict == "equal"
+    assert (await world.move()).comparison.verdict == "equal"
 
 
 REFUSED_DATA = """
@@ -71,7 +71,7 @@ async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_
     world: World, shard_id: str, statements: str, error: str
 ) -> None:
     await execute(world.shard_pools[shard_id].address.connection_string, statements)
-    with pytest.raises(MoveRefusedError, match=error):
+    with pytest.raises(TransferRefusedError, match=error):
         await world.move()
     for entry in await world.journal("a"):
         assert re.search(error, entry.error or "")
@@ -106,7 +106,7 @@ class Time:
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Time:
     moment = Time()
-    monkeypatch.setattr(readiness, "loop_time", moment)
+    monkeypatch.setattr(places, "loop_time", moment)
     return moment
 
 
@@ -121,7 +121,7 @@ async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(wor
 
     world.commits = moment.commits(world, late_count=4)  # a standby that hung, and is not awaited any more
     certificate = await moment.mover(world).run()
-    assert certificate.verdict == "equal"
+    assert certificate.comparison.verdict == "equal"
     assert certificate.pause_s is not None
     assert certificate.pause_s < certificate.phases_s["rehearse"]
 

@@ -20,19 +20,17 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.settling import MoveSettler
+from simplu_worker.shards.settling import MoveSettler, SupersededError
 from simplu_worker.transfers import engine
 from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move, MoveOptions
-from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.transfers.moving.undoing import MoveUndo
 from simplu_worker.transfers.restoring import (
     Restore,
     RestoreCertificate,
     RestoreMode,
     Restorer,
-    RestoreStatus,
-    RestoreTakenError,
 )
 from simplu_worker.vocabulary import TransferStep
 
@@ -42,7 +40,7 @@ pytestmark = pytest.mark.slow
 TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")
 KEPT = timedelta(days=15)
-TRANSACTIONS = {RestoreMode.CATCH_UP: 12, RestoreMode.AS_OF_BACKUP: 9}  # of few rows; the last one reads
+TRANSACTIONS = {RestoreMode.CATCH_UP: 12, RestoreMode.AS_OF_BACKUP: 10}  # of few rows; the last one reads
 POSITION = "INSERT INTO stream_positions (stream, stream_shard_id, pending_from, pending_since, parents_done, token)"
 POSITION += " VALUES ('stream', $1, $2, now(), true, gen_random_uuid())"
 
@@ -57,11 +55,11 @@ class World:
         self.commits = ReplicationWaiter(pools)
         self.case = TenantCase(live, TENANT)
         self.other = TenantCase(live, OTHER)
-        self.statuses: list[RestoreStatus] = []
+        self.statuses: list[engine.TransferStatus] = []
         self.since: list[Operation] = []
 
     def restorer(self, mode: RestoreMode, export: str = "export.jsonl") -> Restorer:
-        restore = Restore(TENANT_ID, "a", mode, self.folder / export, KEPT)
+        restore = Restore(TENANT_ID, "a", mode, self.folder / export)
         return Restorer(self.locator, self.pools, self.backup, self.commits, restore, show=self.statuses.append)
 
     async def restore(self, mode: RestoreMode, export: str = "export.jsonl") -> RestoreCertificate:
@@ -205,7 +203,7 @@ async def test_two_restorers_exclude_each_other(world: World) -> None:
     results = await asyncio.gather(world.restore(mode, "1"), world.restore(mode, "2"), return_exceptions=True)
 
     assert any(isinstance(one, RestoreCertificate) for one in results), results
-    assert all(isinstance(one, RestoreCertificate | RestoreTakenError) for one in results), results
+    assert all(isinstance(one, RestoreCertificate | SupersededError) for one in results), results
     assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
     assert (await world.tenant())[0] == "active"
 
@@ -227,7 +225,7 @@ async def test_restorer_that_wakes_up_late_writes_nothing(world: World, monkeypa
     after = await world.case.everything()
     going_on.set()
 
-    with pytest.raises(RestoreTakenError, match="another restore has begun since"):
+    with pytest.raises(SupersededError, match="another restore has begun since"):
         await running
     assert await world.case.everything() == after
 
@@ -246,7 +244,7 @@ async def test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_
         with pytest.raises(PermanentError, match="is being restored"):
             await mover.run()
         with pytest.raises(PermanentError, match="is being restored"):
-            await undo_move(world.pools, TENANT_ID, "a", "a")
+            await MoveUndo(world.pools, TENANT_ID, "a", "a").run()
         await original()
 
     monkeypatch.setattr(restorer, step, look_first)

@@ -51,7 +51,7 @@ class MovedTenant:
         pools = self.routed.pools
         move = Move(TENANT_ID, source, target)
         certificate = await Mover(pools, ReplicationWaiter(pools), move, OPTIONS, show=lambda _: None).run()
-        assert certificate.verdict == "equal"
+        assert certificate.comparison.verdict == "equal"
 
     async def noted_on(self, shard_id: str) -> list[str]:
         rows = await fetch(self.routed.pool(shard_id), "SELECT request_id AS id FROM rejections ORDER BY id")

@@ -26,8 +26,9 @@ from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ChangeResult, ResourceRename
+from simplu_worker.transfers.engine import TransferStatus
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions
 from simplu_worker.vocabulary import TransferKind
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
@@ -59,7 +60,7 @@ class World:
         self.pools = pools
         self.commits = ReplicationWaiter(pools)
         self.shard_pools = {address.shard_id: pools.ensure_pool(address) for address in addresses}
-        self.statuses: list[MoveStatus] = []
+        self.statuses: list[TransferStatus] = []
         self.values: dict[str, int] = {}
         self.applied = 0
 

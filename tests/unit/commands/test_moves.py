@@ -17,8 +17,8 @@ from simplu_worker.transfers.moving.checksums import LOG, Comparison, TypeSum
 @pytest.mark.parametrize(
     ("words", "name", "options"),
     [
-        ("tenants rollback b l --max-pause 2 --max-rows-per-second 50", "bounds", MoveBounds(50, 2)),
-        ("shards drain s --max-rows-per-second 50 --parallel 3", "terms", MoveTerms(50, parallel=3)),
+        ("tenants rollback b l --max-pause 2", "bounds", MoveBounds(2)),
+        ("shards drain s --parallel 3", "terms", MoveTerms(parallel=3)),
         ("shards rebalance --to s --to t", "to", ("s", "t")),
         ("shards drain s --undo", "undo", True),
     ],

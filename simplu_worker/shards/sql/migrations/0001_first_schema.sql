@@ -396,8 +396,6 @@ CREATE TABLE public.transfers (
     step pg_catalog.text NOT NULL,
     writes bigint NOT NULL DEFAULT 0, -- one more with each note of the command with the token
     detail pg_catalog.jsonb NOT NULL DEFAULT '{}', -- of an arrival how far the copy is, written with the rows that it counts
-    -- Of an arrival that is `ready`: the transactions before that one, which is the last that wrote this row.
-    ready_snapshot pg_catalog.pg_snapshot,
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (tenant_id, kind)

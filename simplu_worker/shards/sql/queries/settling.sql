@@ -5,13 +5,8 @@
 id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
 paused_until, weight, pg_catalog.clock_timestamp() AS read_at, :server_run
 
--- fragment: tenant_to_move
-SELECT :moving_columns
-FROM public.tenants
-WHERE id = $1
-
 -- name: find_tenant_to_move
-:tenant_to_move;
+SELECT :moving_columns FROM public.tenants WHERE id = $1;
 
 -- name: lock_tenant_to_move
 -- Waits for the batches in flight: their rows of the log are from before `read_at`, and all later ones from after it.
@@ -47,15 +42,8 @@ SELECT
     (SELECT tenants.business_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS business_id,
     (SELECT tenants.location_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS location_id,
     pg_catalog.clock_timestamp() AS read_at,
-    pg_catalog.jsonb_extract_path_text(detail, 'phase') AS phase,
-    pg_catalog.jsonb_extract_path_text(detail, 'rowCount')::pg_catalog.int8 AS row_count,
-    pg_catalog.jsonb_extract_path_text(detail, 'byteCount')::pg_catalog.int8 AS byte_count,
-    pg_catalog.jsonb_extract_path_text(detail, 'error') AS error,
-    pg_catalog.jsonb_extract_path_text(detail, 'seenAt')::pg_catalog.timestamptz AS seen_at,
-    pg_catalog.jsonb_exists(detail, 'stopped'::pg_catalog.text) AS is_stopped,
-    pg_catalog.jsonb_extract_path_text(detail, 'verdict') AS verdict,
-    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'pauseS')::pg_catalog.float8 AS pause_s,
-    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'rowsCopied')::pg_catalog.int8 AS rows_copied
+    noted.phase, noted."rowCount" AS row_count, noted."byteCount" AS byte_count, noted.error, noted."seenAt" AS seen_at,
+    noted.stopped IS NOT NULL AS is_stopped, noted.verdict, ended."pauseS" AS pause_s, ended."rowsCopied" AS rows_copied
 FROM (
     (
         SELECT * FROM public.transfers
@@ -70,7 +58,14 @@ FROM (
             AND updated_at > pg_catalog.clock_timestamp() - interval '10 minutes'
         ORDER BY updated_at DESC LIMIT 500
     )
-) AS listed;
+) AS listed
+CROSS JOIN LATERAL pg_catalog.jsonb_to_record(listed.detail) AS noted (
+    phase pg_catalog.text, "rowCount" pg_catalog.int8, "byteCount" pg_catalog.int8, error pg_catalog.text,
+    "seenAt" pg_catalog.timestamptz, stopped boolean, verdict pg_catalog.text, certificate pg_catalog.jsonb
+)
+CROSS JOIN LATERAL pg_catalog.jsonb_to_record(noted.certificate) AS ended (
+    "pauseS" pg_catalog.float8, "rowsCopied" pg_catalog.int8
+);
 
 -- name: end_overdue_fence
 -- By any worker. No program may merely take an overdue fence for ended: the mover's commit may be under way. No fence

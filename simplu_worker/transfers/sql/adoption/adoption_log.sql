@@ -12,7 +12,6 @@ CREATE TABLE simplu_adoption_log.adoption (
     copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
     copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
     written_at timestamptz, -- the newest time in any copied row
-    begun_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     adopted_at timestamptz
 );
 
@@ -50,21 +49,16 @@ CREATE FUNCTION simplu_adoption_log.note_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        INSERT INTO simplu_adoption_log.changes (old_id) SELECT old_id FROM simplu_adoption_log.taken;
+        RETURN NULL;
+    END IF;
     IF TG_OP <> 'INSERT' THEN
         INSERT INTO simplu_adoption_log.changes (old_id) VALUES (OLD.id);
     END IF;
     IF TG_OP = 'INSERT' OR (TG_OP = 'UPDATE' AND NEW.id <> OLD.id) THEN
         INSERT INTO simplu_adoption_log.changes (old_id) VALUES (NEW.id);
     END IF;
-    RETURN NULL;
-END
-$$;
-
-CREATE FUNCTION simplu_adoption_log.note_truncation() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO simplu_adoption_log.changes (old_id) SELECT old_id FROM simplu_adoption_log.taken;
     RETURN NULL;
 END
 $$;
@@ -83,10 +77,6 @@ EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN NULL;
 END
 $$;
-
-CREATE FUNCTION simplu_adoption_log.document_of(data json) RETURNS jsonb
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
-AS 'SELECT simplu_adoption_log.document_of(data::pg_catalog.text)';
 
 -- The reason why an old row cannot be a resource (docs/sending.md); null if it can.
 CREATE FUNCTION simplu_adoption_log.fault_of(

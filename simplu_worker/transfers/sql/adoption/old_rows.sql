@@ -2,10 +2,7 @@
 
 CREATE VIEW simplu_adoption_log.old_rows AS
 SELECT
-    id,
-    source,
-    business_id,
-    location_id,
+    id, source, business_id, location_id,
     resource_type::pg_catalog.text COLLATE "C" AS resource_type,
     resource_id::pg_catalog.text COLLATE "C" AS resource_id,
     simplu_adoption_log.document_of(data) AS data,

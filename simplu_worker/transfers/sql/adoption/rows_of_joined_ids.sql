@@ -2,13 +2,7 @@
 
 CREATE VIEW simplu_adoption_log.rows_with_source AS
 SELECT
-    id,
     nullif(business_location_id::pg_catalog.text, '') COLLATE "C" AS source,
-    NULL::pg_catalog.text AS business_id,
-    NULL::pg_catalog.text AS location_id,
-    resource_type,
-    resource_id,
-    data,
-    created_at,
-    updated_at
+    NULL::pg_catalog.text AS business_id, NULL::pg_catalog.text AS location_id,
+    id, resource_type, resource_id, data, created_at, updated_at
 FROM public.resources;

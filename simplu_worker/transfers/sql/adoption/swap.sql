@@ -3,55 +3,40 @@
 
 DO $$
 DECLARE
-    old_oid pg_catalog.oid;
-    old_table pg_catalog.text;
+    ours CONSTANT pg_catalog.oid := 'simplu_adoption'::pg_catalog.regnamespace;
+    old_table pg_catalog.regclass;
     home pg_catalog.text;
-    named record;
+    command pg_catalog.text;
 BEGIN
-    SELECT
-        pg_class.oid, pg_catalog.format('%I.%I'::pg_catalog.text, pg_namespace.nspname, pg_class.relname), adoption.home
-    INTO STRICT old_oid, old_table, home
-    FROM simplu_adoption_log.adoption
-    JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
-    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace;
-    EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS simplu_note_change ON %s', old_table);
-    EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS simplu_note_truncation ON %s', old_table);
-    FOR named IN
-        SELECT pg_class.relname AS name
+    SELECT adoption.old_table, adoption.home INTO STRICT old_table, home FROM simplu_adoption_log.adoption;
+    FOR command IN
+        SELECT pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %s', name, old_table)
+        FROM pg_catalog.unnest('{simplu_note_change,simplu_note_truncation}'::pg_catalog.text[]) AS made (name)
+        UNION ALL
+        SELECT pg_catalog.format(
+            'ALTER INDEX %s RENAME TO %I', indexrelid::pg_catalog.regclass,
+            pg_catalog.left(theirs.relname::pg_catalog.text, 46) || '_before_adoption'::pg_catalog.text
+        )
         FROM pg_catalog.pg_index
-        JOIN pg_catalog.pg_class ON pg_class.oid = pg_index.indexrelid
-        JOIN pg_catalog.pg_class AS ours ON ours.relname = pg_class.relname
-        WHERE
-            pg_index.indrelid = old_oid
-            AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
-    LOOP
-        EXECUTE pg_catalog.format(
-            'ALTER INDEX %I.%I RENAME TO %I', home, named.name, pg_catalog.left(named.name, 46) || '_before_adoption'
-        );
-    END LOOP;
-    EXECUTE pg_catalog.format('ALTER TABLE %s RENAME TO resources_before_adoption', old_table);
-    FOR named IN
-        SELECT relname AS name, relkind AS kind
-        FROM pg_catalog.pg_class
-        WHERE
-            relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
-            AND relkind IN ('r', 'p', 'v', 'm', 'f')
-    LOOP
-        EXECUTE pg_catalog.format('ALTER TABLE simplu_adoption.%I SET SCHEMA %I', named.name, home);
-    END LOOP;
-    FOR named IN
-        SELECT oid::pg_catalog.regprocedure AS name
+        JOIN pg_catalog.pg_class AS theirs ON theirs.oid = pg_index.indexrelid
+        JOIN pg_catalog.pg_class ON pg_class.relname = theirs.relname AND pg_class.relnamespace = ours
+        WHERE pg_index.indrelid = old_table::pg_catalog.oid
+        UNION ALL
+        SELECT pg_catalog.format('ALTER TABLE %s RENAME TO resources_before_adoption', old_table)
+        UNION ALL
+        SELECT pg_catalog.format('ALTER ROUTINE %s SET SCHEMA %I', oid::pg_catalog.regprocedure, home)
         FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
-    LOOP
-        EXECUTE pg_catalog.format('ALTER ROUTINE %s SET SCHEMA %I', named.name, home);
-    END LOOP;
-    FOR named IN
-        SELECT oid::pg_catalog.regtype AS name
+        WHERE pronamespace = ours
+        UNION ALL
+        SELECT pg_catalog.format('ALTER TABLE %s SET SCHEMA %I', oid::pg_catalog.regclass, home)
+        FROM pg_catalog.pg_class
+        WHERE relnamespace = ours AND relkind IN ('r', 'p', 'v', 'm', 'f')
+        UNION ALL
+        SELECT pg_catalog.format('ALTER TYPE %s SET SCHEMA %I', oid::pg_catalog.regtype, home)
         FROM pg_catalog.pg_type
-        WHERE typnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid AND typtype IN ('d', 'e')
+        WHERE typnamespace = ours AND typtype IN ('d', 'e')
     LOOP
-        EXECUTE pg_catalog.format('ALTER TYPE %s SET SCHEMA %I', named.name, home);
+        EXECUTE command;
     END LOOP;
     DROP SCHEMA simplu_adoption RESTRICT;
 END

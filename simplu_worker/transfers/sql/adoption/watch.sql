@@ -2,12 +2,7 @@
 
 DO $$
 DECLARE
-    old_table pg_catalog.text := (
-        SELECT pg_catalog.format('%I.%I'::pg_catalog.text, pg_namespace.nspname, pg_class.relname)
-        FROM simplu_adoption_log.adoption
-        JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
-        JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
-    );
+    old_table pg_catalog.regclass := (SELECT adoption.old_table FROM simplu_adoption_log.adoption);
 BEGIN
     EXECUTE pg_catalog.format(
         'CREATE OR REPLACE TRIGGER simplu_note_change AFTER INSERT OR UPDATE OR DELETE ON %s '
@@ -15,7 +10,7 @@ BEGIN
     );
     EXECUTE pg_catalog.format(
         'CREATE OR REPLACE TRIGGER simplu_note_truncation AFTER TRUNCATE ON %s '
-        'FOR EACH STATEMENT EXECUTE FUNCTION simplu_adoption_log.note_truncation()', old_table
+        'FOR EACH STATEMENT EXECUTE FUNCTION simplu_adoption_log.note_change()', old_table
     );
 END
 $$;

@@ -15,16 +15,11 @@ SELECT
     pg_catalog.pg_has_role(pg_class.relowner, 'USAGE') AS is_owner,
     pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
     AND pg_catalog.has_schema_privilege(pg_class.relnamespace, 'CREATE') AS may_create,
-    ARRAY(
-        SELECT attname::pg_catalog.text FROM pg_catalog.pg_attribute
+    (
+        SELECT pg_catalog.jsonb_object_agg(attname, pg_catalog.format_type(atttypid, NULL))::pg_catalog.text
+        FROM pg_catalog.pg_attribute
         WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
-        ORDER BY attnum
-    ) AS columns,
-    ARRAY(
-        SELECT pg_catalog.format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
-        WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
-        ORDER BY attnum
-    ) AS types
+    ) AS columns
 FROM pg_catalog.pg_class
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_class.relname = 'resources' AND pg_namespace.nspname = $1::pg_catalog.name;
@@ -46,24 +41,19 @@ VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
 
 -- name: find_conflicting_names
 -- Our names of relations that others than the old table have in its namespace. No lock.
-WITH old_table AS (
-    SELECT pg_class.oid, pg_class.relnamespace AS home
-    FROM simplu_adoption_log.adoption
-    JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
-)
 SELECT there.relname::pg_catalog.text AS name
-FROM old_table
-JOIN pg_catalog.pg_class AS there ON there.relnamespace = old_table.home
-JOIN pg_catalog.pg_class AS ours ON
-    ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+FROM simplu_adoption_log.adoption
+JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
+JOIN pg_catalog.pg_class AS there ON there.relnamespace = pg_class.relnamespace AND there.oid <> pg_class.oid
 WHERE
-    there.oid <> old_table.oid
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
-UNION
-SELECT there.relname::pg_catalog.text
-FROM old_table
-JOIN pg_catalog.pg_class AS there ON there.relnamespace = old_table.home
-WHERE there.relname = 'resources_before_adoption'
+    NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = pg_class.oid)
+    AND (
+        there.relname = 'resources_before_adoption'
+        OR there.relname IN (
+            SELECT relname FROM pg_catalog.pg_class
+            WHERE relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+        )
+    )
 ORDER BY name;
 
 -- name: count_old_rows
@@ -94,34 +84,26 @@ HAVING pg_catalog.count(*) > 1
 ORDER BY 1, 2, 3;
 
 -- name: write_sources
--- Write the tenant of each source; return those that had another tenant or type before. Idempotent.
+-- Write the tenant of each source; rows of those that had another tenant or type before are copied again. Idempotent.
 WITH sent AS (
     SELECT *
     FROM unnest(
         $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
         $5::pg_catalog.text[], $6::pg_catalog.text[]
     ) AS sent (key, tenant_id, business_id, location_id, business_type, problem)
-), before AS (
-    SELECT sent.key
+), again AS (
+    INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
+    SELECT old_rows.id, '-infinity'
     FROM sent
     JOIN simplu_adoption_log.sources USING (key)
-    WHERE
-        (sources.tenant_id, sources.business_type) IS DISTINCT FROM (sent.tenant_id, sent.business_type)
-), noted AS (
-    INSERT INTO simplu_adoption_log.sources (key, tenant_id, business_id, location_id, business_type, problem)
-    SELECT key, tenant_id, business_id, location_id, business_type, problem FROM sent ORDER BY key
-    ON CONFLICT (key) DO UPDATE SET
-        tenant_id = excluded.tenant_id,
-        business_id = excluded.business_id,
-        location_id = excluded.location_id,
-        business_type = excluded.business_type,
-        problem = excluded.problem
+    JOIN simplu_adoption_log.old_rows ON old_rows.source = key
+    WHERE (sources.tenant_id, sources.business_type) IS DISTINCT FROM (sent.tenant_id, sent.business_type)
 )
-SELECT key FROM before;
-
--- name: copy_sources_again
-INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
-SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::pg_catalog.text[]);
+INSERT INTO simplu_adoption_log.sources (key, tenant_id, business_id, location_id, business_type, problem)
+SELECT key, tenant_id, business_id, location_id, business_type, problem FROM sent ORDER BY key
+ON CONFLICT (key) DO UPDATE SET
+    tenant_id = excluded.tenant_id, business_id = excluded.business_id, location_id = excluded.location_id,
+    business_type = excluded.business_type, problem = excluded.problem;
 
 -- name: begin_copy
 -- Store the last id to copy; the triggers record later rows, and changes of these.
@@ -160,43 +142,29 @@ FROM simplu_adoption_log.old_rows
 WHERE id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NOT NULL
 ORDER BY id;
 
+-- name: forget_rows
+-- Return the resources that the old rows $1 were.
+DELETE FROM simplu_adoption_log.taken
+WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
+RETURNING tenant_id, resource_type, resource_id;
+
 -- name: take_rows
--- Record the present resources of the old rows $1, or that they have none; return the former and the present ones. All
--- from one snapshot.
-WITH present AS MATERIALIZED (
-    SELECT
-        old_rows.id, sources.tenant_id, :stored_old_type AS resource_type, old_rows.resource_id, old_rows.updated_at
+-- Record the resources that the old rows $1 are, and the newest time; return the resources.
+WITH taken AS (
+    INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
+    SELECT old_rows.id, sources.tenant_id, :stored_old_type, old_rows.resource_id, old_rows.updated_at
     FROM simplu_adoption_log.old_rows
     JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
     JOIN simplu_adoption.business_types ON business_types.name = sources.business_type
     WHERE
         old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL
         AND sources.tenant_id IS NOT NULL
-), former AS (
-    SELECT tenant_id, resource_type, resource_id
-    FROM simplu_adoption_log.taken
-    WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
-), gone AS (
-    DELETE FROM simplu_adoption_log.taken
-    WHERE
-        old_id = ANY($1::pg_catalog.text[]::bigint[])
-        AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
-), noted AS (
-    INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
-    SELECT id, tenant_id, resource_type, resource_id, updated_at FROM present
-    ON CONFLICT (old_id) DO UPDATE SET
-        tenant_id = excluded.tenant_id,
-        resource_type = excluded.resource_type,
-        resource_id = excluded.resource_id,
-        updated_at = excluded.updated_at
+    RETURNING tenant_id, resource_type, resource_id, updated_at
 ), written AS (
     UPDATE simplu_adoption_log.adoption
-    SET written_at = (SELECT pg_catalog.max(updated_at) FROM present)
-    WHERE (SELECT pg_catalog.max(updated_at) FROM present) > coalesce(written_at, '-infinity')
+    SET written_at = greatest(written_at, (SELECT pg_catalog.max(updated_at) FROM taken))
 )
-SELECT tenant_id, resource_type, resource_id FROM former
-UNION
-SELECT tenant_id, resource_type, resource_id FROM present;
+SELECT tenant_id, resource_type, resource_id FROM taken;
 
 -- name: make_resources
 -- Make each of the resources $1, $2, $3 as its old row is, of several the newest; delete one without an
@@ -217,11 +185,8 @@ WITH wanted AS (
     WHERE
         resources.id = wanted.tenant_id AND resources."resourceName" = wanted.resource_type
         AND resources."resourceId" = wanted.resource_id
-        AND NOT EXISTS (
-            SELECT FROM chosen
-            WHERE
-                chosen.tenant_id = wanted.tenant_id AND chosen.resource_type = wanted.resource_type
-                AND chosen.resource_id = wanted.resource_id
+        AND (wanted.tenant_id, wanted.resource_type, wanted.resource_id) NOT IN (
+            SELECT chosen.tenant_id, chosen.resource_type, chosen.resource_id FROM chosen
         )
 )
 INSERT INTO simplu_adoption.resources (:made_columns)
@@ -234,10 +199,6 @@ JOIN simplu_adoption_log.old_rows ON old_rows.id = chosen.old_id AND old_rows.fa
 ORDER BY chosen.tenant_id, chosen.resource_type, chosen.resource_id
 :or_replaced;
 
--- name: analyze_adopted
--- So that the planner has statistics for the first operations.
-ANALYZE simplu_adoption.resources;
-
 -- name: make_adopted_tenants
 -- Older than any control message. `created_at` is the last write of the other program: readers of the stream leave
 -- records from long before to that program.
@@ -248,18 +209,8 @@ SELECT
 FROM simplu_adoption_log.sources
 CROSS JOIN simplu_adoption_log.adoption
 WHERE sources.tenant_id IS NOT NULL
-ORDER BY sources.tenant_id;
-
--- name: add_adopted_default_rows
--- Unless the other program has one.
-INSERT INTO simplu_adoption.resources (:made_columns)
-SELECT
-    tenants.id, tenants.business_type, 'settings', 'default', business_types.default_settings,
-    tenants.created_at, tenants.created_at
-FROM simplu_adoption.tenants
-JOIN simplu_adoption.business_types ON business_types.name = tenants.business_type
-ORDER BY tenants.id
-ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
+ORDER BY sources.tenant_id
+RETURNING id, business_type, created_at::pg_catalog.text AS created_at;
 
 -- name: count_taken
 SELECT

@@ -1,34 +1,19 @@
 -- The erasure of one resource of a tenant (docs/tenants.md, "Erasing a person's data").
 
 -- name: find_standing
--- What a shard has of the tenant $1 and its resource with the names $2, the id $3 and the key $4: the ids before or
--- after a rename, by the marks of the log. A mover that runs writes into the journal every few seconds.
+-- What a shard has of the tenant $1, and the ids of its resource with the names $2 and the key $3 before or after a
+-- rename, by the marks of the log.
 SELECT
     business_id, location_id, state, epoch, move_token,
-    EXISTS (
-        SELECT FROM public.transfers
-        WHERE
-            transfers.tenant_id = tenants.id AND transfers.kind = 'departure'
-            AND transfers.step IN ('open', 'undoing') AND transfers.updated_at > pg_catalog.clock_timestamp() - interval '1 minute'
-    ) AS is_leaving,
-    (
-        SELECT pg_catalog.jsonb_extract_path_text(transfers.detail, 'export')
-        FROM public.transfers
-        WHERE transfers.tenant_id = tenants.id AND transfers.kind = 'restore'
-    ) AS export,
-    EXISTS (
-        SELECT FROM public.resources
-        WHERE resources.id = tenants.id AND resources."resourceName" = ANY($2::pg_catalog.text[])
-            AND resources."resourceId" = $3
-    ) AS has_resource,
     ARRAY(
         SELECT DISTINCT public.simplu_id(other.resource)
         FROM public.log_rows AS own
         JOIN public.log_batches ON log_batches.batch_id = own.batch_id
         JOIN public.log_rows AS other ON other.batch_id = own.batch_id AND other.position <> own.position
         WHERE
-            other.tenant_no = tenants.number AND own.tenant_no = tenants.number AND own.request >= '\x04'::pg_catalog.bytea AND own.resource = pg_catalog.decode($4, 'hex')
-            AND log_batches.types[own.type_at] = ANY($2) AND log_batches.origins[own.origin_at] = 'rename'::pg_catalog.text
+            other.tenant_no = tenants.number AND own.tenant_no = tenants.number AND own.request >= '\x04'::pg_catalog.bytea
+            AND own.resource = pg_catalog.decode($3, 'hex') AND log_batches.types[own.type_at] = ANY($2::pg_catalog.text[])
+            AND log_batches.origins[own.origin_at] = 'rename'::pg_catalog.text
     ) AS other_ids
 FROM public.tenants
 WHERE id = $1;
@@ -37,45 +22,17 @@ WHERE id = $1;
 -- Whether the shard was adopted, and still has the other program's table.
 SELECT pg_catalog.to_regclass('public.resources_before_adoption') IS NOT NULL;
 
--- fragment: results_with_resource
--- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. With
--- `StatementBudget.KEY_RANGE`.
-page AS MATERIALIZED (
+-- name: erase_results
+-- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. That of a
+-- read becomes `{"erased": 1}`; a list loses the item, and counts it. The same on every shard, so that comparisons of
+-- logs find no difference. With `StatementBudget.KEY_RANGE`. Idempotent.
+WITH page AS MATERIALIZED (
     SELECT request, batch_id, position, type_at
     FROM public.log_rows
     WHERE tenant_no = :number_of_tenant AND request > pg_catalog.decode($4, 'hex') AND request < '\x04'::pg_catalog.bytea
     ORDER BY request
     LIMIT $5
-), held AS MATERIALIZED (
-    SELECT log_outcomes.batch_id, log_outcomes.position
-    FROM page
-    JOIN public.log_batches ON log_batches.batch_id = page.batch_id
-    JOIN public.log_outcomes ON log_outcomes.batch_id = page.batch_id AND log_outcomes.position = page.position
-    WHERE
-        log_batches.types[page.type_at] = ANY($2::pg_catalog.text[])
-        AND (
-            log_outcomes.result @> pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text)
-            OR log_outcomes.result @> pg_catalog.jsonb_build_object(
-                'items'::pg_catalog.text,
-                pg_catalog.jsonb_build_array(
-                    pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text)
-                )
-            )
-        )
-)
-
--- fragment: end_of_page
-(SELECT pg_catalog.count(*) FROM page) AS row_count,
-(SELECT pg_catalog.encode(request, 'hex') FROM page ORDER BY request DESC LIMIT 1) AS last_key
-
--- name: count_results
-WITH :results_with_resource
-SELECT (SELECT pg_catalog.count(*) FROM held) AS result_count, :end_of_page;
-
--- name: erase_results
--- The result of a read becomes `{"erased": 1}`; a list loses the item, and counts it. The same on every shard, so that
--- comparisons of logs find no difference. Idempotent.
-WITH :results_with_resource, erased AS (
+), erased AS (
     UPDATE public.log_outcomes
     SET result = CASE
         WHEN log_outcomes.result -> 'items'::pg_catalog.text IS NULL THEN '{"erased": 1}'
@@ -90,11 +47,21 @@ WITH :results_with_resource, erased AS (
             'erased'::pg_catalog.text, coalesce((log_outcomes.result ->> 'erased'::pg_catalog.text)::integer, 0) + 1
         )
     END
-    FROM held
-    WHERE log_outcomes.batch_id = held.batch_id AND log_outcomes.position = held.position
+    FROM page
+    JOIN public.log_batches ON log_batches.batch_id = page.batch_id
+    CROSS JOIN (SELECT pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text) AS it) AS named
+    WHERE
+        log_outcomes.batch_id = page.batch_id AND log_outcomes.position = page.position
+        AND log_batches.types[page.type_at] = ANY($2::pg_catalog.text[])
+        AND (
+            log_outcomes.result @> named.it
+            OR log_outcomes.result -> 'items'::pg_catalog.text @> pg_catalog.jsonb_build_array(named.it)
+        )
     RETURNING 1
 )
-SELECT (SELECT pg_catalog.count(*) FROM erased) AS result_count, :end_of_page;
+SELECT
+    (SELECT pg_catalog.count(*) FROM erased) AS result_count, (SELECT pg_catalog.count(*) FROM page) AS row_count,
+    (SELECT pg_catalog.encode(request, 'hex') FROM page ORDER BY request DESC LIMIT 1) AS last_key;
 
 -- name: find_erased_since
 SELECT DISTINCT

@@ -13,31 +13,22 @@ LEFT JOIN public.transfers ON
 WHERE tenants.id = ANY($1::pg_catalog.text[]);
 
 -- name: make_incoming_tenants
--- Insert tenants as `incoming` with their imports, of the source $5 by the run $6, unless they exist: idempotent. One
--- that was discarded or is gone is begun again. Rolled back after `is_registration_in_time` if it took too long.
-WITH made AS (
-    INSERT INTO public.tenants (
-        id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
-    )
-    SELECT
-        id, business_id, location_id, business_type, 'incoming', pg_catalog.to_timestamp(0),
-        pg_catalog.now(), pg_catalog.now()
-    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
-        AS sent (id, business_id, location_id, business_type)
-    WHERE
-        NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = sent.id)
-        AND EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.business_type)
-    ORDER BY id
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
+-- Insert tenants as `incoming`, unless they exist; return those made. Idempotent. Rolled back after
+-- `is_registration_in_time` if it took too long.
+INSERT INTO public.tenants (
+    id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
 )
-INSERT INTO public.transfers (tenant_id, kind, place, step, token)
-SELECT made.id, 'import', $5, 'open', $6 FROM made
-ON CONFLICT (tenant_id, kind) DO UPDATE
-SET
-    place = excluded.place, step = excluded.step, token = excluded.token, detail = '{}',
-    started_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
-RETURNING tenant_id;
+SELECT
+    id, business_id, location_id, business_type, 'incoming', pg_catalog.to_timestamp(0),
+    pg_catalog.now(), pg_catalog.now()
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    AS sent (id, business_id, location_id, business_type)
+WHERE
+    NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = sent.id)
+    AND EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.business_type)
+ORDER BY id
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
 
 -- name: lock_import
 -- Begins each transaction of an import: no other run has come, or comes before the commit. Waits for activations.
@@ -73,10 +64,3 @@ FROM public.tenants
 JOIN public.transfers ON transfers.tenant_id = tenants.id AND transfers.kind = 'import'
 WHERE tenants.state = 'incoming' AND transfers.step <> 'done' AND transfers.place = $1
 ORDER BY tenants.id;
-
--- name: delete_incoming_tenant
--- Undo `make_incoming_tenants` for a tenant without resources, in a transaction that has locked the import.
-DELETE FROM public.tenants
-WHERE
-    id = $1 AND state = 'incoming' AND epoch = 1
-    AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);

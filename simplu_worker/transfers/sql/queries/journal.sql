@@ -2,28 +2,22 @@
 
 -- name: open_transfer
 -- Begin, or begin again, as the command with the token $4. Without a detail $6 that of before stays, but for what its
--- command noted about itself. The time stays while a transfer to or from the same place has not ended.
+-- command noted about itself.
 INSERT INTO public.transfers AS known (tenant_id, kind, place, token, step, detail)
 VALUES ($1, $2, $3, $4, $5, coalesce($6::pg_catalog.text::pg_catalog.jsonb, '{}'))
 ON CONFLICT (tenant_id, kind) DO UPDATE SET
-    place = excluded.place, token = excluded.token, step = excluded.step, writes = 0, ready_snapshot = NULL,
+    place = excluded.place, token = excluded.token, step = excluded.step, writes = 0,
     detail = CASE
-        WHEN $6::pg_catalog.text IS NULL
-        THEN pg_catalog.jsonb_delete(known.detail, VARIADIC '{error,stopped,seenAt}'::pg_catalog.text[])
+        WHEN $6::pg_catalog.text IS NULL THEN known.detail - '{error,stopped,seenAt}'::pg_catalog.text[]
         ELSE excluded.detail
     END,
-    started_at = CASE
-        WHEN known.step IN ('open', 'committed') AND known.place = excluded.place THEN known.started_at
-        ELSE pg_catalog.clock_timestamp()
-    END,
-    updated_at = pg_catalog.clock_timestamp();
+    started_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp();
 
 -- name: note_transfer
 -- The step $4, and the detail $5 unless null. If given, only after $6 writes. The row stays locked.
 UPDATE public.transfers
 SET
     step = $4::pg_catalog.text, detail = coalesce($5::pg_catalog.text::pg_catalog.jsonb, detail), writes = writes + 1,
-    ready_snapshot = CASE WHEN $4::pg_catalog.text = 'ready' THEN pg_catalog.pg_current_snapshot() END,
     updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1 AND kind = $2 AND token = $3 AND ($6::bigint IS NULL OR writes = $6::bigint);
 
@@ -31,14 +25,13 @@ WHERE tenant_id = $1 AND kind = $2 AND token = $3 AND ($6::bigint IS NULL OR wri
 -- The command with the token $3 runs, or what else $4 tells. Never sets the step: a commit that this statement has waited
 -- for stays.
 UPDATE public.transfers
-SET detail = pg_catalog.jsonb_concat(
-    detail,
-    pg_catalog.jsonb_concat(
-        pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp()),
-        $4::pg_catalog.text::pg_catalog.jsonb
-    )
+SET detail = detail || (
+    $4::pg_catalog.text::pg_catalog.jsonb
+    || pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
 )
-WHERE tenant_id = $1 AND kind = $2 AND token = $3 AND step IN ('open', 'committed', 'undoing');
+WHERE
+    tenant_id = $1 AND kind = $2 AND token = $3
+    AND step IN ('open', 'committed', 'undoing', 'replacing', 'copied');
 
 -- name: take_transfer
 -- Leave the token $3 in the row, so that the command before writes no more; waits for its transaction. Without a step

@@ -2,13 +2,7 @@
 -- token.
 
 -- name: list_begun_moves
--- The moves from this shard that have not ended, and how long ago their commands wrote, unless these have ended.
-SELECT
-    tenant_id, place AS target_shard_id, step,
-    CASE WHEN NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[]) THEN extract(
-        epoch FROM pg_catalog.clock_timestamp()
-        - greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
-    )::pg_catalog.float8 END AS noted_s_ago
+SELECT tenant_id, place AS target_shard_id, step
 FROM public.transfers
 WHERE kind = 'departure' AND step IN ('open', 'committed', 'undoing');
 
@@ -30,7 +24,7 @@ SET state = 'active', move_token = move_token + 1, fenced_until = NULL
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: commit_move
--- The commit point: the tenant's home is now the shard $3, with the epoch $4. $5 is the detail for the journal.
+-- The commit point: the tenant's home is now the shard $3, with the epoch $4.
 WITH
     committed AS (
         UPDATE public.tenants
@@ -43,15 +37,6 @@ WITH
     marked AS (
         INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins, epoch)
         SELECT :own_batch, pg_catalog.clock_timestamp(), 0, 'l', ARRAY[number], '{}', '{}', $4 FROM committed
-    ),
-    noted AS (
-        UPDATE public.transfers
-        SET
-            step = 'committed', detail = $5::pg_catalog.text::pg_catalog.jsonb,
-            updated_at = pg_catalog.clock_timestamp()
-        WHERE
-            tenant_id = $1 AND kind = 'departure' AND token = $2::bigint::pg_catalog.text
-            AND EXISTS (SELECT FROM committed)
     )
 SELECT :committing_server FROM committed;
 
@@ -147,18 +132,6 @@ WHERE ctid = ANY(ARRAY(
 -- name: drop_rejections
 DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
-
--- name: count_left_rows
--- The rows that the statements above would delete.
-SELECT
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1)
-    + (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant)
-    + (
-        SELECT pg_catalog.count(*)
-        FROM public.log_batches
-        WHERE log_batches.batch_id < 0 AND log_batches.tenants[1] = :number_of_tenant
-    )
-    + (SELECT pg_catalog.count(*) FROM public.rejections WHERE rejections.tenant_id = $1) AS row_count;
 
 -- name: resource_boundary
 -- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.
@@ -272,14 +245,16 @@ SELECT
     AND NOT pg_catalog.row_security_active('public.log_rows'::pg_catalog.regclass);
 
 -- fragment: log_to_write
--- The columns that `write_log` writes, keys as hexadecimal text.
-    pg_catalog.encode(log_rows.request, 'hex') AS key, log_rows.kind::pg_catalog.text AS kind,
-    log_batches.types[log_rows.type_at] AS resource_type,
-    pg_catalog.encode(log_rows.resource, 'hex') AS resource_key, public.simplu_id(log_rows.resource) AS resource_id,
-    log_batches.origins[log_rows.origin_at] AS origin, log_outcomes.error, log_outcomes.sequence_number,
-    log_outcomes.result::pg_catalog.text AS result, log_rows.digest, log_rows.requested_at, log_rows.received_at,
-    log_batches.completed_at, log_rows.batch_id::pg_catalog.text AS batch_id,
-    log_rows.position::pg_catalog.text AS position
+-- The columns that `write_log` writes.
+log_rows.request, log_rows.kind, log_batches.types[log_rows.type_at] AS resource_type, log_rows.resource,
+log_batches.origins[log_rows.origin_at] AS origin, log_outcomes.error, log_outcomes.sequence_number,
+log_outcomes.result, log_rows.digest, log_rows.requested_at, log_rows.received_at, log_batches.completed_at,
+log_rows.batch_id, log_rows.position
+
+-- fragment: log_to_send
+-- The rows of `own` with these columns: what a mover looks at, and a document of them all.
+pg_catalog.encode(own.request, 'hex') AS key, own.kind::pg_catalog.text AS kind, own.resource_type,
+public.simplu_id(own.resource) AS resource_id, own.completed_at, pg_catalog.to_jsonb(own.*)::pg_catalog.text AS whole
 
 -- fragment: beside_log_rows
 -- The batch and the outcome of each of `log_rows`. OFFSET 0: one by one, by their keys.
@@ -312,50 +287,35 @@ WITH scanned AS (
 )
 SELECT pg_catalog.min(completed_at) FROM summed WHERE cost_before >= $3;
 
--- name: read_logged_changes
--- At most $5 rows of the log written from $2 on, after the row of $3, $4, and not after $6. OFFSET 0: by the index of
--- batches.
-SELECT own.*
+-- fragment: rows_completed
+-- The rows of the log of $1 written from $2 on, and not after $3. OFFSET 0: by the index of batches.
 FROM (
-    SELECT
-        :log_to_write
-    FROM (
-        SELECT log_batches.batch_id
-        FROM public.log_batches
-        WHERE
-            log_batches.completed_at >= $2 AND log_batches.completed_at <= $6
-            AND :number_of_tenant = ANY(log_batches.tenants)
-        OFFSET 0
-    ) AS changed
-    CROSS JOIN LATERAL (
-        SELECT *
-        FROM public.log_rows
-        WHERE log_rows.batch_id = changed.batch_id AND log_rows.tenant_no = :number_of_tenant
-        OFFSET 0
-    ) AS log_rows
-    :beside_log_rows
-) AS own
-WHERE (own.completed_at, own.key COLLATE "C") > ($3::pg_catalog.timestamptz, $4::pg_catalog.text COLLATE "C")
-ORDER BY own.completed_at, own.key COLLATE "C"
-LIMIT $5;
-
--- name: read_logged_keys
--- The keys of the rows written from $2 on and before $3.
-SELECT pg_catalog.encode(own.request, 'hex') AS key, changed.completed_at
-FROM (
-    SELECT log_batches.batch_id, log_batches.completed_at
+    SELECT log_batches.batch_id
     FROM public.log_batches
     WHERE
-        log_batches.completed_at >= $2 AND log_batches.completed_at < $3
+        log_batches.completed_at >= $2 AND log_batches.completed_at <= $3
         AND :number_of_tenant = ANY(log_batches.tenants)
     OFFSET 0
 ) AS changed
 CROSS JOIN LATERAL (
-    SELECT log_rows.request
+    SELECT *
     FROM public.log_rows
     WHERE log_rows.batch_id = changed.batch_id AND log_rows.tenant_no = :number_of_tenant
     OFFSET 0
-) AS own;
+) AS log_rows
+:beside_log_rows
+
+-- name: read_logged_changes
+-- At most $5 of them, after the row of $2 with the key $4.
+SELECT :log_to_send
+FROM (SELECT :log_to_write :rows_completed) AS own
+WHERE (own.completed_at, own.request) > ($2::pg_catalog.timestamptz, pg_catalog.decode($4, 'hex'))
+ORDER BY own.completed_at, own.request
+LIMIT $5;
+
+-- name: read_logged_keys
+SELECT pg_catalog.encode(log_rows.request, 'hex') AS key, log_batches.completed_at
+:rows_completed;
 
 -- fragment: keys_named
 -- The keys with the types $2 and the ids $3. Materialized, as the planner does not see that all have one tenant: right
@@ -376,25 +336,6 @@ SELECT
     pg_catalog.to_jsonb(resources.*)::pg_catalog.text AS whole
 FROM named
 JOIN public.resources ON :are_named;
-
--- name: find_written_since_ready
--- Those of the named resources written since all rows of the tenant were here. `xmin` has 32 bits of a number of 64:
--- the largest that is not above the newest.
-:keys_named
-SELECT named.resource_type, named.resource_id
-FROM named
-JOIN public.resources ON :are_named
-JOIN public.transfers ON transfers.tenant_id = named.tenant_id AND transfers.kind = 'arrival'
-CROSS JOIN (
-    SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 - 1 AS number
-) AS newest
-WHERE
-    resources.xmin <> transfers.xmin
-    AND pg_catalog.pg_visible_in_snapshot(
-        (newest.number - ((newest.number - resources.xmin::pg_catalog.text::pg_catalog.int8) & 4294967295))
-        ::pg_catalog.text::pg_catalog.xid8,
-        transfers.ready_snapshot
-    ) IS NOT true;
 
 -- name: write_resources
 -- Rows of the tenant $1, each as the JSON of all its columns.
@@ -417,20 +358,13 @@ RETURNING resources."resourceName" AS resource_type;
 -- position on both shards.
 WITH sent AS (
     SELECT
-        key.request, named.completed_at::pg_catalog.timestamptz AS completed_at, named.position::smallint AS position,
-        pg_catalog.get_byte(pg_catalog.decode(named.key, 'hex'), 0) = 3 AS is_freed
-    FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
-        AS named (key, completed_at, position)
-    CROSS JOIN LATERAL (
-        SELECT CASE pg_catalog.get_byte(pg_catalog.decode(named.key, 'hex'), 0)
-            WHEN 3
-            THEN pg_catalog.substr(
-                pg_catalog.decode(named.key, 'hex'), 2,
-                pg_catalog.octet_length(pg_catalog.decode(named.key, 'hex')) - 11
-            )
-            ELSE pg_catalog.decode(named.key, 'hex')
-        END AS request
-    ) AS key
+        CASE WHEN is_freed THEN pg_catalog.substr(sent.request, 2, pg_catalog.octet_length(sent.request) - 11)
+        ELSE sent.request END AS request,
+        sent.completed_at, sent.position, is_freed
+    FROM pg_catalog.unnest($2::pg_catalog.text[]) AS row (document)
+    CROSS JOIN LATERAL pg_catalog.jsonb_to_record(row.document::pg_catalog.jsonb)
+        AS sent (request pg_catalog.bytea, completed_at pg_catalog.timestamptz, position smallint)
+    CROSS JOIN LATERAL (SELECT pg_catalog.get_byte(sent.request, 0) = 3 AS is_freed) AS freed
 ), seen AS (
     SELECT DISTINCT log_rows.request, log_batches.completed_at
     FROM sent
@@ -445,85 +379,71 @@ FROM seen
 WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = seen.request;
 
 -- name: write_log
--- Rows that are not here, with their times. Each batch of the source is one here, of this tenant alone; $16 is the
--- place of the first one, $17 the tenant's number (`find_copied_place`).
+-- Those of the rows $2 (`log_to_send`) that are not here, with their times. Each batch of the source is one here, of this
+-- tenant alone; $3 is the place of the first one, $4 the tenant's number (`find_copied_place`).
 WITH missing AS MATERIALIZED (
-    SELECT
-        pg_catalog.decode(sent.key, 'hex') AS request, sent.kind, sent.resource_type COLLATE "C" AS resource_type,
-        pg_catalog.decode(sent.resource_key, 'hex') AS resource, sent.origin COLLATE "C" AS origin, sent.error,
-        sent.sequence_number, sent.result, pg_catalog.decode(sent.digest, 'hex') AS digest,
-        sent.requested_at::pg_catalog.timestamptz AS requested_at,
-        sent.received_at::pg_catalog.timestamptz AS received_at,
-        sent.completed_at::pg_catalog.timestamptz AS completed_at, sent.batch_id::bigint AS batch_id,
-        sent.position::smallint AS position
-    FROM unnest(
-        $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-        $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[],
-        $11::pg_catalog.text[], $12::pg_catalog.text[], $13::pg_catalog.text[], $14::pg_catalog.text[],
-        $15::pg_catalog.text[]
-    ) AS sent (
-        key, kind, resource_type, resource_key, origin, error, sequence_number, result, digest, requested_at, received_at,
-        completed_at, batch_id, position
+    SELECT sent.*
+    FROM pg_catalog.unnest($2::pg_catalog.text[]) AS row (document)
+    CROSS JOIN LATERAL pg_catalog.jsonb_to_record(row.document::pg_catalog.jsonb) AS sent (
+        request pg_catalog.bytea, kind pg_catalog."char", resource_type pg_catalog.text COLLATE "C",
+        resource pg_catalog.bytea, origin pg_catalog.text COLLATE "C", error pg_catalog.text,
+        sequence_number pg_catalog.text, result pg_catalog.jsonb, digest pg_catalog.bytea,
+        requested_at pg_catalog.timestamptz, received_at pg_catalog.timestamptz, completed_at pg_catalog.timestamptz,
+        batch_id bigint, position smallint
     )
     WHERE NOT EXISTS (
-        SELECT
-        FROM public.log_rows
-        WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = pg_catalog.decode(sent.key, 'hex')
+        SELECT FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = sent.request
     )
 ), copied AS MATERIALIZED (
     SELECT
         missing.*,
-        $16::bigint - pg_catalog.dense_rank() OVER (ORDER BY batch_id) AS copied_id,
+        $3::bigint - pg_catalog.dense_rank() OVER (ORDER BY batch_id) AS copied_id,
         pg_catalog.dense_rank() OVER (PARTITION BY batch_id ORDER BY resource_type)::smallint AS type_at,
         pg_catalog.dense_rank() OVER (PARTITION BY batch_id ORDER BY origin)::smallint AS origin_at
     FROM missing
 ), batches AS (
     :into_log_batches
     SELECT
-        copied_id, completed_at, pg_catalog.count(*), 'c', ARRAY[$17::integer],
+        copied_id, completed_at, pg_catalog.count(*), 'c', ARRAY[$4::integer],
         pg_catalog.array_agg(DISTINCT resource_type ORDER BY resource_type),
         pg_catalog.array_agg(DISTINCT origin ORDER BY origin)
     FROM copied
     GROUP BY copied_id, completed_at
 ), outcomes AS (
     INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, sequence_number, result)
-    SELECT copied_id, position, $17::integer, error, sequence_number, result::pg_catalog.jsonb
+    SELECT copied_id, position, $4::integer, error, sequence_number, result
     FROM copied
     WHERE error IS NOT NULL OR result IS NOT NULL
 )
 :into_log_rows
 SELECT
-    copied_id, position, $17::integer, request, kind::pg_catalog."char", type_at, resource, origin_at, requested_at,
+    copied_id, position, $4::integer, request, kind, type_at, resource, origin_at, requested_at,
     received_at, digest
 FROM copied
 ORDER BY request;
 
 -- name: read_new_rejections
--- At most $5 records rejected from $2 on, after the row of $3, $4, in the order of the index by time.
-SELECT request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+-- At most $5 records rejected from $2 until $3, after the row of $2, $4, in the order of the index by time.
+SELECT request_id, rejected_at, pg_catalog.to_jsonb(rejections.*)::pg_catalog.text AS whole
 FROM public.rejections
 WHERE
-    tenant_id = $1 AND rejected_at >= $2
-    AND (rejected_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+    tenant_id = $1 AND rejected_at >= $2 AND rejected_at <= $3
+    AND (rejected_at, request_id) > ($2::pg_catalog.timestamptz, $4::pg_catalog.text)
 ORDER BY rejected_at, request_id
 LIMIT $5;
 
+-- fragment: rejection_columns
+tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at,
+named_tenant_id, named_business_id
+
 -- name: write_rejections
 -- The newer ones replace the older.
-INSERT INTO public.rejections (
-    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
-)
-SELECT
-    $1, sent.request_id, sent.reason, sent.error, sent.dead_letter_queue, sent.source, sent.sequence_number,
-    sent.message_id, sent.rejected_at::pg_catalog.timestamptz
-FROM unnest(
-    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
-) AS sent (request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at)
-ON CONFLICT (tenant_id, request_id) DO UPDATE SET
-    reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
-    source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
-    rejected_at = excluded.rejected_at;
+INSERT INTO public.rejections (:rejection_columns)
+SELECT sent.*
+FROM pg_catalog.unnest($2::pg_catalog.text[]) AS row (document)
+CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(NULL::public.rejections, row.document::pg_catalog.jsonb) AS sent
+WHERE sent.tenant_id = $1::pg_catalog.text
+ON CONFLICT (tenant_id, request_id) DO UPDATE SET (:rejection_columns) = (SELECT excluded.*);
 
 -- fragment: hashes
 -- A hash of the data of each of `resources`, as text, which is made once; not of those with the types $6 and the ids $7.
@@ -587,56 +507,44 @@ FROM (
         )
 ) AS hashed;
 
--- name: count_tenant_rows
-SELECT
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
-    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count;
-
 -- name: describe_tenant_size
--- For a plan: rows, and stored bytes of resources. Reads all rows.
-SELECT
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resources,
-    (
-        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
-        FROM public.resources
-        WHERE resources.id = $1
-    ) AS byte_count,
-    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operations;
+-- For a plan: rows, stored bytes of resources, and the time of the last operation. Reads all rows.
+SELECT kept.*, logged.*
+FROM (
+    SELECT
+        pg_catalog.count(*) AS resources,
+        coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8 AS byte_count
+    FROM public.resources
+    WHERE resources.id = $1
+) AS kept
+CROSS JOIN (
+    SELECT pg_catalog.count(*) AS operations, pg_catalog.max(log_batches.completed_at) AS last_applied_at
+    FROM public.log_rows
+    JOIN public.log_batches USING (batch_id)
+    WHERE log_rows.tenant_no = :number_of_tenant
+) AS logged;
 
--- fragment: percent_to_read
--- How many of the pages have about $1 rows: reading all of a large shard may take an hour.
-least(
-    100::pg_catalog.float8,
-    100::pg_catalog.float8 * $1::integer::pg_catalog.float8
-    / greatest(pg_class.reltuples::pg_catalog.float8, 1::pg_catalog.float8)
+-- name: weigh_resources
+-- The resources of each tenant, and their stored bytes; of a large shard from as many pages as have about $1 rows, as
+-- reading all of them may take an hour.
+WITH part AS MATERIALIZED (
+    SELECT
+        greatest(1::pg_catalog.float8, pg_class.reltuples::pg_catalog.float8 / $1::integer::pg_catalog.float8) AS times
+    FROM pg_catalog.pg_class
+    WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
 )
-FROM pg_catalog.pg_class
-WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
-
--- name: weigh_rows
--- The resources of each tenant; of a large shard from as many pages as have about $1 rows.
 SELECT
     resources.id,
+    (pg_catalog.count(*)::pg_catalog.float8 * (SELECT times FROM part))::pg_catalog.int8 AS rows,
     (
-        pg_catalog.count(*)::pg_catalog.float8 * 100::pg_catalog.float8 / (SELECT :percent_to_read)
-    )::pg_catalog.int8 AS weight
-FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.float4)
-GROUP BY resources.id;
-
--- name: weigh_bytes
--- The stored bytes, as `weigh_rows`.
-SELECT
-    resources.id,
-    (
-        pg_catalog.sum(pg_catalog.pg_column_size(resources.data))::pg_catalog.float8 * 100::pg_catalog.float8
-        / (SELECT :percent_to_read)
-    )::pg_catalog.int8 AS weight
-FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.float4)
+        pg_catalog.sum(pg_catalog.pg_column_size(resources.data))::pg_catalog.float8 * (SELECT times FROM part)
+    )::pg_catalog.int8 AS bytes
+FROM public.resources TABLESAMPLE system ((100::pg_catalog.float8 / (SELECT times FROM part))::pg_catalog.float4)
 GROUP BY resources.id;
 
 -- name: weigh_load
 -- The operations in the last hour.
-SELECT tenants.id, pg_catalog.count(*) AS weight
+SELECT tenants.id, pg_catalog.count(*) AS load
 FROM public.log_batches
 JOIN public.log_rows USING (batch_id)
 JOIN public.tenants ON tenants.number = log_rows.tenant_no

@@ -9,7 +9,7 @@ from simplu_worker.transfers.erasing import Erasure, Standing, obstacle_to
 from simplu_worker.vocabulary import TenantState
 
 ERASURE = Erasure("clinic", "main", "patient", "p")
-AT_HOME = Standing("clinic", "main", TenantState.ACTIVE, 1, 0, False, None, True, [], ["patient"])
+AT_HOME = Standing("clinic", "main", TenantState.ACTIVE, 1, 0, [], False, None, ["patient"])
 
 
 @pytest.mark.parametrize(

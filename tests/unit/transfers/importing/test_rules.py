@@ -23,7 +23,6 @@ from simplu_worker.transfers.importing.rules import (
     SourceTenant,
     followed_since,
     is_deleted,
-    must_be_read_alone,
     name_tenant,
     parse_certificate,
     place_of,
@@ -70,24 +69,9 @@ def test_row_is_refused_for_its_reason(changes: dict[str, Any], expected: str | 
     assert reason == expected if expected is None else (reason or "").startswith(expected)
 
 
-@pytest.mark.parametrize(
-    ("document", "byte_count", "expected"),
-    [
-        ("{}", 2, False),
-        (None, 40_000, True),
-        (None, DOCUMENT_MAX_BYTES, True),
-        (None, DOCUMENT_MAX_BYTES + 1, False),
-        (None, None, False),
-    ],
-)
-def test_document_is_read_alone_if_it_is_long_and_may_be_stored(
-    document: str | None,
-    byte_count: int | None,
-    expected: bool,  # noqa: FBT001  # a column
-) -> None:
-    row = msgspec.structs.replace(ROW, document=document, byte_count=byte_count)
-    assert must_be_read_alone(row) is expected
-    assert is_deleted(row) is (byte_count is None)
+def test_row_without_a_document_is_deleted() -> None:
+    assert is_deleted(msgspec.structs.replace(ROW, document=None, byte_count=None))
+    assert not is_deleted(msgspec.structs.replace(ROW, document=None, byte_count=DOCUMENT_MAX_BYTES + 1))
 
 
 KNOWN = "its business type: expected one of dental, gym, hotel, got"

@@ -10,12 +10,11 @@ import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling import MovingTenant, Transfer
+from simplu_worker.shards.settling import MovingTenant, SupersededError, Transfer
 from simplu_worker.transfers.restoring import (
     Beginning,
     ExportFile,
     RestoreMode,
-    RestoreTakenError,
     beginning_of,
 )
 from simplu_worker.vocabulary import TenantState, TransferStep
@@ -55,7 +54,7 @@ def test_restorer_begins_where_the_rows_are(state: TenantState, found: Transfer 
         (
             TenantState.ACTIVE,
             journal(TransferStep.DONE, "another"),
-            RestoreTakenError,
+            SupersededError,
             "another restore has begun since",
         ),
         (TenantState.FENCED, None, RetryableError, "being moved"),
