@@ -360,29 +360,33 @@ class Provisioner:
     ) -> None:
         rows: Sequence[RowOutcome]
         try:
-            self._pools.ensure_pool(shard)
-            rows = await self._rows.submit(shard.shard_id, requests)
-        except WorkerError as exc:
+            rows = await self._make_all_on(shard, requests)
+        except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
             rows = [exc] * len(requests)
-        keys: list[ResourceKey] = []
         for request, row in zip(requests, rows, strict=True):
             tenant_id = request.tenant_id
-            self._directory.forget(tenant_id)
             if isinstance(row, Exception):
                 answers[tenant_id] = control_rules.with_shard(row, shard_id=shard.shard_id, tenant_id=tenant_id)
-                continue
-            answers[tenant_id] = row.result
-            if row.result is not ProvisionResult.STALE:
+            else:
+                answers[tenant_id] = row.result
+
+    async def _make_all_on(self, shard: ShardAddress, requests: Sequence[ProvisionRequest]) -> Sequence[RowOutcome]:
+        self._pools.ensure_pool(shard)
+        rows = await self._rows.submit(shard.shard_id, requests)
+        keys: list[ResourceKey] = []
+        for request, row in zip(requests, rows, strict=True):
+            self._directory.forget(request.tenant_id)
+            if isinstance(row, MadeTenant) and row.result is not ProvisionResult.STALE:
                 _log_result(request, shard, row)
                 # Of an existing tenant too: the process that made it may have ended before its invalidation.
-                keys.append(ResourceKey(tenant_id, *control_rules.DEFAULT_ROW))
+                keys.append(ResourceKey(request.tenant_id, *control_rules.DEFAULT_ROW))
         self._on_change(keys)
         try:
             for server in {row.server for row in rows if isinstance(row, MadeTenant)}:
                 await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
         except RetryableError as exc:
-            made = [one.tenant_id for one in requests if not isinstance(answers[one.tenant_id], Exception)]
-            answers |= dict.fromkeys(made, exc)
+            return [row if isinstance(row, Exception) else exc for row in rows]
+        return rows
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
         first = {one.tenant_id: one for one in reversed(wanted)}
