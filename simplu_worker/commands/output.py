@@ -299,10 +299,3 @@ class CountProgress(ProgressLine):
         """Show *done* of the total."""
         self._done = done
         self.tell(f"{self._what}: {done} of {self._total}")
-
-
-class StderrNarration:
-    """Remarks and progress on stderr."""
-
-    note = staticmethod(print_note)
-    count = CountProgress

@@ -16,7 +16,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
 from simplu_worker.dead_letters.letter import NotADeadLetterError, ParsedDeadLetter
 from simplu_worker.dead_letters.plan import ALL_LETTERS, LettersRequest
-from simplu_worker.dead_letters.queue import Narration
+from simplu_worker.dead_letters.queue import Note
 from simplu_worker.dead_letters.service import delete_letters, open_browser
 from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.vocabulary import Source
@@ -125,9 +125,7 @@ class ErasedLetters(msgspec.Struct, rename="camel"):
         return not (self.among or self.left or self.hidden or self.behind)
 
 
-async def erase_letters(
-    settings: Settings, target: LetterTarget, narration: Narration, *, apply: bool
-) -> ErasedLetters:
+async def erase_letters(settings: Settings, target: LetterTarget, note: Note, *, apply: bool) -> ErasedLetters:
     """Erase a resource from the dead-letter queue, as far as the queue shows its letters; or count them."""
     erased = ErasedLetters()
 
@@ -142,7 +140,7 @@ async def erase_letters(
             erased.mentioning.append(message.message_id)
         return relation is Relation.ABOUT
 
-    async with open_browser(settings, narration) as browser:
+    async with open_browser(settings, note) as browser:
         count, erased.left = await delete_letters(browser, LettersRequest(limit=ALL_LETTERS, apply=apply), choose)
         erased.deleted = count - erased.left
         erased.hidden = browser.warn_of_hidden()

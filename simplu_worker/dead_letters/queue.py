@@ -16,9 +16,9 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager, aclosing
+from contextlib import aclosing
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self, TypeAlias
 
 import msgspec
 import structlog
@@ -206,32 +206,16 @@ async def _ensure_queue(client: Client, url: str) -> None:
 DELETED_AT_ONCE: Final = 100
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
 LAST_POLLS: Final = 2  # polls in a row without a new letter that end the reading
+Note: TypeAlias = Callable[[str], None]
 IN_FLIGHT_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
 
 
-class Counted(Protocol):
-    """A count that goes on."""
-
-    def show(self, done: int) -> None:
-        """Show that *done* of the total are done."""
-
-
-class Narration(Protocol):
-    """The place for remarks and progress of a long action."""
-
-    def note(self, text: str) -> None:
-        """Take a remark for people."""
-
-    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
-        """Begin to count: so many of *total* are *what*."""
-
-
 class DeadLetterBrowser:
-    """Reads the dead-letter queue while it is open, and returns the letters at its end."""
+    """Reads the dead-letter queue while it is open, and returns the letters at its end. *note* takes remarks."""
 
-    def __init__(self, queue: sqs_queue.Queue, narration: Narration) -> None:
+    def __init__(self, queue: sqs_queue.Queue, note: Note) -> None:
         self.queue = queue
-        self.narration = narration
+        self.note = note
         self._in_flight: dict[str, sqs_queue.Message] = {}  # by message id; without their bodies
         self._read_count = 0
         self.ended_early = False
@@ -241,12 +225,12 @@ class DeadLetterBrowser:
         self.before = await self.queue.read_attributes()
         self._visibility_s = visibility_timeout_s(self.before.visible_count + self.before.in_flight_count)
         self.started_at = utc_now()
-        self.narration.note(
-            f"queue {self.queue.name}: dead letters are hidden from other readers while they are read, and then "
-            "returned"
+        self.note(
+            f"queue {self.queue.name}: about {self.before.visible_count} dead letters are hidden from other readers while "
+            "they are read, and then returned"
         )
         if self.before.redrive_policy is not None:
-            self.narration.note("the queue has a redrive policy of its own: each read counts as a receive")
+            self.note("the queue has a redrive policy of its own: each read counts as a receive")
         return self
 
     async def __aexit__(
@@ -261,31 +245,29 @@ class DeadLetterBrowser:
 
         *to_act*: without those that arrived after the start. Ends after *within_s*: see `ended_early`.
         """
-        ends_at, seen_count, matched_count = loop_time() + within_s, 0, 0
-        with self.narration.count("read", self.before.visible_count) as progress:
-            async with aclosing(self.read_messages()) as messages:
-                async for message in messages:
-                    if loop_time() > ends_at:
-                        self.ended_early = True
-                        self.narration.note(
-                            f"the reading ended after {within_s:g} s, with {self._read_count} messages; "
-                            f"the queue had about {self.before.visible_count} when it began"
-                        )
+        ends_at, matched_count = loop_time() + within_s, 0
+        async with aclosing(self.read_messages()) as messages:
+            async for message in messages:
+                if loop_time() > ends_at:
+                    self.ended_early = True
+                    self.note(
+                        f"the reading ended after {within_s:g} s, with {self._read_count} messages; "
+                        f"the queue had about {self.before.visible_count} when it began"
+                    )
+                    return
+                if to_act and message.sent_at > self.started_at:
+                    continue
+                try:
+                    parsed = parse_dead_letter(message.body)
+                except NotADeadLetterError as exc:
+                    if filters.is_all:
+                        yield message, exc
+                    continue
+                if filters.match(parsed.letter, message.message_id):
+                    yield message, parsed
+                    matched_count += 1
+                    if filters.is_complete(matched_count):
                         return
-                    progress.show(seen_count := seen_count + 1)
-                    if to_act and message.sent_at > self.started_at:
-                        continue
-                    try:
-                        parsed = parse_dead_letter(message.body)
-                    except NotADeadLetterError as exc:
-                        if filters.is_all:
-                            yield message, exc
-                        continue
-                    if filters.match(parsed.letter, message.message_id):
-                        yield message, parsed
-                        matched_count += 1
-                        if filters.is_complete(matched_count):
-                            return
 
     async def read_messages(self) -> AsyncGenerator[sqs_queue.Message, None]:
         """Yield each message of the queue once, until no new one arrives."""
@@ -313,7 +295,7 @@ class DeadLetterBrowser:
             try:
                 left = await self.queue.delete(messages)
             except WorkerError as exc:
-                self.narration.note(f"{len(messages)} dead letters could not be deleted: {exc}")
+                self.note(f"{len(messages)} dead letters could not be deleted: {exc}")
                 left = messages
             left_ids.update(message.message_id for message in left)
             for message in messages:
@@ -326,7 +308,7 @@ class DeadLetterBrowser:
         before = self.before
         count = min(before.in_flight_count, max(0, before.visible_count + before.in_flight_count - self._read_count))
         if count:
-            self.narration.note(
+            self.note(
                 f"{count} dead letters were hidden from this command: another one is running, or was killed a short "
                 "while ago; wait until they are visible again, then repeat the command"
             )
@@ -345,10 +327,10 @@ class DeadLetterBrowser:
                 return 0
         behind = (await self.queue.read_attributes()).visible_count
         if self._was_cut:
-            self.narration.note("the queue has more dead letters than one run can process; run it again for the rest")
+            self.note("the queue has more dead letters than one run can process; run it again for the rest")
             return max(behind, 1)  # the count of the queue is an estimate
         if behind:
-            self.narration.note(
+            self.note(
                 f"{behind} dead letters may be behind those that stay in their groups: a FIFO queue shows at most ten "
                 "of a group until these are deleted"
             )
@@ -360,6 +342,4 @@ class DeadLetterBrowser:
         try:
             await self.queue.change_visibility(messages, 0)
         except WorkerError as exc:
-            self.narration.note(
-                f"the dead letters stay hidden from other readers for up to {self._visibility_s} s: {exc}"
-            )
+            self.note(f"the dead letters stay hidden from other readers for up to {self._visibility_s} s: {exc}")

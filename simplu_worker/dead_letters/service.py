@@ -13,11 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     AsyncExitStack,
     aclosing,
     asynccontextmanager,
-    nullcontext,
 )
 from dataclasses import dataclass
 from datetime import datetime
@@ -52,7 +50,7 @@ from simplu_worker.dead_letters.plan import (
     require_source,
     sort_key,
 )
-from simplu_worker.dead_letters.queue import Counted, DeadLetterBrowser, Narration
+from simplu_worker.dead_letters.queue import DeadLetterBrowser, Note
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter, tenant_of
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
@@ -102,24 +100,6 @@ class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     detail: str | None = None
 
 
-class NoteList:
-    """Remarks as a list; no progress."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        """Keep a remark."""
-        self.texts.append(text)
-
-    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:  # noqa: ARG002  (the protocol's)
-        """Show nothing."""
-        return nullcontext(self)
-
-    def show(self, done: int) -> None:
-        """Show nothing."""
-
-
 class DeadLetterService:
     """Acts on the dead-letter queue and the sources of *settings*."""
 
@@ -129,7 +109,7 @@ class DeadLetterService:
     async def list(
         self,
         request: LettersRequest,
-        narration: Narration,
+        note: Note,
         *,
         room_bytes: int = SHOWN_RECORDS_MAX_BYTES,
         read_s: float = math.inf,
@@ -143,7 +123,7 @@ class DeadLetterService:
         foreign: list[dict[str, str]] = []
         matched, is_cut = 0, False
         async with (
-            open_browser(self._settings, narration) as browser,
+            open_browser(self._settings, note) as browser,
             aclosing(browser.read(request, to_act=False, within_s=read_s)) as letters,
         ):
             async for message, parsed in letters:
@@ -172,14 +152,14 @@ class DeadLetterService:
             "behind": behind,
         }
 
-    async def replay(self, request: LettersRequest, narration: Narration) -> dict[str, Any]:
+    async def replay(self, request: LettersRequest, note: Note) -> dict[str, Any]:
         """Send the records of the letters of a request to their source, and delete them; or plan it.
 
         In rounds: a FIFO queue shows more letters of a group once the first are deleted.
         """
         outcomes: list[ReplayOutcome] = []
         async with AsyncExitStack() as stack:
-            browser = await stack.enter_async_context(open_browser(self._settings, narration))
+            browser = await stack.enter_async_context(open_browser(self._settings, note))
             sources = await _open_sources(stack, self._settings, force=request.force)
             while True:
                 with SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES) as file:
@@ -201,7 +181,7 @@ class DeadLetterService:
             "letters": outcomes,
         }
 
-    async def discard(self, request: LettersRequest, narration: Narration) -> dict[str, Any]:
+    async def discard(self, request: LettersRequest, note: Note) -> dict[str, Any]:
         """Delete the dead letters of a request, and with them their records; or return the plan."""
         alike: Counter[tuple[str, str, str]] = Counter()
 
@@ -211,7 +191,7 @@ class DeadLetterService:
             alike[parsed.letter.reason, *(tenant_of(parsed.letter) or ("", ""))] += 1
             return True
 
-        async with open_browser(self._settings, narration) as browser:
+        async with open_browser(self._settings, note) as browser:
             count, left_count = await delete_letters(browser, request, choose)
             unseen = await _unseen(browser, request, count)
         return {
@@ -226,13 +206,13 @@ class DeadLetterService:
             ],
         }
 
-    async def edit(self, request: EditRequest, narration: Narration) -> dict[str, Any] | None:
+    async def edit(self, request: EditRequest, note: Note) -> dict[str, Any] | None:
         """Send a text in place of a letter's record under a new request id, and delete the letter; or return the plan.
 
         None where the queue shows no such letter. A record that is sent again is dropped. Raises as `edit_record`.
         """
         request_id = request.request_id or str(uuid.uuid4())
-        async with open_browser(self._settings, NoteList()) as browser:
+        async with open_browser(self._settings, lambda _: None) as browser:
             parsed = await _find_letter(browser, request.message_id)
             if parsed is None:
                 return None
@@ -241,7 +221,7 @@ class DeadLetterService:
                 async with _open_stream(self._settings) as (_, producer):
                     await producer.send([edited.record])
                 if await browser.delete([request.message_id]):
-                    narration.note("the record was sent, but its dead letter was not deleted: discard it")
+                    note("the record was sent, but its dead letter was not deleted: discard it")
         operation = edited.operation
         return {
             "applied": request.apply,
@@ -289,12 +269,12 @@ def open_sqs(settings: Settings) -> AbstractAsyncContextManager[Client]:
 
 
 @asynccontextmanager
-async def open_browser(settings: Settings, narration: Narration) -> AsyncIterator[DeadLetterBrowser]:
+async def open_browser(settings: Settings, note: Note) -> AsyncIterator[DeadLetterBrowser]:
     """Open the dead-letter queue. Raises ConfigurationError without one."""
     url = settings.dead_letter_queue_url
     if url is None:
         raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
-    async with open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), narration) as browser:
+    async with open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), note) as browser:
         yield browser
 
 
@@ -379,20 +359,18 @@ class _Replay:
                 self._chosen.append(_Chosen(outcome, sort_key(letter), order_group(letter), *place))
 
     async def run(self, limit: int) -> list[ReplayOutcome]:
-        chosen, done = sorted(self._chosen, key=lambda one: one.order)[:limit], 0
-        with self._browser.narration.count("sent" if self._apply else "planned", len(chosen)) as progress:
-            try:
-                for (source, name), letters in groupby(chosen, key=lambda one: one.order[:2]):
-                    bounds = REQUEST_BOUNDS[source]
-                    of_one = {"key_of": attrgetter("group"), "size_of": attrgetter("size_bytes")}
-                    for request in sending.cut(letters, bounds, **of_one):
-                        await self._send(name, request)
-                        progress.show(done := done + len(request))
-            except RetryableError as exc:
-                recorded = {outcome.message_id for outcome in self._outcomes}
-                for one in chosen:
-                    if one.outcome.message_id not in recorded:
-                        self._leave(one.outcome, LeftReason.NOT_REACHED, f"the replay stopped at an error: {exc}")
+        chosen = sorted(self._chosen, key=lambda one: one.order)[:limit]
+        try:
+            for (source, name), letters in groupby(chosen, key=lambda one: one.order[:2]):
+                bounds = REQUEST_BOUNDS[source]
+                key_of, size_of = attrgetter("group"), attrgetter("size_bytes")
+                for request in sending.cut(letters, bounds, key_of=key_of, size_of=size_of):
+                    await self._send(name, request)
+        except RetryableError as exc:
+            recorded = {outcome.message_id for outcome in self._outcomes}
+            for one in chosen:
+                if one.outcome.message_id not in recorded:
+                    self._leave(one.outcome, LeftReason.NOT_REACHED, f"the replay stopped at an error: {exc}")
         return self._outcomes
 
     def _parse(self, chosen: _Chosen) -> ParsedDeadLetter:

@@ -22,7 +22,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderVie
 from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.dead_letters.plan import EditRequest, LettersRequest, NotEditableError
-from simplu_worker.dead_letters.service import DeadLetterService, LettersAction, NoteList
+from simplu_worker.dead_letters.service import DeadLetterService, LettersAction
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
@@ -309,24 +309,24 @@ class LetterRequests:
         return status, answer
 
     async def _edit(self, request: EditRequest) -> HttpAnswer:
-        notes = NoteList()
+        notes: list[str] = []
         try:
-            answer = await self._service.edit(request, notes)
+            answer = await self._service.edit(request, notes.append)
         except ValueError as exc:
             return 400, {"error": str(exc)}
         except NotEditableError as exc:
             return 409, {"error": str(exc)}
-        return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes.texts})
+        return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes})
 
     async def _choose(self, action: LettersAction, request: LettersRequest) -> Json:
         until = request.until or utc_now()
-        request, notes = msgspec.structs.replace(request, until=until), NoteList()
+        request, notes = msgspec.structs.replace(request, until=until), list[str]()
         if action is LettersAction.LIST:
-            answer = await self._service.list(request, notes, room_bytes=ROOM_BYTES, read_s=LIST_READ_S)
+            answer = await self._service.list(request, notes.append, room_bytes=ROOM_BYTES, read_s=LIST_READ_S)
         else:
             act = self._service.replay if action is LettersAction.REPLAY else self._service.discard
-            answer = await act(request, notes)
-        return answer | {"until": until.isoformat(), "notes": notes.texts}
+            answer = await act(request, notes.append)
+        return answer | {"until": until.isoformat(), "notes": notes}
 
 
 def _needed(request: LettersRequest | EditRequest) -> str | None:

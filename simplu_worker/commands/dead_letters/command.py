@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
-from simplu_worker.commands.output import Answer, Part, StderrNarration, Table, shorten
+from simplu_worker.commands.output import Answer, Part, Table, print_note, shorten
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters import service
 from simplu_worker.dead_letters.plan import LettersRequest
@@ -20,7 +20,7 @@ RECORD_SHOWN_LENGTH: Final = 200
 
 async def list_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Return dead letters; it fails if others may match: hidden, behind those that were read, or beyond the room."""
-    answer = await service.DeadLetterService(settings).list(request, StderrNarration())
+    answer = await service.DeadLetterService(settings).list(request, print_note)
     letters: list[dict[str, Any]] = answer["letters"]
     columns = ["failed", "reason", "source", "position", "tenant", "request id", "bytes", "error"]
     columns += ["record"] if request.records else []
@@ -40,14 +40,14 @@ async def list_dead_letters(settings: Settings, request: LettersRequest) -> Answ
 async def replay_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Replay dead letters, or return the plan; it fails unless all go."""
     with _logged(service.LettersAction.REPLAY, request) as acted:
-        acted.answer = answer = await service.DeadLetterService(settings).replay(request, StderrNarration())
+        acted.answer = answer = await service.DeadLetterService(settings).replay(request, print_note)
     return Answer(answer, _describe_outcomes(answer["letters"], request), is_failed=_is_failed(answer, request))
 
 
 async def discard_dead_letters(settings: Settings, request: LettersRequest) -> Answer:
     """Discard dead letters, or return the plan; it fails unless all that match go."""
     with _logged(service.LettersAction.DISCARD, request) as acted:
-        acted.answer = answer = await service.DeadLetterService(settings).discard(request, StderrNarration())
+        acted.answer = answer = await service.DeadLetterService(settings).discard(request, print_note)
     rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
     note = (
         f"{answer['discarded']} dead letters were deleted, with their records"

@@ -15,7 +15,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves import clear_cache
-from simplu_worker.commands.output import Answer, Line, Part, StderrNarration, Table
+from simplu_worker.commands.output import Answer, Line, Part, Table, print_note
 from simplu_worker.commands.running import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.erasing import ErasedLetters, LetterTarget, erase_letters
@@ -106,7 +106,7 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> tuple[
         of_tenant = erasure.business_id, erasure.location_id
         target = LetterTarget(*of_tenant, names, erasure.resource_id, settings.order_tenant)
         try:
-            letters = await erase_letters(settings, target, StderrNarration(), apply=apply)
+            letters = await erase_letters(settings, target, print_note, apply=apply)
         except WorkerError as exc:
             letters_error = str(exc)
     exports = {one.export for one in standings.values() if one.export is not None}
