@@ -226,8 +226,8 @@ class DeadLetterBrowser:
         self._visibility_s = visibility_timeout_s(self.before.visible_count + self.before.in_flight_count)
         self.started_at = utc_now()
         self.note(
-            f"queue {self.queue.name}: about {self.before.visible_count} dead letters are hidden from other readers while "
-            "they are read, and then returned"
+            f"queue {self.queue.name}: about {self.before.visible_count} dead letters are hidden from other readers "
+            "while they are read, and then returned"
         )
         if self.before.redrive_policy is not None:
             self.note("the queue has a redrive policy of its own: each read counts as a receive")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import structlog
 from opentelemetry import trace
@@ -33,29 +33,17 @@ _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NOWHERE: Final = Context()
 
 
-class ChosenLinks(NamedTuple):
-    """The spans to link to, how many others there were, and how many texts were malformed."""
-
-    spans: list[SpanContext]
-    left_out_count: int
-    malformed_count: int
-
-
-def choose_links(texts: Iterable[str], max_count: int) -> ChosenLinks:
-    """Return the spans that *texts* name, each once, *max_count* at most.
+def choose_links(texts: Iterable[str], max_count: int) -> list[SpanContext]:
+    """Return the spans that *texts* name, each once, *max_count* at most; malformed texts name none.
 
     Sampled ones go first: a link to a span that was not recorded leads nowhere.
     """
-    malformed_count = 0
     found: dict[tuple[int, int, bool], SpanContext] = {}
-    for text, count in Counter(texts).items():
+    for text in dict.fromkeys(texts):
         span = get_current_span(_PROPAGATOR.extract({"traceparent": text}, _NOWHERE)).get_span_context()
         if span.is_valid:
             found.setdefault((span.trace_id, span.span_id, span.trace_flags.sampled), span)
-        else:
-            malformed_count += count
-    in_turn = sorted(found.values(), key=lambda span: not span.trace_flags.sampled)  # stable
-    return ChosenLinks(in_turn[:max_count], max(0, len(in_turn) - max_count), malformed_count)
+    return sorted(found.values(), key=lambda span: not span.trace_flags.sampled)[:max_count]  # stable
 
 
 LINKS_MAX: Final = 128  # a span, unless OTEL_SPAN_LINK_COUNT_LIMIT is lower: the SDK would keep the last ones then
@@ -183,7 +171,8 @@ class SpanExport:
             attributes["simplu.shard.id"] = batch.shard_id
         span = self._tracer.start_span(f"process {batch.name}", Context(), SpanKind.CONSUMER, attributes)
         if span.is_recording():
-            _link_producers(span, choose_links(batch.traceparents(), self._links_max))
+            for one in choose_links(batch.traceparents(), self._links_max):
+                span.add_link(one)
         return ExportedBatch(span)
 
     def transact(self, transaction: TracedTransaction) -> spans.Span:
@@ -232,15 +221,6 @@ def resource_of(replica_name: str) -> Resource:
     """Return the attributes of a replica's spans; those of the standard variables win."""
     own = {"service.name": DEFAULT_SERVICE, "service.version": __version__, "service.instance.id": replica_name}
     return Resource.create(own | dict(OTELResourceDetector().detect().attributes))
-
-
-def _link_producers(span: Span, chosen: ChosenLinks) -> None:
-    for one in chosen.spans:
-        span.add_link(one)
-    if chosen.left_out_count:
-        span.set_attribute("simplu.links.left_out", chosen.left_out_count)
-    if chosen.malformed_count:
-        span.set_attribute("simplu.links.malformed", chosen.malformed_count)
 
 
 def _batch_size(name: str, count: int) -> Attributes:

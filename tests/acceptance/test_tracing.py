@@ -181,7 +181,6 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers(place: Place) -
         "messaging.batch.message_count": 6,
         "simplu.shard.id": "shard-1",
         "simplu.outcomes.applied": 6,
-        "simplu.links.malformed": 2,
     }
     assert span.links == [link(7), link(8)]
     assert (span.resource["service.name"], span.resource["service.version"]) == ("simplu-worker", __version__)
