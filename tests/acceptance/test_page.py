@@ -516,57 +516,6 @@ async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTa
     assert [one["isGrey"] for one in held] == [False, False]
 
 
-async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
-    script = """
-    Promise.all(['/page/held.js', '/page/overview.js'].map((one) => import(one))).then(([held, overview]) => {
-      const move = (agoS, isRunning = true) => ({
-        tenant: 'a-b', businessId: 'a', locationId: 'b', sourceShard: 's-1', targetShard: 's-2', phase: 'copy',
-        startedAt: new Date(Date.now() - 9e5).toISOString(), notedAt: new Date(Date.now() - 1000 * agoS).toISOString(),
-        isRunning,
-      });
-      const items = [[5], [800], [1000], [25, false]].map((one) => held.moveItem(move(...one), {}));
-      const known = {status: {moves: [move(5)]}, fleet: {}, ages: {status: 1}};
-      return [items.map((one) => [one.badge, Object.keys(one.commands)]), overview.verdictOf(known).text];
-    })
-    """
-    items, verdict = await page.evaluate(script)
-    assert items == [
-        ["copy", ["Undo"]],
-        ["copy", ["Undo"]],
-        ["no progress: copy", ["Continue", "Undo"]],
-        ["stopped: copy", ["Continue", "Undo"]],
-    ]
-    assert verdict.endswith("nothing is held or lost. 1 move in progress.")
-
-
-async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> None:
-    script = """
-    Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
-      const problem = (cause, subject) => ({cause, subject, count: 1, since: 0, at: 0, problem: cause});
-      const status = {
-        shards: [{shardId: 'a', error: 'no server'}], citrus: 'other',
-        queues: [{name: 'q', state: 'http://q/: no server'}],
-        streamShards: [{streamShard: 's', state: 'reading', trouble: 'http://k/: no server'}],
-      };
-      const problems = [
-        problem('shard_lost', 'shard a'), problem('target_held', 'shard a'), problem('queue_failing', 'queue q'),
-        problem('stream_failing', 'stream shard s'), problem('citrus_failing', ''),
-      ];
-      const known = {status, fleet: {problems}, ages: {}};
-      return [
-        overview.problemItems(known).map(({facts}) => facts.Cause ?? null),
-        views.queuesOf({status}).map(({state, error}) => [state, error]),
-        views.streamShardsOf({status}).map(({state}) => state),
-      ];
-    })
-    """
-    assert await page.evaluate(script) == [
-        ["no server", None, "http://q/: no server", "http://k/: no server", None],
-        [["failing", "http://q/: no server"]],
-        ["failing"],
-    ]
-
-
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
     row = {"streamShard": "s", "state": "reading", "owner": "b", "seenSecondsAgo": 42, "isSilent": True}
     replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "isSilent": True}]

@@ -148,67 +148,46 @@ LIST_MEMBERS: Final = (
 )
 AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
 PATHS: Final = (
-    *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
-    *("/fleet", "/fleet/history", "/events", "/tap?outcome=succeeded", "/tap?content=true&x=1", "/openapi.json"),
-    *("/schemas/", "/schemas/operation.json", "/schemas/x.json"),
-    *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
-    *(LIST, "&".join([LIST, *LIST_MEMBERS[:6]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
+    *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/events", "/tap?content=true&x=1"),
+    *("/schemas/x.json", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
+    *(LIST, "&".join([LIST, *LIST_MEMBERS[:3]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
     *("/operations/%ED%A0%80", "/tenants/%ff/%c3", "/operations/\udcff", "/tenants/b/\udcc3?x=\udcff"),
-    "/%2e%2e/status",
+)
+BODIES: Final = (
+    *(("/held/retry", b'{"target": "shard s1"}'), ("/held/retry", b'{"x": 1}')),
+    *(("/dead-letters/list", b'{"since": "2026-01-31T09:00:00"}'), ("/tenants/b/l/pause", b'{"seconds": 1e999}')),
 )
 SEEDS: Final = (
     *(request(path, AUTHORIZED) for path in PATHS),
-    *(
-        request(path, AUTHORIZED, "DELETE")
-        for path in ("/sqs/purge?queue=orders", "/cache/clear", "/sqs/purge?queue=%00")
-    ),
-    *(
-        request(path, f"{AUTHORIZED}Content-Length: {len(body)}\r\n", "POST") + body
-        for path, body in (
-            ("/held/retry", b'{"target": "shard s1"}'),
-            ("/held/retry", b'{"x": 1}'),
-            ("/leases/shardId-1/release", b""),
-        )
-    ),
+    *(request(path, AUTHORIZED, "DELETE") for path in ("/sqs/purge?queue=%00", "/cache/clear")),
+    *(request(path, f"{AUTHORIZED}Content-Length: {len(body)}\r\n", "POST") + body for path, body in BODIES),
     request("/held/retry", f"{AUTHORIZED}Content-Length: 22\r\n", "POST") + b"1",
-    request("/held/retry", f"{AUTHORIZED}Transfer-Encoding: chunked\r\n", "POST") + b"zz\r\n{}\r\n0\r\n\r\n",
     request("/held/retry", f"{AUTHORIZED}Content-Encoding: gzip\r\nContent-Length: 2\r\n", "POST") + b"{}",
     request("/livez") + request("/status", "Authorization: Basic x\r\n")[1:],
-    request("/metrics", "Accept: application/openmetrics-text; version=1.0.0; q=0.5, */*\r\n"),
-    request("/status")
-    + request("/shards", "Host: elsewhere\r\n")[1:]
-    + request("/sqs/stats", "Host: [::1]:80\r\n")[1:],
-    request("/livez", "Content-Length: 5\r\n") + b"hello",
-    request("/livez", "Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n0\r\n\r\n",
-    request("/livez", "Expect: 100-continue\r\nContent-Length: 5\r\n"),
-    request("/livez", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
+    request("/metrics", "Accept: a/b;version=x;escaping=y\r\n") + request("/shards", "Host: [::1]:80\r\n")[1:],
 )
 WORDS: Final = (
-    *(b"\r\n", b"\r\n\r\n", b"GET ", b"DELETE ", b"OPTIONS * ", b"CONNECT a:1 ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"),
-    b"HTTP/9.9",
-    *(b"Host: ", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"Content-Encoding: gzip\r\n"),
-    b"Expect: x\r\n",
-    *(b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Upgrade: h2c\r\n", b"Range: bytes=0-\r\n"),
-    b"Cookie: a=b;\r\n",
-    *(b"If-Modified-Since: x\r\n", b"Accept: a/b;version=x;escaping=y\r\n", b"Accept-Encoding: gzip\r\n"),
-    AUTHORIZED.encode(),
-    *(b"%00", b"%2f", b"%ff", b"%", b"?", b"#", b"&", b"=", b"//", b"/../", b"http://a/", b"\xc3\xa9", b"\xff"),
-    *(b"\t", b";"),
+    *(
+        b"\r\n",
+        b"GET ",
+        b"DELETE ",
+        b" HTTP/1.1\r\n",
+        b"Host: ",
+        b"Content-Length: ",
+        b"Transfer-Encoding: chunked\r\n",
+    ),
+    *(AUTHORIZED.encode(), b"%00", b"%2f", b"%ff", b"%", b"?", b"#", b"&", b"=", b"/../", b"\xc3\xa9", b"\xff", b"\t"),
 )
-HEADERS: Final = st.lists(
-    st.sampled_from([word.decode("utf-8", "surrogateescape") for word in WORDS if b": " in word and word[-1:] == b"\n"])
-    | st.just(AUTHORIZED)
-    | st.text(max_size=6).map(lambda text: f"X-{text}: {text}\r\n"),
-    max_size=4,
-).map("".join)
 LISTS: Final = st.lists(
     st.sampled_from(LIST_MEMBERS)
     | st.builds("{}={}".format, st.sampled_from([one.partition("=")[0] for one in LIST_MEMBERS]), st.text(max_size=10)),
     max_size=4,
 ).map(lambda members: "&".join([LIST, *members]))
 TARGETS: Final = st.sampled_from(PATHS) | st.text(max_size=10).map(lambda text: f"/operations/{text}") | LISTS
-METHODS: Final = st.sampled_from(["GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "get", "X"])
-REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS, METHODS)
+HEADERS: Final = st.just(AUTHORIZED) | st.text(max_size=6).map(lambda text: f"X-{text}: {text}\r\n")
+REQUESTS: Final = st.builds(
+    lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS, st.sampled_from(["GET", "HEAD", "POST", "DELETE", "PUT", "X"])
+)
 
 
 def in_pieces(drawn: tuple[int, list[bytes]]) -> bytes:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,18 +19,15 @@ from simplu_local.sqs.server import SqsServer
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
-from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.telemetry.log import register_secret
 
 TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)
@@ -61,37 +58,6 @@ class OneOrder:
 
     def stats(self) -> dict[str, int]:
         return {"shard-1": 1}
-
-
-class FakeRedis:
-    place = "redis.example:6379/0"
-
-    def __init__(self, *keys: str) -> None:
-        self.stored = set(keys)
-        self.trouble: Exception | None = None
-
-    async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
-        self._check()
-        assert cursor == 0
-        return 0, [key for key in self.stored if key.startswith(prefix)]
-
-    async def delete(self, keys: Sequence[str]) -> int:
-        self._check()
-        count = len(self.stored.intersection(keys))
-        self.stored.difference_update(keys)
-        return count
-
-    async def move_epoch(self) -> int:
-        self._check()
-        return 8
-
-    async def read_info(self) -> dict[str, Any]:
-        self._check()
-        return {"redis_version": "7.0", "keyspace_hits": 3, "keyspace_misses": 1, "epoch": "7"}
-
-    def _check(self) -> None:
-        if self.trouble is not None:
-            raise self.trouble
 
 
 @dataclass
@@ -127,24 +93,6 @@ class Site:
             while not condition(row := await self.row_of(self.queue, path, member)):  # noqa: ASYNC110  # it is asked for over HTTP
                 await asyncio.sleep(0.02)
         return row
-
-    def monitor(self, *, cache: FakeRedis | None = None, orders: Mapping[str, OrderHandler] | None = None) -> None:
-        replica, known = self.replica, Cache("redis://redis.example:6379/0")  # no connection is made
-        assert replica.gateway
-        assert replica.pools
-        assert replica.locator
-        replica.start(
-            replica.gateway,
-            replica.pools,
-            replica.locator,
-            monitoring=Monitoring(
-                replica.monitoring.receivers,
-                replica.monitoring.queues,
-                orders or {},
-                cache=None if cache is None else known,
-                cache_admin=None if cache is None else CacheAdmin(known, cast(Any, cache)),
-            ),
-        )
 
 
 async def new_queue(client: Client, *, is_fifo: bool = False, **attributes: str) -> Queue:
@@ -228,33 +176,13 @@ async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
 
 
 async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) -> None:
-    site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
+    orders, known = {site.queue.name: cast(OrderHandler, OneOrder())}, site.replica
+    assert known.gateway
+    assert known.pools
+    assert known.locator
+    shown = Monitoring(known.monitoring.receivers, known.monitoring.queues, orders)
+    known.start(known.gateway, known.pools, known.locator, monitoring=shown)
     assert site.replica.lookups
     asked = [("event-1", None), ("event-1", ("a", "b")), ("event-1", ("a", "c")), ("event-2", None)]
     assert [site.replica.lookups._is_pending(*one) for one in asked] == [True, True, False, False]
     assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
-
-
-async def test_cache_is_shown_and_cleared_of_our_keys_alone(site: Site) -> None:
-    redis = FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key")
-    site.monitor(cache=redis)
-    status, answer = await site.ask("/cache/stats")
-    assert (status, answer["enabled"], answer["redis"]) == (200, True, "redis.example:6379/0")
-    assert (answer["server"]["hits"], answer["server"]["hitRatio"], answer["keys"]["resources"]) == (3, 0.75, 1)
-    assert (await site.ask("/status"))[1]["cache"]["state"] == "ok"
-    status, answer = await site.ask("/cache/clear", "DELETE")
-    assert (status, answer["deleted"], answer["complete"]) == (200, 1, True)
-    assert redis.stored == {"simplu:epoch", "another:key"}
-
-
-async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
-    register_secret("password-of-the-cache")
-    redis = FakeRedis()
-    redis.trouble = RetryableError("no connection to redis://:password-of-the-cache@redis.example")
-    site.monitor(cache=redis)
-    answers = [await site.ask(path, method) for path, method in (
-        ("/cache/stats", "GET"), ("/cache/keys", "GET"), ("/cache/clear", "DELETE")
-    )]  # fmt: skip
-    assert [status for status, _ in answers] == [200, 503, 503]
-    assert all("no connection" in answer["error"] for _, answer in answers)
-    assert "password-of-the-cache" not in str(answers)

@@ -111,6 +111,7 @@ WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
         json.dumps(WRITTEN | {"record": None, "recordBase64": "%"}),
         json.dumps(WRITTEN | {"record": None, "recordBase64": "ż"}),
         json.dumps(WRITTEN | {"record": None, "recordGzip": "AAAA"}),
+        json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{base64.b64encode(gzip.compress(b'x')).decode()}"}),
         json.dumps(WRITTEN | {"record": None, "recordGzip": base64.b64encode(gzip.compress(b"x")[:-3]).decode()}),
         json.dumps(WRITTEN | {"truncated": True}),
         json.dumps({"operation": "create", "businessId": "private", "locationId": "l"}),
@@ -217,12 +218,6 @@ def test_whole_record_is_known_by_its_size_and_hash() -> None:
     whole = WholeRecord(5, hashlib.sha256(b"whole").hexdigest())
     assert [whole.matches(one) for one in (b"whole", b"whol", b"other")] == [True, False, False]
     assert not WholeRecord(4, whole.sha256).matches(b"whole")
-
-
-def test_reading_refuses_base64_with_other_characters_in_it() -> None:
-    packed = base64.b64encode(gzip.compress(b"x")).decode()
-    with pytest.raises(NotADeadLetterError):
-        parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{packed}"}))
 
 
 def test_refusal_names_the_member_that_is_wrong() -> None:
