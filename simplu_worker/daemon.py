@@ -81,7 +81,9 @@ async def run_worker(settings: Settings) -> None:
         port = await _serve_http(serving, settings, replica, signals)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
-        await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping, notifier)
+        if settings.sqs_dead_letter_queue_url is None and (url := settings.dead_letter_queue_url) is not None:
+            wait_on = partial(notifier.notify, systemd.EXTEND_START)
+            await ensure_default_queue(parts.consumers.sqs, url, signals.stopping, on_failure=wait_on)
         _show_parts(parts, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
@@ -148,16 +150,6 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
     except OSError as exc:
         place = f"{settings.http_host or '*'}:{settings.http_port}"
         raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {listen_cause(exc)}") from exc
-
-
-async def _ensure_dead_letter_queue(
-    settings: Settings, consumers: Consumers, stopping: asyncio.Event, notifier: SystemdNotifier
-) -> None:
-    if settings.sqs_dead_letter_queue_url is None and settings.dead_letter_queue_url is not None:
-        url = settings.dead_letter_queue_url
-        await ensure_default_queue(
-            consumers.sqs, url, stopping, on_failure=partial(notifier.notify, systemd.EXTEND_START)
-        )
 
 
 def _show_parts(parts: Parts, replica: ReplicaStatus) -> None:

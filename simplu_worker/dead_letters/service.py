@@ -11,12 +11,7 @@ import uuid
 from bisect import insort
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    aclosing,
-    asynccontextmanager,
-)
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -28,7 +23,7 @@ from typing import IO, Any, Final, NamedTuple
 import msgspec
 
 from simplu_worker.aws import sending
-from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sending import Producer, PutRecord, RequestBounds
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, Message, OutgoingMessage, Queue
 from simplu_worker.config.settings import Settings
@@ -263,18 +258,14 @@ async def delete_letters(
             return count, left_count
 
 
-def open_sqs(settings: Settings) -> AbstractAsyncContextManager[Client]:
-    """Open SQS."""
-    return open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS)
-
-
 @asynccontextmanager
 async def open_browser(settings: Settings, note: Note) -> AsyncIterator[DeadLetterBrowser]:
     """Open the dead-letter queue. Raises ConfigurationError without one."""
     url = settings.dead_letter_queue_url
     if url is None:
         raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
-    async with open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), note) as browser:
+    sqs = open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS)
+    async with sqs as client, DeadLetterBrowser(Queue(client, url), note) as browser:
         yield browser
 
 
@@ -414,7 +405,8 @@ async def _open_sources(stack: AsyncExitStack, settings: Settings, *, force: boo
     stream, producer = None, None
     if settings.kinesis_stream_name is not None:
         stream, producer = await stack.enter_async_context(_open_stream(settings))
-    client = await stack.enter_async_context(open_sqs(settings))
+    sqs = open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS)
+    client = await stack.enter_async_context(sqs)
     queues: dict[str, Queue] = {}
     holds_orders: dict[str, bool] = {}
     for name, has_orders in QUEUES.items():

@@ -15,7 +15,7 @@ import msgspec
 
 from simplu_worker.status.answers import Problem
 from simplu_worker.status.causes import cause_of
-from simplu_worker.status.words import DependencyState, ProblemCause, Severity, UnreadyReason
+from simplu_worker.status.words import OK, ProblemCause, Severity, UnreadyReason
 from simplu_worker.vocabulary import HoldReason, ShardState, SourceState, StreamShardState
 
 OPEN_MAX: Final = 10  # shown of a cause and reason: those that began first
@@ -108,7 +108,7 @@ def _failing_dependencies(state: Json) -> tuple[str, ...]:
         "Kinesis or DynamoDB": state["ready"] in STREAM_OUTAGES
         or (streams and all(one.get("trouble") for one in streams)),
         "SQS": queues and len(_failing_queues(queues)) == len(queues),
-        "Citrus": state["citrus"] not in (None, DependencyState.OK),
+        "Citrus": state["citrus"] not in (None, OK),
         "Redis": _is_cache_failing(state),
         "every Postgres shard": shards and all(map(_is_lost, shards)),
     }
@@ -121,7 +121,7 @@ def _failing_queues(queues: Iterable[Json]) -> list[str]:
 
 
 def _is_cache_failing(state: Json) -> bool:
-    return bool((state["cache"] or {}).get("state", DependencyState.OK) != DependencyState.OK)
+    return bool((state["cache"] or {}).get("state", OK) != OK)
 
 
 def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem]:
@@ -133,7 +133,7 @@ def _of_this_replica(state: Json, now: datetime) -> Iterator[FoundProblem]:
         cause = ProblemCause.CREDENTIALS_FAILING if state["ready"] in CREDENTIALS else ProblemCause.NOT_READY
         yield FoundProblem(cause, str(state["ready"]).replace("_", " "))
     yield from _each(ProblemCause.QUEUE_FAILING, (f"queue {name}" for name in _failing_queues(state["queues"])))
-    if state["citrus"] not in (None, DependencyState.OK):
+    if state["citrus"] not in (None, OK):
         yield FoundProblem(ProblemCause.CITRUS_FAILING)
     if _is_cache_failing(state):
         yield FoundProblem(ProblemCause.CACHE_FAILING)

@@ -40,7 +40,7 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import HttpAnswer
 from simplu_worker.status.tls import WatchedFiles
 from simplu_worker.status.views import Unreadiness, feed_state, trouble_view
-from simplu_worker.status.words import DependencyState, UnreadyReason
+from simplu_worker.status.words import OK, UnreadyReason
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.vocabulary import HoldReason, Retry, SourceState
@@ -312,7 +312,7 @@ class ReplicaStatus:
             },
             "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
             "certificateEnd": self.certificate_end,
-            "citrus": self.locator.last_error or DependencyState.OK if isinstance(self.locator, CitrusClient) else None,
+            "citrus": self.locator.last_error or OK if isinstance(self.locator, CitrusClient) else None,
         }
 
     def fleet_status(self) -> dict[str, Any]:

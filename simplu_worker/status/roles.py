@@ -22,7 +22,7 @@ import msgspec
 from simplu_worker import vocabulary
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.health.assessment import UNFINISHED
-from simplu_worker.status.words import DependencyState, ProblemCause, Role, Severity, UnreadyReason
+from simplu_worker.status.words import OK, ProblemCause, Role, Severity, UnreadyReason
 
 if TYPE_CHECKING:
     from simplu_worker.status.tls import WatchedFiles
@@ -152,7 +152,7 @@ STATES: Final = frozenset(
                 *vocabulary.SourceState,
                 *vocabulary.StreamShardState,
                 *vocabulary.HoldState,
-                *DependencyState,
+                OK,
                 *vocabulary.ShardState,
                 *vocabulary.ServerRole,
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from simplu_worker.bulkheads import Trouble
 from simplu_worker.feed.types import DestinationView
@@ -47,21 +47,15 @@ def feed_state(published_count: int, destinations: Iterable[DestinationView]) ->
     )
 
 
+TENANT_COLUMNS: Final = (
+    *("business_id", "location_id", "business_type", "state", "moved_to", "created_at", "paused_until", "weight"),
+)
+
+
 def tenant_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return a tenant's row as JSON members."""
-    return Tenant(
-        business_id=row["business_id"],
-        location_id=row["location_id"],
-        business_type=row["business_type"],
-        state=row["state"],
-        shard_id=shard_id,
-        moved_to=row["moved_to"],
-        created_at=row["created_at"],
-        paused_until=row["paused_until"],
-        weight=row["weight"],
-        resources=row.get("resource_count"),
-        operations=row.get("operation_count"),
-    ).json()
+    counts: dict[str, Any] = {"resources": row.get("resource_count"), "operations": row.get("operation_count")}
+    return Tenant(shard_id=shard_id, **{name: row[name] for name in TENANT_COLUMNS}, **counts).json()
 
 
 def refused_view(found: RejectedRequest | Absence | None) -> Json | None:

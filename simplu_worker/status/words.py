@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from simplu_worker.vocabulary import OperationStatus
 
@@ -82,10 +83,7 @@ class UnreadyReason(StrEnum):
     QUEUES_UNREACHABLE = "queues_unreachable"
 
 
-class DependencyState(StrEnum):
-    """A dependency without an error; else its state is the error."""
-
-    OK = "ok"
+OK: Final = "ok"  # the state of a dependency without an error; else it is the error
 
 
 class BadRequestError(ValueError):
