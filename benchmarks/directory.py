@@ -379,7 +379,7 @@ async def run_inside(order: dict[str, Any]) -> None:
         process.watch_collections()
         background = [
             tasks.create_task(process.watch_stalls()),
-            tasks.create_task(ShardWatch(directory, citrus, pools, clock=clock).run()),
+            tasks.create_task(ShardWatch(citrus, pools, directory.routes, clock=clock).run()),
         ]
         await process.measure_phase("idle", process.do_nothing)
         await process.measure_phase("cold", process.find_all)

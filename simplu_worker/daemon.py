@@ -174,14 +174,14 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
         "split-tenants": shards.provisioner.split.run,
-        "shards": ShardWatch(shards.directory, shards.locator, shards.pools).run,
+        "shards": ShardWatch(shards.locator, shards.pools, shards.directory.routes).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "rejections": consumers.rejections.run,
         "prober": Prober(shards.pools, health, shards.commits, known=shards.locator.known_shards).run,
     }
     if settings.shard_map_file is not None and isinstance(shards.locator, StaticMap):
         read = partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts)
-        reloader = ShardMapReloader(read, shards.locator, shards.directory, shards.pools)
+        reloader = ShardMapReloader(read, shards.locator, shards.pools, shards.directory.routes)
         tasks["shard-map"] = partial(reloader.run, signals.hung_up)
     if parts.feed is not None:
         tasks["feed-file"] = partial(keep_reading, *parts.feed, signals.feed_hung_up)

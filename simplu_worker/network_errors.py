@@ -25,7 +25,6 @@ NO_TLS: Final = (
 NOT_HTTP: Final = "expected HTTP, got something else; correct the address, and whether it begins with http or https"
 BROKEN_OFF: Final = "expected a whole answer, it broke off or cannot be decompressed; see the server's log"
 NO_URL: Final = "expected a URL of http or https, got another text; correct it"
-TOO_LONG: Final = "its answer is too long; correct the address, or see the server's log"
 UNEXPLAINED: Final = "expected an answer, got none; see the server's log"
 
 _CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
@@ -43,7 +42,6 @@ _BY_ERRNO: Final = {
     errno.ECONNRESET: CLOSED,
     errno.ECONNABORTED: CLOSED,
     errno.EPIPE: CLOSED,
-    errno.EMSGSIZE: TOO_LONG,
     errno.ETIMEDOUT: NO_CONNECTION,
     errno.EHOSTUNREACH: _NO_ROUTE,
     errno.ENETUNREACH: _NO_ROUTE,

@@ -391,7 +391,6 @@ class CacheOutcome(StrEnum):
     """What became of the invalidation of a resource."""
 
     DONE = "done"
-    FAILED = "failed"  # Redis refuses the key; the next epoch covers it
     RETRIED = "retried"
     DROPPED = "dropped"  # no room; the next epoch covers it
 

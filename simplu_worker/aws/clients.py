@@ -8,15 +8,11 @@ of the worker. An event stream is left to its reader.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
-import ssl
-import struct
-import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
@@ -34,6 +30,7 @@ from botocore.parsers import ResponseParserError
 from simplu_worker.aws.credentials import CredentialSource, unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 
+T = TypeVar("T")
 Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
 
 # The operations whose replies are decoded here, each with its decoder, which raises msgspec.DecodeError; the doors to
@@ -98,17 +95,10 @@ class _BeginningOfEvents:
         yield _INITIAL_RESPONSE, True
 
 
-def _event_message(headers: dict[str, str]) -> bytes:
-    encoded = b"".join(
-        struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(text)) + text.encode()  # 7: a text
-        for name, text in headers.items()
-    )
-    prelude = struct.pack("!II", 16 + len(encoded), len(encoded))
-    start = prelude + struct.pack("!I", zlib.crc32(prelude)) + encoded
-    return start + struct.pack("!I", zlib.crc32(start))
-
-
-_INITIAL_RESPONSE: Final = _event_message({":message-type": "event", ":event-type": "initial-response"})
+# The message of an event stream with the headers `:message-type: event` and `:event-type: initial-response`.
+_INITIAL_RESPONSE: Final = (
+    b"\0\0\0E\0\0\x005\xa3\x82\xccs\r:message-type\7\0\5event\x0b:event-type\7\0\x10initial-response\xb7bM\xee"
+)
 
 
 Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: they have no class to import
@@ -179,28 +169,22 @@ TRANSIENT_CODES = (
 # Raised by botocore itself, in place of an answer of the service.
 TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.ConnectionError,
+    botocore_errors.CredentialRetrievalError,
     botocore_errors.HTTPClientError,
     botocore_errors.IncompleteReadError,
     ResponseParserError,
 )
-CREDENTIALS_RETRY_MAX_S: Final = 2.0
 WRONG_CLOCK: Final = "; set the clock of this machine by NTP, or correct the secret key"
 
+_PLACE: Final = re.compile(
+    "^AWS_.*ENDPOINT|_CA_BUNDLE$|^https?_proxy$", re.IGNORECASE
+)  # texts that errors do not quote
 OF_PROFILE: Final = "AWS_CONFIG_FILE, ~/.aws/config"  # where no variable has the value
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
 
 
 class ThrottledError(RetryableError):
     """The service answered that it gets too many requests; wait longer each time."""
-
-
-class MissingCredentialsError(RetryableError):
-    """No source has credentials; the same call succeeds once one has."""
-
-
-def longest_pause_s(exc: Exception, max_s: float) -> float:
-    """Return the longest pause after *exc*, usually *max_s*: credentials are back within seconds."""
-    return min(max_s, CREDENTIALS_RETRY_MAX_S) if isinstance(exc, MissingCredentialsError) else max_s
 
 
 @asynccontextmanager
@@ -231,9 +215,7 @@ async def open_client(
                 await _check_credentials(client.meta.region_name)
         except botocore_errors.NoRegionError as exc:
             raise ConfigurationError(NO_REGION) from exc
-        except json.JSONDecodeError as exc:
-            raise ConfigurationError(f"AWS_DATA_PATH, ~/.aws/models: expected models in JSON: {exc}") from exc
-        except (botocore_errors.BotoCoreError, ValueError) as exc:
+        except Exception as exc:  # whatever a text of the environment or the profile leads to
             raise _refusal(exc) from exc
         source = credential_source()
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
@@ -243,18 +225,9 @@ async def open_client(
 
 
 async def _open_session(client: Client) -> None:
-    url = client.meta.endpoint_url
-    try:
-        session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
-        await session._get_session(session._proxy_config.proxy_url_for(url))  # noqa: SLF001
-    except OSError as exc:  # of TLS too
-        names = [name for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE") if name in os.environ]
-        got = "another file" if isinstance(exc, ssl.SSLError) else exc.strerror
-        raise ConfigurationError(f"{names[0] if names else OF_PROFILE}: expected a file of CAs, got {got}") from exc
-    except Exception as exc:  # whatever the text of a proxy leads to
-        proxy = f"{urlsplit(url).scheme}_proxy"
-        names = [name for name in os.environ if name.lower() == proxy]
-        raise ConfigurationError(f"{' or '.join(names)}: expected the URL of a proxy, got another text") from exc
+    """Read the files of CAs, and the URL of a proxy."""
+    session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
+    await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))  # noqa: SLF001
 
 
 async def _check_credentials(region: str) -> None:
@@ -265,10 +238,14 @@ async def _check_credentials(region: str) -> None:
 
 def _refusal(exc: Exception) -> ConfigurationError:
     text = str(exc)
-    given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_") and value}
+    given = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if (name.startswith("AWS_") or _PLACE.search(name)) and value
+    }
     quoted = [name for name, value in given.items() if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
-    urls = [name for name in given if "ENDPOINT" in name] if isinstance(exc, ValueError) else []  # "Invalid IPv6 URL"
-    names = quoted or urls or [OF_PROFILE]
+    places = [name for name in given if _PLACE.search(name)] if isinstance(exc, ValueError | OSError) else []
+    names = quoted or places or [OF_PROFILE]
     shown = "expected another value, got one with @, which is not shown" if "@" in text else " ".join(text.split())
     return ConfigurationError(f"{', '.join(names)}: {shown}")
 
@@ -299,7 +276,7 @@ def address_of(client: Client, name: str) -> str:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/{name}"
 
 
-def error_code(exc: Exception) -> str:
+def error_code(exc: BaseException | None) -> str:
     """Return the error code of the service; empty without an answer of the service."""
     if not isinstance(exc, botocore_errors.ClientError):
         return ""
@@ -310,8 +287,6 @@ def translate(exc: Exception) -> WorkerError:
     """Return our error for one of AWS_ERRORS. Raises *exc* itself for a wrong parameter, a bug of ours."""
     if isinstance(exc, botocore_errors.ClientError):
         return _service_error(exc)
-    if isinstance(exc, botocore_errors.CredentialRetrievalError):
-        return MissingCredentialsError(str(exc))
     if isinstance(exc, TRANSIENT_ERRORS):
         return RetryableError(unanswered_text(exc))
     raise exc
@@ -324,6 +299,17 @@ def translate_errors() -> Iterator[None]:
         yield
     except AWS_ERRORS as exc:
         raise translate(exc) from exc
+
+
+async def find(call: Awaitable[T], missing: Collection[str]) -> T | None:
+    """Return the answer of *call*; None for an error with one of the codes *missing*. Raises our errors."""
+    try:
+        with translate_errors():
+            return await call
+    except PermanentError as exc:
+        if error_code(exc.__cause__) in missing:
+            return None
+        raise
 
 
 def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
@@ -386,12 +372,10 @@ class TableSummary(msgspec.Struct, frozen=True):
 
 async def describe_table(client: Client, name: str) -> TableSummary | None:
     """Return the description of table *name*; None when it does not exist. Raises our errors."""
-    try:
-        table = (await client.describe_table(TableName=name))["Table"]
-    except AWS_ERRORS as exc:
-        if error_code(exc) == "ResourceNotFoundException":
-            return None
-        raise translate(exc) from exc
+    answer = await find(client.describe_table(TableName=name), {"ResourceNotFoundException"})
+    if answer is None:
+        return None
+    table = answer["Table"]
     parts = sorted(table["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH before RANGE
     return TableSummary(
         status=table["TableStatus"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any, Final
 
 import botocore.session
@@ -21,6 +22,7 @@ from yarl import URL
 
 from simplu_worker.network_errors import NO_ANSWER, NO_CONNECTION, network_cause
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.sharing import SharedAnswer
 
 CA_SETTING: Final = "AWS_CA_BUNDLE"
 
@@ -72,11 +74,11 @@ class CredentialSource:
         self._new_chain = new_chain
         self._ask_max_s = ask_max_s
         self._answer_kept_s = answer_kept_s
+        self._answers = SharedAnswer(self._ask, fresh_s=answer_kept_s)
         self._found: Any = None
-        self._found_at: float | None = None
+        self._found_at = -inf
         self._frozen: ReadOnlyCredentials | None = None
-        self._answered_at: float | None = None
-        self._asking: asyncio.Event | None = None
+        self._is_asking = False
 
     @property
     def method(self) -> str:
@@ -101,25 +103,17 @@ class CredentialSource:
 
         Concurrent requests share an answer. While credentials are renewed, the others use the old ones.
         """
-        while not self._is_answered() and self._asking is not None:
-            if self._frozen is not None:
-                return self._frozen
-            await self._asking.wait()
-        if not self._is_answered():
-            self._asking = asyncio.Event()
-            try:
-                await self._ask()
-            finally:  # cancelled, too: the next one in the line asks
-                self._asking.set()
-                self._asking = None
+        if self._frozen is None or not self._is_asking:
+            await self._answers()
         if self._frozen is None:
             raise CredentialRetrievalError(provider=self.method, error_msg=self.problem)
         return self._frozen
 
     def forget(self) -> None:
         """Ask all sources again before the next request, as AWS refused the credentials; not those just found."""
-        if not self._is_recent(self._found_at):
-            self._found = self._frozen = self._answered_at = None
+        if loop_time() - self._found_at >= self._answer_kept_s:
+            self._found = self._frozen = None
+            self._answers.forget()
 
     def note_answer(self, *, are_expired: bool) -> None:
         """Take over whether AWS says that the credentials of a request have expired."""
@@ -133,31 +127,24 @@ class CredentialSource:
         """Whether they have been expired for longer than renewed ones need to come."""
         return self.expired_since is not None and loop_time() - self.expired_since > EXPIRED_AFTER_S
 
-    def _is_answered(self) -> bool:
-        return self._is_recent(self._answered_at)
-
-    def _is_recent(self, at: float | None) -> bool:
-        # The clock of another event loop may be behind.
-        return at is not None and 0 <= loop_time() - at < self._answer_kept_s
-
     async def _ask(self) -> None:
+        self._is_asking, problem = True, None
         try:
             async with asyncio.timeout(self._ask_max_s):
                 if self._found is None:
-                    self._found = await self._new_chain(self.region).load_credentials()
-                    self._found_at = loop_time()
-                found = None if self._found is None else await self._found.get_frozen_credentials()
+                    self._found, self._found_at = await self._new_chain(self.region).load_credentials(), loop_time()
+                self._frozen = None if self._found is None else await self._found.get_frozen_credentials()
+            if self._frozen is None:
+                problem = NOTHING_FOUND
         except Exception as exc:  # noqa: BLE001 - sources are files, programs and servers, and botocore parses them
-            self._note(None, describe(exc))
-        else:
-            self._note(found, None if found is not None else NOTHING_FOUND)
-
-    def _note(self, frozen: ReadOnlyCredentials | None, problem: str | None) -> None:
+            self._frozen, problem = None, describe(exc)
+        finally:  # cancelled, too: the next one in the line asks
+            self._is_asking = False
         if problem is not None and problem != self.problem:
             log.warning("credentials.unavailable", source=self.method, error=problem)
         if problem is None and self.problem is not None:
             log.info("credentials.available", source=self.method)
-        self._frozen, self.problem, self._answered_at = frozen, problem, loop_time()
+        self.problem = problem
 
 
 def describe(exc: Exception) -> str:

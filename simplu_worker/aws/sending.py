@@ -10,12 +10,12 @@ import asyncio
 import io
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
 from simplu_worker.aws.clients import (
-    DECODERS,
     THROTTLING_CODES,
     Client,
     address_of,
@@ -89,32 +89,23 @@ class Unsent(NamedTuple):
     is_at_fault: bool = False
 
 
+@dataclass(frozen=True)
 class Producer(Generic[T]):
     """Sends items to the stream or queue *name* at *place*: cut into requests, and refused items again.
 
-    *put* makes one request; it returns what was not taken, by index.
+    *request* makes one request; it returns what was not taken, by index.
     """
 
-    def __init__(
-        self,
-        name: str,
-        place: str,
-        bounds: RequestBounds,
-        put: Callable[[Sequence[T]], Awaitable[Mapping[int, Unsent]]],
-        *,
-        key_of: Callable[[T], str | None],
-        size_of: Callable[[T], int],
-    ) -> None:
-        self.name = name
-        self.place = place
-        self._bounds = bounds
-        self._put = put
-        self._key_of = key_of
-        self._size_of = size_of
+    name: str
+    place: str
+    bounds: RequestBounds
+    request: Callable[[Sequence[T]], Awaitable[Mapping[int, Unsent]]]
+    key_of: Callable[[T], str | None] = field(kw_only=True)
+    size_of: Callable[[T], int] = field(kw_only=True)
 
     def cut(self, items: Iterable[T]) -> Iterator[list[T]]:
         """Cut *items* into requests that keep the order of each key."""
-        return cut(items, self._bounds, key_of=self._key_of, size_of=self._size_of)
+        return cut(items, self.bounds, key_of=self.key_of, size_of=self.size_of)
 
     async def send_all(self, items: Iterable[T]) -> None:
         """Send *items*, those of a key in their order. Raises as `send`."""
@@ -127,7 +118,7 @@ class Producer(Generic[T]):
         Never raises what the service may cause.
         """
         try:
-            return await self._put(items)
+            return await self.request(items)
         except (RetryableError, PermanentError) as exc:
             cause = exc.__cause__
             is_at_fault = isinstance(cause, Exception) and error_code(cause) in CONTENT_CODES
@@ -144,7 +135,7 @@ class Producer(Generic[T]):
         failure_count = 0
         while items:
             try:
-                unsent = await self._put(items)
+                unsent = await self.request(items)
                 error = RetryableError(f"{self.name} takes no more now")
             except RetryableError as exc:
                 unsent, error = dict.fromkeys(range(len(items)), Unsent(str(exc))), exc
@@ -166,7 +157,7 @@ def queue_producer(queue: Queue) -> Producer[OutgoingMessage]:
 
     async def put(messages: Sequence[OutgoingMessage]) -> dict[int, Unsent]:
         unsent = await queue.send(messages)
-        return {one.index: Unsent(f"SendMessageBatch: {one.code}", one.code in CONTENT_CODES) for one in unsent}
+        return {index: Unsent(f"SendMessageBatch: {code}", code in CONTENT_CODES) for index, code in unsent.items()}
 
     return Producer(
         f"queue {queue.name}",
@@ -179,20 +170,22 @@ def queue_producer(queue: Queue) -> Producer[OutgoingMessage]:
 
 
 def stream_producer(client: Client, name_or_arn: str) -> Producer[PutRecord]:
-    """Return the producer for a stream; *client* gets the hooks of `put_records`."""
+    """Return the producer for a stream; *client* gets hooks by which it encodes these records alone."""
     stream = {"StreamARN" if name_or_arn.startswith("arn:") else "StreamName": name_or_arn}
     name = name_or_arn.rpartition("/")[2]  # arn:aws:kinesis:region:account:stream/name
-    speed_up_put_records(client)
+    client.meta.events.register("provide-client-params.kinesis.PutRecords", _take_records)
+    client.meta.events.register("before-call.kinesis.PutRecords", _encode_records)
 
     async def put(records: Sequence[PutRecord]) -> dict[int, Unsent]:
         with translate_errors():
-            results = await put_records(client, stream, records)
-        if any([result.error in THROTTLING_CODES for result in results]):
+            reply = await client.put_records(**stream, Records=tuple(records))
+        entries = reply["Records"] if reply.get("FailedRecordCount") else []
+        errors = {index: entry for index, entry in enumerate(entries) if entry.get("ErrorCode") is not None}
+        if any(entry["ErrorCode"] in THROTTLING_CODES for entry in errors.values()):
             KINESIS_THROTTLED.inc()
         return {
-            index: Unsent(f"PutRecords: {result.error}: {result.message}")
-            for index, result in enumerate(results)
-            if result.error is not None
+            index: Unsent(f"PutRecords: {entry['ErrorCode']}: {entry.get('ErrorMessage')}")
+            for index, entry in errors.items()
         }
 
     return Producer(
@@ -225,38 +218,7 @@ class PutRecord(msgspec.Struct, frozen=True, gc=False, rename={"data": "Data", "
         return len(self.data) + (len(key) if key.isascii() else 4 * len(key))
 
 
-class PutResult(msgspec.Struct, frozen=True, gc=False, rename={"error": "ErrorCode", "message": "ErrorMessage"}):
-    """What became of a record; without *error* the stream has it."""
-
-    error: str | None = None
-    message: str | None = None
-
-
-class _Reply(msgspec.Struct, rename="pascal"):
-    records: list[dict[str, str | None]]
-    failed_record_count: int | None = None
-
-
-_reply_decoder = msgspec.json.Decoder(_Reply)
 _encode = msgspec.json.Encoder().encode
-
-
-def speed_up_put_records(client: Client) -> None:
-    """Register the hooks of *client*, one of Kinesis, for `put_records` below."""
-    events = client.meta.events
-    events.register("provide-client-params.kinesis.PutRecords", _take_records)
-    events.register("before-call.kinesis.PutRecords", _encode_records)
-
-
-async def put_records(client: Client, stream: dict[str, str], records: Sequence[PutRecord]) -> list[PutResult]:
-    """Put *records* into a stream, by its StreamName or StreamARN, with one request; return what became of each.
-
-    *client* has the hooks. Raises AWS_ERRORS. Of a request with rejected records the others keep no order.
-    """
-    reply = await client.put_records(**stream, Records=tuple(records))
-    if not reply.get("FailedRecordCount"):
-        return [PutResult()] * len(records)
-    return [PutResult(entry.get("ErrorCode"), entry.get("ErrorMessage")) for entry in reply["Records"]]
 
 
 def _take_records(params: dict[str, Any], context: dict[str, Any], **_: object) -> dict[str, Any]:
@@ -267,12 +229,3 @@ def _take_records(params: dict[str, Any], context: dict[str, Any], **_: object) 
 def _encode_records(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
     body = _encode(context[RECORDS])
     params["body"] = body if len(body) <= BODY_MAX_BYTES else io.BytesIO(body)
-
-
-def decode_put_records(body: bytes) -> dict[str, Any]:
-    """Return a reply of PutRecords as botocore would. Raises msgspec.DecodeError."""
-    reply = _reply_decoder.decode(body)
-    return {"FailedRecordCount": reply.failed_record_count, "Records": reply.records}
-
-
-DECODERS["PutRecords"] = decode_put_records

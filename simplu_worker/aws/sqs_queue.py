@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate, translate_errors
+from simplu_worker.aws.clients import Client, find, translate_errors
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin
 from simplu_worker.telemetry.spans import receive_span
@@ -124,14 +124,6 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
     attributes: Mapping[str, str] | None = None
 
 
-class UnsentMessage(msgspec.Struct, frozen=True):
-    """An entry that SQS did not accept, by its index in the batch."""
-
-    index: int
-    code: str
-    is_sender_fault: bool = False
-
-
 class Queue:
     """One SQS queue; *poll_client* is for long polls alone, so that deletes do not wait behind them."""
 
@@ -168,19 +160,7 @@ class Queue:
 
     async def find_attributes(self) -> QueueAttributes | None:
         """Read the queue's attributes; None where there is no such queue."""
-        try:
-            answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
-        except AWS_ERRORS as exc:
-            if error_code(exc) in MISSING_QUEUE_CODES:
-                return None
-            raise translate(exc) from exc
-        return _parse_attributes(answer)
-
-    async def find_queue(self, name: str) -> Queue:
-        """Return the queue named *name* of the same account."""
-        with translate_errors():
-            answer = await self._client.get_queue_url(QueueName=name)
-        return Queue(self._client, answer["QueueUrl"])
+        return await find(self.read_attributes(), MISSING_QUEUE_CODES)
 
     async def receive(self, *, wait_s: int, max_messages: int, visibility_s: int | None = None) -> list[Message]:
         """Receive up to *max_messages*; none when none came within *wait_s*.
@@ -200,23 +180,19 @@ class Queue:
             span.note_records(len(answer.get("Messages") or []))
         return [parse_message(item) for item in answer.get("Messages") or []]
 
-    async def send(self, entries: Sequence[OutgoingMessage]) -> list[UnsentMessage]:
-        """Send up to BATCH_MAX_COUNT messages; return those that SQS did not accept."""
-        batch = [
-            {
-                "Id": str(index),
-                "MessageBody": entry.body,
-                **({} if entry.fifo is None else _fifo_members(entry.fifo)),
-                **({} if not entry.attributes else {"MessageAttributes": _text_attributes(entry.attributes)}),
-            }
-            for index, entry in enumerate(entries)
-        ]
+    async def send(self, entries: Sequence[OutgoingMessage]) -> dict[int, str]:
+        """Send up to BATCH_MAX_COUNT messages; return the error codes of those that SQS did not accept, by index."""
+        batch: list[dict[str, Any]] = []
+        for index, entry in enumerate(entries):
+            batch.append({"Id": str(index), "MessageBody": entry.body})
+            if (fifo := entry.fifo) is not None:
+                batch[-1] |= {"MessageGroupId": fifo.group_id, "MessageDeduplicationId": fifo.deduplication_id}
+            if entry.attributes:
+                texts = {name: {"DataType": "String", "StringValue": text} for name, text in entry.attributes.items()}
+                batch[-1]["MessageAttributes"] = texts
         with translate_errors():
             answer = await self._client.send_message_batch(QueueUrl=self.url, Entries=batch)
-        return [
-            UnsentMessage(int(item["Id"]), item.get("Code", ""), bool(item.get("SenderFault")))
-            for item in answer.get("Failed", [])
-        ]
+        return {int(item["Id"]): item.get("Code", "") for item in answer.get("Failed", [])}
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
         """Delete *messages*, each once, in calls with retries; return the messages not deleted."""
@@ -265,25 +241,17 @@ class Queue:
 
 async def find_queue_url(client: Client, name: str) -> str | None:
     """Return the URL of the queue named *name* of the client's account; None when there is none."""
-    try:
-        answer = await client.get_queue_url(QueueName=name)
-    except AWS_ERRORS as exc:
-        if error_code(exc) in MISSING_QUEUE_CODES:
-            return None
-        raise translate(exc) from exc
-    return str(answer["QueueUrl"])
+    answer = await find(client.get_queue_url(QueueName=name), MISSING_QUEUE_CODES)
+    return None if answer is None else str(answer["QueueUrl"])
 
 
 async def create_queue(client: Client, name: str, *, retention_s: int) -> str:
     """Create a standard queue, encrypted by SQS's own keys, unless it exists; return its URL."""
     attributes = {"MessageRetentionPeriod": str(retention_s)}
-    try:
-        answer = await client.create_queue(QueueName=name, Attributes=attributes | {"SqsManagedSseEnabled": "true"})
-    except AWS_ERRORS as exc:
-        if error_code(exc) != "InvalidAttributeName":
-            raise translate(exc) from exc
-        with translate_errors():
-            answer = await client.create_queue(QueueName=name, Attributes=attributes)
+    encrypted = client.create_queue(QueueName=name, Attributes=attributes | {"SqsManagedSseEnabled": "true"})
+    with translate_errors():
+        answer = await find(encrypted, {"InvalidAttributeName"})
+        answer = answer or await client.create_queue(QueueName=name, Attributes=attributes)
     return str(answer["QueueUrl"])
 
 
@@ -339,11 +307,3 @@ def _failures(answer: Mapping[str, Any], messages: Sequence[Message]) -> list[Ba
         for item in answer.get("Failed") or []
         if item.get("Id") in by_id
     ]
-
-
-def _fifo_members(ids: FifoIds) -> dict[str, str]:
-    return {"MessageGroupId": ids.group_id, "MessageDeduplicationId": ids.deduplication_id}
-
-
-def _text_attributes(attributes: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    return {name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()}

@@ -20,8 +20,13 @@ Item: TypeAlias = Mapping[str, Mapping[str, Any]]
 """An item as DynamoDB's API returns it: each value under a letter that names its type."""
 
 
-class UnreadableItemError(ValueError):
-    """An item of business-info does not have the shape of a business."""
+class UnreadableBusinessError(PermanentError):
+    """An item, with the id *business_id* if it has one, does not have the shape of a business; a person corrects it."""
+
+    def __init__(self, business_id: str | None, problem: str) -> None:
+        super().__init__(f"business-info, business {business_id!r}: {problem}")
+        self.id = business_id
+        self.problem = problem
 
 
 class Business(msgspec.Struct, frozen=True):
@@ -33,16 +38,21 @@ class Business(msgspec.Struct, frozen=True):
     inactive: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
-    @property
-    def active(self) -> frozenset[str]:
-        """The ids of its active locations."""
-        return self.locations - self.inactive
-
 
 def business_of(item: Item) -> Business:
-    """Return the business of an item; raise `UnreadableItemError`. A location without `active` is active."""
+    """Return the business of an item; raise `UnreadableBusinessError`. A location without `active` is active."""
+    business_id = _id(item.get("id"))
+    if business_id is None:
+        raise UnreadableBusinessError(None, f"id: expected a string of 1 to {ID_MAX} characters")
+    types = {item[name].get("S") for name in TYPE_MEMBERS if name in item and not item[name].get("NULL")}
+    if len(types) != 1 or not all(types):
+        came = "two different ones" if types and all(types) else "none"
+        raise UnreadableBusinessError(business_id, f"type: expected the business's type, a string, got {came}")
+    given = item.get("locations", {"NULL": True})
+    if not isinstance(given.get("L", []), list) or not ("L" in given or given.get("NULL")):
+        raise UnreadableBusinessError(business_id, "locations: expected a list")
     locations, inactive, problems = [], [], []
-    for number, location in enumerate(_locations(item), start=1):
+    for number, location in enumerate(given.get("L", []), start=1):
         members = location.get("M")
         if not isinstance(members, Mapping) or (location_id := _id(members.get("id"))) is None:
             problems.append(f"location {number}: expected an id of 1 to {ID_MAX} characters")
@@ -50,18 +60,7 @@ def business_of(item: Item) -> Business:
         locations.append(location_id)
         if not _is_active(members.get("active")):
             inactive.append(location_id)
-    return Business(
-        id=_own_id(item),
-        business_type=_type(item),
-        locations=frozenset(locations),
-        inactive=frozenset(inactive),
-        problems=tuple(problems),
-    )
-
-
-def id_of(item: Item) -> str | None:
-    """Return the id of an item, readable or not; None without a valid id."""
-    return _id(item.get("id"))
+    return Business(business_id, str(types.pop()), frozenset(locations), frozenset(inactive), tuple(problems))
 
 
 def refusal_reason(business: Business | None, location_id: str) -> str | None:
@@ -73,31 +72,6 @@ def refusal_reason(business: Business | None, location_id: str) -> str | None:
     if location_id in business.inactive:
         return "its location is not active in business-info"
     return None
-
-
-def _own_id(item: Item) -> str:
-    own = _id(item.get("id"))
-    if own is None:
-        raise UnreadableItemError(f"id: expected a string of 1 to {ID_MAX} characters")
-    return own
-
-
-def _type(item: Item) -> str:
-    names = {item[name].get("S") for name in TYPE_MEMBERS if name in item and not item[name].get("NULL")}
-    if len(names) != 1 or not all(names):
-        came = "two different ones" if names and all(names) else "none"
-        raise UnreadableItemError(f"type: expected the business's type, a string, got {came}")
-    return str(names.pop())
-
-
-def _locations(item: Item) -> list[Mapping[str, Any]]:
-    given = item.get("locations", {"NULL": True})
-    if given.get("NULL"):
-        return []
-    locations = given.get("L")
-    if not isinstance(locations, list):
-        raise UnreadableItemError("locations: expected a list")
-    return locations
 
 
 def _id(value: Mapping[str, Any] | None) -> str | None:
@@ -112,10 +86,6 @@ def _is_active(value: Mapping[str, Any] | None) -> bool:
 
 FRESH_S: Final = 300.0  # for an existing business: its type does not change
 ABSENT_FRESH_S: Final = 5.0  # for a missing one: it may be created at any time
-
-
-class UnreadableBusinessError(PermanentError):
-    """The item of a business cannot be read; a person has to correct it."""
 
 
 class BusinessFinder(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import product
 from typing import Any, Final
 
@@ -17,14 +17,12 @@ from simplu_worker.business_info import (
     Business,
     Item,
     UnreadableBusinessError,
-    UnreadableItemError,
     business_of,
-    id_of,
 )
 from simplu_worker.errors import PermanentError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.sharing import SharedAnswers
+from simplu_worker.timing.sharing import Coalescer
 
 CACHED_MAX: Final = 10_000
 LOOKUPS_AT_ONCE: Final = 8
@@ -43,15 +41,8 @@ for _labels in product(("get_item", "scan"), ("ok", "error")):
     DYNAMODB_REQUEST.labels(*_labels)
 
 
-class UnreadableBusiness(msgspec.Struct, frozen=True):
-    """An item that is no business, and its problem."""
-
-    id: str | None
-    problem: str
-
-
 class _CachedBusiness(msgspec.Struct, frozen=True):
-    found: Business | UnreadableBusiness | None
+    found: Business | UnreadableBusinessError | None
     asked_at: float
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
@@ -68,7 +59,7 @@ class BusinessInfo:
         self._table = table
         self._clock = clock
         self._cached: dict[str, _CachedBusiness] = {}  # the oldest lookup first
-        self._lookups: SharedAnswers[str, _CachedBusiness] = SharedAnswers(self._fetch)
+        self._lookups: Coalescer[str, float, _CachedBusiness] = Coalescer(self._find)
         self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
@@ -76,17 +67,16 @@ class BusinessInfo:
 
         Concurrent callers share a request. Raises `UnreadableBusinessError`.
         """
-
-        def cached() -> _CachedBusiness | None:
-            known = self._cached.get(business_id)
-            return known if known is not None and known.is_fresh(self._clock(), max_age_s) else None
-
-        answer = cached() or await self._lookups.get(business_id, cached)
-        if isinstance(answer.found, UnreadableBusiness):
-            raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
+        answer = self._cached.get(business_id)
+        if answer is None or not answer.is_fresh(self._clock(), max_age_s):
+            (answer,) = await self._lookups.submit(business_id, [max_age_s])
+        if isinstance(answer.found, UnreadableBusinessError):
+            raise answer.found
         return answer.found
 
-    async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
+    async def scan_pages(
+        self, *, page_size: int = PAGE_SIZE
+    ) -> AsyncIterator[list[Business | UnreadableBusinessError]]:
         """Yield every item of the table, at most *page_size* at a time; changes during the scan may be missed."""
         page: dict[str, Any] = {}
         while True:
@@ -96,17 +86,18 @@ class BusinessInfo:
                 return
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
-    async def _fetch(self, business_id: str) -> _CachedBusiness:
-        async with self._slots:
-            asked_at = self._clock()
-            reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
-        item = reply.get("Item")
-        answer = _CachedBusiness(None if item is None else _parse_item(item), asked_at)
+    async def _find(self, business_id: str, max_ages_s: Sequence[float]) -> list[_CachedBusiness]:
+        known = self._cached.get(business_id)
+        if known is None or not known.is_fresh(self._clock(), min(max_ages_s)):
+            async with self._slots:
+                asked_at = self._clock()
+                reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
+            known = _CachedBusiness(_parse_item(reply["Item"]) if "Item" in reply else None, asked_at)
         self._cached.pop(business_id, None)
         if len(self._cached) >= CACHED_MAX:
             del self._cached[next(iter(self._cached))]
-        self._cached[business_id] = answer
-        return answer
+        self._cached[business_id] = known
+        return [known] * len(max_ages_s)
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         started_at = time.perf_counter()
@@ -126,8 +117,8 @@ class BusinessInfo:
         return reply
 
 
-def _parse_item(item: Item) -> Business | UnreadableBusiness:
+def _parse_item(item: Item) -> Business | UnreadableBusinessError:
     try:
         return business_of(item)
-    except UnreadableItemError as exc:
-        return UnreadableBusiness(id_of(item), str(exc))
+    except UnreadableBusinessError as exc:
+        return exc

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.bulkheads import note_trouble, translate
+from simplu_worker.bulkheads import translate
 from simplu_worker.cache import invalidations
-from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
+from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.waits import backoff_s
 from simplu_worker.vocabulary import CacheOutcome, TargetKind
 
 if TYPE_CHECKING:
-    from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
+    from simplu_worker.cache.redis_commands import RedisCommands
 
 CALL_TIMEOUT_S: Final = 3.0  # of a pipeline too, with all its replies
 PING_INTERVAL_S: Final = 5.0  # so that an unreachable Redis is noticed without any write
 BACKOFF_BASE_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
-COUNT_MAX_S: Final = 5.0  # for counting keys
+LIST_MAX_S: Final = 5.0
 CLEAR_MAX_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
@@ -63,13 +63,10 @@ class Cache:
         self._failure_count = 0
         self._unreachable_since: float | None = None
         self._last_error: str | None = None
-        self._is_overflow_reported = False
         self._epoch: int | None = None
         self._epoch_moved_at: datetime | None = None
         self._epoch_reason: str | None = None
         self._sweep_cursor: int | None = None
-        self._swept_count = 0
-        self._swept_at: datetime | None = None
 
     @property
     def is_reachable(self) -> bool:
@@ -77,21 +74,19 @@ class Cache:
         return self._unreachable_since is None
 
     def invalidate(self, keys: Iterable[invalidations.ResourceKey]) -> None:
-        """Queue the invalidation of changed resources, after the commit. Never waits, never raises."""
-        try:
-            self._report_dropped(self._invalidations.add(keys))
-        except Exception as exc:  # noqa: BLE001  # the operations are committed: all entries become stale instead
-            note_trouble(TargetKind.CACHE, self._redis.place, "queue", exc)
-            self._invalidations.require_epoch_move(invalidations.EpochMoveReason.INTERNAL_ERROR)
-        if self._invalidations:
-            self._work_added.set()
-            self._drained.clear()
+        """Queue the invalidation of changed resources, after the commit. Never waits."""
+        self._report_dropped(self._invalidations.add(keys))
+        self._note_work()
 
     def note_replica_ended(self) -> None:
         """Require a move of the epoch: another replica ended."""
         self._invalidations.require_epoch_move(invalidations.EpochMoveReason.TAKEN_OVER)
-        self._work_added.set()
-        self._drained.clear()
+        self._note_work()
+
+    def _note_work(self) -> None:
+        if self._invalidations:
+            self._work_added.set()
+            self._drained.clear()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -104,8 +99,6 @@ class Cache:
                 with translate(TargetKind.CACHE, self._redis.place, "invalidations", RetryableError):
                     await self._run_once()
             except RetryableError as exc:
-                if isinstance(exc, InternalError):
-                    self._invalidations.require_epoch_move(invalidations.EpochMoveReason.INTERNAL_ERROR)
                 self._record_failure(exc)
                 pause_s = backoff_s(self._failure_count, draw=self._draw(), base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S)
                 await asyncio.sleep(pause_s)
@@ -145,7 +138,7 @@ class Cache:
         self._sending_count = len(batch.keys)
         is_sent = False
         try:
-            reply = await self._redis.send_invalidations(
+            epoch = await self._redis.send_invalidations(
                 move_epoch=batch.epoch_move is not None,
                 entries=[key.entry for key in batch.keys],
                 versions=invalidations.versions_of(batch.keys),
@@ -153,33 +146,20 @@ class Cache:
             is_sent = True
         finally:  # after a cancellation too: `flush` may be called later
             self._sending_count = 0
+            self._count(CacheOutcome.DONE if is_sent else CacheOutcome.RETRIED, len(batch.keys))
             if not is_sent:
-                self._count(CacheOutcome.RETRIED, len(batch.keys))
                 self._report_dropped(self._invalidations.requeue(batch))
             instruments.CACHE_WAITING.set(len(self._invalidations))
-        self._record_reply(batch, reply)
-
-    def _record_reply(self, batch: invalidations.InvalidationBatch, reply: InvalidationReply) -> None:
         if batch.epoch_move is not None:
-            self._epoch, self._epoch_moved_at, self._epoch_reason = reply.epoch, utc_now(), batch.epoch_move
-            log.info("cache.epoch_moved", redis=self._redis.place, epoch=reply.epoch, reason=batch.epoch_move)
-            if batch.epoch_move.covers_entries:
-                self._sweep_cursor = 0
-        refused = set(reply.refused)
-        failed = sum(key.entry in refused or key.version in refused for key in batch.keys)
-        self._count(CacheOutcome.FAILED, failed)
-        self._count(CacheOutcome.DONE, len(batch.keys) - failed)
-        if refused:
-            self._invalidations.require_epoch_move(invalidations.EpochMoveReason.REFUSED)
-            log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=reply.error)
+            self.record_epoch(epoch, batch.epoch_move)
+            log.info("cache.epoch_moved", redis=self._redis.place, epoch=epoch, reason=batch.epoch_move)
+            self._sweep_cursor = 0
 
     async def _sweep(self, cursor: int) -> None:
         after, keys = await self._redis.scan(cursor, invalidations.ENTRY_PREFIX)
-        self._swept_count += await self._redis.delete(keys)
+        await self._redis.delete(keys)
         if self._sweep_cursor == cursor:
             self._sweep_cursor = after or None
-        if self._sweep_cursor is None:
-            self._swept_at = utc_now()
 
     def _record_failure(self, exc: RetryableError) -> None:
         self._failure_count += 1
@@ -194,7 +174,6 @@ class Cache:
 
     def _record_success(self) -> None:
         self._failure_count = 0
-        self._is_overflow_reported = False
         instruments.CACHE_WAITING.set(len(self._invalidations))
         if self._unreachable_since is not None:
             outage_s = round(time.monotonic() - self._unreachable_since, 1)
@@ -213,8 +192,7 @@ class Cache:
 
     def _report_dropped(self, number: int) -> None:
         self._count(CacheOutcome.DROPPED, number)
-        if number and not self._is_overflow_reported:
-            self._is_overflow_reported = True
+        if number:
             log.warning("cache.overflowed", redis=self._redis.place, resource_count=number)
 
     def _count(self, outcome: CacheOutcome, number: int) -> None:
@@ -222,9 +200,9 @@ class Cache:
             self._counts[outcome] += number
             instruments.CACHE_INVALIDATIONS.labels(outcome).inc(number)
 
-    def record_clear(self, epoch: int) -> None:
-        """Record that `CacheAdmin.clear` moved the epoch."""
-        self._epoch, self._epoch_moved_at, self._epoch_reason = epoch, utc_now(), "cleared"
+    def record_epoch(self, epoch: int | None, reason: str) -> None:
+        """Record that the epoch was moved."""
+        self._epoch, self._epoch_moved_at, self._epoch_reason = epoch, utc_now(), reason
 
     def summary(self) -> dict[str, Any]:
         """Return the state of this process's invalidations, without a call to Redis."""
@@ -233,15 +211,11 @@ class Cache:
             "redis": self._redis.place,
             "lastError": self._last_error,
             "waiting": len(self._invalidations) + self._sending_count,
-            "waitingBytes": self._invalidations.size_bytes,
             "invalidations": dict(self._counts),
-            "connections": self._connection_count,
             "epoch": self._epoch,
             "epochMovedAt": None if self._epoch_moved_at is None else self._epoch_moved_at.isoformat(),
             "epochMovedFor": self._epoch_reason,
             "sweeping": self._sweep_cursor is not None,
-            "sweptEntries": self._swept_count,
-            "sweptAt": None if self._swept_at is None else self._swept_at.isoformat(),
         }
 
 
@@ -257,10 +231,8 @@ class CacheAdmin:
         stats = self._cache.summary()
         try:
             about = await self._redis.read_info()
-            counts, is_complete = await self._count_keys()
         except RetryableError as exc:
-            return stats | {"server": None, "keys": None, "error": str(exc)}
-        hits, misses = about.get("keyspace_hits"), about.get("keyspace_misses")
+            return stats | {"server": None, "error": str(exc)}
         server = {
             "version": about.get("redis_version"),
             "uptimeSeconds": about.get("uptime_in_seconds"),
@@ -269,17 +241,16 @@ class CacheAdmin:
             "evictionPolicy": about.get("maxmemory_policy"),
             "evictedKeys": about.get("evicted_keys"),
             "clients": about.get("connected_clients"),
-            "hits": hits,
-            "misses": misses,
-            "hitRatio": hit_ratio(hits, misses),
+            "hits": about.get("keyspace_hits"),
+            "misses": about.get("keyspace_misses"),
             "epoch": about["epoch"],
         }
-        return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
+        return stats | {"server": server, "error": None}
 
     async def list_keys(self, limit: int) -> tuple[list[str], bool]:
         """Return at most *limit* of our keys, sorted, and whether these are all."""
         found: set[str] = set()
-        async for keys in self._scan_keys(COUNT_MAX_S):
+        async for keys in self._scan_keys(LIST_MAX_S):
             if keys is None or len(found | set(keys)) > limit:
                 found.update(keys or ())
                 return sorted(found)[:limit], False
@@ -291,8 +262,8 @@ class CacheAdmin:
 
         Versions and the epoch stay: restarted at 0, they would reuse numbers that stale lists may still have.
         """
-        epoch = await self._redis.move_epoch()
-        self._cache.record_clear(epoch)
+        epoch = await self._redis.send_invalidations(move_epoch=True)
+        self._cache.record_epoch(epoch, "cleared")
         deleted = 0
         is_complete = True
         async for keys in self._scan_keys(CLEAR_MAX_S):
@@ -302,20 +273,6 @@ class CacheAdmin:
             deleted += await self._redis.delete([key for key in keys if not _is_counter(key)])
         log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch, is_complete=is_complete)
         return {"deleted": deleted, "epoch": epoch, "complete": is_complete}
-
-    async def _count_keys(self) -> tuple[dict[str, int], bool]:
-        counts = {"resources": 0, "versions": 0, "others": 0}
-        async for keys in self._scan_keys(COUNT_MAX_S):
-            if keys is None:
-                return counts, False
-            for key in keys:
-                if key.startswith(invalidations.ENTRY_PREFIX):
-                    counts["resources"] += 1
-                elif key.startswith(invalidations.VERSION_PREFIX):
-                    counts["versions"] += 1
-                elif key != invalidations.EPOCH_KEY:
-                    counts["others"] += 1
-        return counts, True
 
     async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
         end = time.monotonic() + within_s
@@ -327,13 +284,6 @@ class CacheAdmin:
                 return
             cursor, keys = await self._redis.scan(cursor, invalidations.PREFIX)
             yield keys
-
-
-def hit_ratio(hits: object, misses: object) -> float | None:
-    """Return the share of reads that found a key; None if unknown."""
-    if not isinstance(hits, int) or not isinstance(misses, int) or hits + misses == 0:
-        return None
-    return round(hits / (hits + misses), 4)
 
 
 def _is_counter(key: str) -> bool:

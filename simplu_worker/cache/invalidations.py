@@ -57,13 +57,6 @@ class EpochMoveReason(StrEnum):
     TAKEN_OVER = "taken_over"  # another replica ended without releasing its leases, perhaps before its invalidations
     RECONNECTED = "reconnected"  # Redis may have lost the last invalidations, or have been restored to an older state
     OVERFLOWED = "overflowed"  # the queue was full
-    INTERNAL_ERROR = "internal_error"  # the worker itself failed, and may have lost invalidations
-    REFUSED = "refused"  # a version is not a number: it cannot invalidate the lists of that type
-
-    @property
-    def covers_entries(self) -> bool:
-        """Whether entries of single resources may be stale as well as lists."""
-        return self is not EpochMoveReason.REFUSED
 
 
 def changed_keys(
@@ -122,9 +115,8 @@ class InvalidationQueue:
         return dropped
 
     def require_epoch_move(self, reason: EpochMoveReason) -> None:
-        """Require that the epoch is moved first; a reason that covers entries prevails."""
-        if self._epoch_move is None or not self._epoch_move.covers_entries:
-            self._epoch_move = reason
+        """Require that the epoch is moved first; the first reason stays."""
+        self._epoch_move = self._epoch_move or reason
 
     def take(self, max_count: int = BATCH_MAX_KEYS) -> InvalidationBatch:
         """Remove and return the next batch."""

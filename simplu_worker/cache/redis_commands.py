@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
@@ -32,14 +32,6 @@ NO_REPLY: Final = (RedisConnectionError, RedisTimeoutError)  # their subclasses 
 
 class CacheUnavailableError(RetryableError):
     """Redis does not answer, or refuses commands now."""
-
-
-class InvalidationReply(NamedTuple):
-    """The answer to a batch: the new epoch, and refused keys with the first error."""
-
-    epoch: int | None
-    refused: list[str]
-    error: str | None
 
 
 class RedisCommands:
@@ -78,9 +70,12 @@ class RedisCommands:
             await self._client.ping()
 
     async def send_invalidations(
-        self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]
-    ) -> InvalidationReply:
-        """Move the epoch, if asked to, then delete *entries* and increment *versions*, in one round trip."""
+        self, *, move_epoch: bool, entries: Sequence[str] = (), versions: Sequence[str] = ()
+    ) -> int | None:
+        """Move the epoch, if asked to, then delete *entries* and increment *versions*, in one round trip.
+
+        Return the new epoch. Where Redis refuses a command, the others have run.
+        """
         async with self._translate_errors():
             pipeline = self._client.pipeline(transaction=False)
             if move_epoch:
@@ -89,21 +84,11 @@ class RedisCommands:
                 pipeline.execute_command("DEL", *entries)
             for version in versions:
                 pipeline.execute_command("INCR", version)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            errors = [reply for reply in replies if isinstance(reply, Exception)]
-            for error in errors:
-                if not _is_of_one_key(error) or (move_epoch and error is replies[0]):
-                    raise error
-            epoch = int(replies[0]) if move_epoch else None
-        increments = replies[len(replies) - len(versions) :]
-        refused = [version for version, reply in zip(versions, increments, strict=True) if isinstance(reply, Exception)]
-        if entries and isinstance(replies[int(move_epoch)], Exception):
-            refused += entries
-        return InvalidationReply(epoch, refused, self._error_text(errors[0]) if errors else None)
-
-    async def move_epoch(self) -> int:
-        """Move the epoch; return the new one."""
-        return (await self.send_invalidations(move_epoch=True, entries=(), versions=())).epoch or 0
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)  # its own error would show the key
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return int(replies[0]) if move_epoch else None
 
     async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
         """Return the next cursor, 0 at the end, and some keys that begin with *prefix*; some may come twice."""
@@ -119,11 +104,9 @@ class RedisCommands:
             return int(await self._client.delete(*keys))
 
     async def read_info(self) -> dict[str, Any]:
-        """Return Redis's INFO, and its present epoch; not that of a cluster."""
+        """Return Redis's INFO, and its present epoch."""
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
-            if info.get("redis_mode") == "cluster":
-                return info | {"epoch": None}
             epoch = await self._client.get(EPOCH_KEY)
             return info | {"epoch": None if epoch is None else _decode(epoch)}
 
@@ -160,12 +143,6 @@ def _cause_of(error: Exception) -> str:
 
 def _shown(error: Exception) -> str:
     return str(error)[:CAUSE_MAX_CHARS] or "an error without a text"
-
-
-def _is_of_one_key(error: Exception) -> bool:
-    """Return whether the error, by its code, is about one key; any other is about the server or our permissions."""
-    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
-    return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
 
 
 def _decode(value: Any) -> str:

@@ -26,6 +26,12 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SHOWN_VALUE_MAX_LENGTH: Final = 100
+# With these the connections of all shards would be others than those that their addresses describe.
+REFUSED_VARIABLES: Final = (
+    *("PGGSSLIB", "PGKRBSRVNAME", "PGSERVICE", "PGSERVICEFILE", "PGSSLMAXPROTOCOLVERSION", "PGSSLMINPROTOCOLVERSION"),
+    *("PGSSLMODE", "PGSSLNEGOTIATION"),
+)
+VARIABLES_WITH_FILES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL")
 # asyncpg would take them for what the address of a shard lacks; psql and others in the environment have them.
 OF_OTHER_SERVERS: Final = ("PGPASSWORD", "PGPORT", "PGUSER")
 AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
@@ -78,6 +84,16 @@ def draft_settings(*, for_run: bool) -> tuple[Settings, list[str]]:
         for name, text in sorted(os.environ.items())
         if name.startswith("AWS_") or name.upper().endswith("_PROXY")
         if name not in invalid and not text.isprintable()
+    ]
+    problems += [
+        f"{name}: expected none, as the address of each shard has its own options; unset it"
+        for name in REFUSED_VARIABLES
+        if os.environ.get(name)
+    ]
+    problems += [
+        f"{name}: expected a file of certificates or of their key that this user may read, got {path!r}"
+        for name in VARIABLES_WITH_FILES
+        if (path := os.environ.get(name)) and not os.access(path, os.R_OK)
     ]
     as_given = settings.model_copy(update={name.lower(): text for name, text in invalid.items()})
     problems += find_contradictions(as_given)

@@ -25,7 +25,7 @@ import structlog
 from yarl import URL
 
 from simplu_worker.aws import sqs_queue
-from simplu_worker.aws.clients import Client, longest_pause_s
+from simplu_worker.aws.clients import Client
 from simplu_worker.dead_letters.letter import (
     NotADeadLetterError,
     ParsedDeadLetter,
@@ -83,9 +83,7 @@ class DeadLetterQueue:
             if isinstance(error, PermanentError):
                 batch_count = 1  # a letter that the queue refuses must not take others with it
             letters = left
-            delay_s = backoff_s(
-                failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(error, RETRY_MAX_S)
-            )
+            delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             log.warning(
                 "dead_letter.deferred",
                 queue=self.queue.name,
@@ -113,10 +111,10 @@ class DeadLetterQueue:
             except (RetryableError, PermanentError) as exc:
                 return [*left, *letters[position:]], exc
             if unsent:
-                error = PermanentError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {unsent[-1].code}")
-            unsent_indexes = {entry.index for entry in unsent}
-            left += [letter for index, letter in enumerate(batch) if index in unsent_indexes]
-            self._log_stored([letter for index, letter in enumerate(batch) if index not in unsent_indexes])
+                code = [*unsent.values()][-1]
+                error = PermanentError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {code}")
+            left += [letter for index, letter in enumerate(batch) if index in unsent]
+            self._log_stored([letter for index, letter in enumerate(batch) if index not in unsent])
             position += len(bodies)
         return left, error
 
@@ -177,9 +175,7 @@ async def ensure_default_queue(
             await _ensure_queue(client, url)
         except RetryableError as exc:
             failure_count += 1
-            delay_s = backoff_s(
-                failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
-            )
+            delay_s = backoff_s(failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             log.warning("dead_letter.queue_not_ensured", url=url, retry_in_s=round(delay_s, 1), error=str(exc))
             on_failure()
             await sleep_or_event(delay_s, until=stopping)

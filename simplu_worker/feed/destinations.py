@@ -1,7 +1,7 @@
 """Destinations of the feed: streams of Kinesis, queues of SQS, receivers over HTTP.
 
 Over HTTP a name may lead to another address at each look-up, so the address of each socket is judged as it is made. No
-redirect is followed, no proxy of the environment is used, and an answer is bounded.
+redirect is followed, no proxy of the environment is used, and the body of an answer is bounded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage, Queue
 from simplu_worker.feed.cloud_events import CONTENT_TYPE, encode_event, encode_notification
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, parse_address
 from simplu_worker.feed.types import Delivered, Delivery, Destination, Disabled, FeedEvent, Refused, RetryLater
-from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.network_errors import network_cause
 from simplu_worker.timing.clock import parse_http_date, utc_now
 from simplu_worker.vocabulary import DestinationKind
@@ -68,7 +67,7 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
 
 
 CONNECT_TIMEOUT_S: Final = 5.0
-REPLY_MAX_BYTES: Final = 65_536  # its head included; of its body nothing matters
+REPLY_MAX_BYTES: Final = 65_536  # of its body nothing matters
 
 REQUEST_ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -89,7 +88,7 @@ async def open_guarded_session(
         return socket.socket(family, kind, protocol)
 
     async with aiohttp.ClientSession(
-        connector=BoundedConnector(REPLY_MAX_BYTES, limit=connections, socket_factory=make_socket),
+        connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket),
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "simplu-worker"},
@@ -218,7 +217,10 @@ class HttpDestination:
             ) as reply:
                 status, retry_after = reply.status, reply.headers.get("Retry-After")
                 with contextlib.suppress(*REQUEST_ERRORS):
-                    await reply.read()  # so that the connection can be used again
+                    left_bytes = REPLY_MAX_BYTES
+                    async for part in reply.content.iter_any():  # so that the connection can be used again
+                        if (left_bytes := left_bytes - len(part)) < 0:
+                            break
         except REQUEST_ERRORS as exc:
             return RetryLater(f"{self._place}: {cause_of(exc)}")
         return delivery_of(self._place, status, retry_after, now=self._utc())

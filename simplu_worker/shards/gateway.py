@@ -25,8 +25,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.provisioning import FirstUse, TenantName
 from simplu_worker.shards.types import PositionClaim, TenantPausedError

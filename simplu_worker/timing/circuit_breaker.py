@@ -47,9 +47,6 @@ class CircuitBreaker:
         self._answered_at = -inf
         self._probe_at = 0.0
 
-    def __repr__(self) -> str:
-        return f"CircuitBreaker({self._state}, failures={self._failure_count}, openings={self._opening_count})"
-
     def decide(self, now: float) -> BreakerDecision:
         """Return what a caller may do; PROBE at most once in *rest_max_s* unless the probe before it has failed."""
         if self._state is BreakerState.CLOSED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from functools import partial
 from typing import Final, Generic, TypeVar
 
 from simplu_worker.errors import WorkerError
@@ -15,90 +14,6 @@ FRESH_S: Final = 1.0
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
-
-
-def _nothing() -> None:
-    return None
-
-
-class SharedAnswer(Generic[Answer]):
-    """An answer that *make* makes for one caller at a time, and that all who came before its beginning share.
-
-    Callers within *fresh_s* of its end get it too. A `WorkerError` is shared in the same way, for *failed_fresh_s*; any
-    other error is the caller's own. A cancelled caller leaves the work to the next one.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], Awaitable[Answer]],
-        *,
-        fresh_s: float = FRESH_S,
-        failed_fresh_s: float = 0.0,
-        clock: Callable[[], float] = loop_time,
-    ) -> None:
-        self._make = make
-        self._fresh_s = fresh_s
-        self._failed_fresh_s = failed_fresh_s
-        self._clock = clock
-        self._turn = asyncio.Lock()
-        self._begun_count = 0
-        self._made: tuple[Answer] | WorkerError | None = None
-        self._fresh_until = 0.0
-        self.caller_count = 0
-
-    async def __call__(self, known: Callable[[], Answer | None] = _nothing) -> Answer:
-        """Return the answer; *known* may have one by the time that it is this caller's turn."""
-        begun_before = self._begun_count
-        self.caller_count += 1
-        try:
-            async with self._turn:
-                if (answer := known()) is not None:
-                    return answer
-                made = self._made
-                if made is None or (self._begun_count == begun_before and self._clock() >= self._fresh_until):
-                    made = await self._run()
-        finally:
-            self.caller_count -= 1
-        if isinstance(made, WorkerError):
-            raise made
-        return made[0]
-
-    def forget(self) -> None:
-        """Make a new answer for the next caller: what the last one shows was changed."""
-        self._made = None
-        self._begun_count += 1  # what is being made now is not kept
-
-    async def _run(self) -> tuple[Answer] | WorkerError:
-        self._begun_count += 1
-        self._made, begun_count = None, self._begun_count
-        made: tuple[Answer] | WorkerError
-        try:
-            made, fresh_s = (await self._make(),), self._fresh_s
-        except WorkerError as exc:
-            made, fresh_s = exc, self._failed_fresh_s
-        if self._begun_count == begun_count:
-            self._made, self._fresh_until = made, self._clock() + fresh_s
-        return made
-
-
-class SharedAnswers(Generic[Key, Answer]):
-    """An answer for each key that concurrent callers share; nothing is kept when the last of them has it."""
-
-    def __init__(self, make: Callable[[Key], Awaitable[Answer]]) -> None:
-        self._make = make
-        self._by_key: dict[Key, SharedAnswer[Answer]] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-    async def get(self, key: Key, known: Callable[[], Answer | None] = _nothing) -> Answer:
-        """Return the answer for *key*, begun after this call, or what is *known* when it is this caller's turn."""
-        shared = self._by_key.setdefault(key, SharedAnswer(partial(self._make, key), fresh_s=0.0))
-        try:
-            return await shared(known)
-        finally:
-            if not shared.caller_count:
-                self._by_key.pop(key, None)
 
 
 class _Batch(Generic[Item, Answer]):
@@ -149,3 +64,52 @@ class Coalescer(Generic[Key, Item, Answer]):
         if isinstance(batch.answers, WorkerError):
             raise batch.answers
         return batch.answers[start : start + len(items)]
+
+
+class SharedAnswer(Generic[Answer]):
+    """An answer that *make* makes for one caller at a time, and that all who came before its beginning share.
+
+    Callers within *fresh_s* of its end get it too, and its `WorkerError` within *failed_fresh_s*. Otherwise as
+    `Coalescer`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Awaitable[Answer]],
+        *,
+        fresh_s: float = FRESH_S,
+        failed_fresh_s: float = 0.0,
+        clock: Callable[[], float] = loop_time,
+    ) -> None:
+        self._make = make
+        self._fresh_s = fresh_s
+        self._failed_fresh_s = failed_fresh_s
+        self._clock = clock
+        self._calls: Coalescer[None, None, Answer] = Coalescer(self._answer)
+        self._made: tuple[Answer] | WorkerError | None = None
+        self._fresh_until = 0.0
+        self._forgotten_count = 0
+
+    async def __call__(self) -> Answer:
+        """Return the answer."""
+        (answer,) = await self._calls.submit(None, [None])
+        return answer
+
+    def forget(self) -> None:
+        """Make a new answer for the next caller: what the last one shows was changed."""
+        self._made = None
+        self._forgotten_count += 1  # what is being made now is not kept
+
+    async def _answer(self, _: None, calls: Sequence[None]) -> list[Answer]:
+        made = self._made
+        if made is None or self._clock() >= self._fresh_until:
+            self._made, forgotten_count = None, self._forgotten_count
+            try:
+                made, fresh_s = (await self._make(),), self._fresh_s
+            except WorkerError as exc:
+                made, fresh_s = exc, self._failed_fresh_s
+            if self._forgotten_count == forgotten_count:
+                self._made, self._fresh_until = made, self._clock() + fresh_s
+        if isinstance(made, WorkerError):
+            raise made
+        return [made[0]] * len(calls)

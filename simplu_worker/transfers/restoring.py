@@ -28,8 +28,8 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.settling import (
     CarriedPosition,
     MovingTenant,

@@ -9,7 +9,6 @@ import pytest
 from support.commands_page import PAGE, program_commands, render_page
 from support.requires import ROOT
 
-from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES
 from simplu_worker.status.causes import CAUSES, HELD
 from simplu_worker.vocabulary import CitrusEndpoint
 
@@ -92,7 +91,6 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
 def test_page_describes_every_request_to_the_shard_manager() -> None:
     page = (DOCS / "shard-manager.md").read_text(encoding="utf-8")
     assert len(re.findall(r"^\| `[A-Z]+ /api/", page, flags=re.MULTILINE)) == len(CitrusEndpoint)
-    assert f"at most {REPLY_MAX_BYTES // 2**20} MiB" in page
 
 
 def test_page_of_commands_is_the_generated_one() -> None:

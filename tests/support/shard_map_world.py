@@ -129,7 +129,7 @@ async def worker(path: Path) -> AsyncIterator[World]:
             directory=directory,
             gateway=ShardGateway(directory, locator, pools, tenant_wait=TENANT_WAIT),
             provisioner=Provisioner(locator, directory, pools),
-            map_reload=ShardMapReloader(read, locator, directory, pools),
+            map_reload=ShardMapReloader(read, locator, pools, directory.routes),
         )
 
 

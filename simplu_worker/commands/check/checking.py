@@ -43,7 +43,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess, usage_of
+from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
 from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -236,7 +236,7 @@ class DependencyChecks:
             "priority order events": settings.sqs_priority_queue_url,
         }
         checks = [
-            check_dependency(name, url, partial(self._check_source_queue, Queue(client, url)))
+            check_dependency(name, url, partial(self._check_source_queue, client, url))
             for name, url in sources.items()
             if url is not None
         ]
@@ -244,15 +244,16 @@ class DependencyChecks:
             checks.append(check_dependency("dead letters", url, partial(self._check_dead_letter_queue, client, url)))
         return await run_all(checks)
 
-    async def _check_source_queue(self, queue: Queue) -> CheckAnswer:
+    async def _check_source_queue(self, client: Client, url: str) -> CheckAnswer:
+        queue = Queue(client, url)
         attributes = await queue.read_attributes()
         self.facts.queues[f"queue {queue.name}"] = attributes
         if attributes.retention_s is not None:
             self.facts.retentions[f"queue {queue.name}"] = timedelta(seconds=attributes.retention_s)
         if (policy := parse_redrive_policy(attributes.redrive_policy)) is not None:
             with contextlib.suppress(WorkerError):  # the worker itself does not use the redrive target
-                target = await queue.find_queue(policy.target_name)
-                self.facts.redrive_targets[f"queue {queue.name}"] = await target.read_attributes()
+                if (target := await find_queue_url(client, policy.target_name)) is not None:
+                    self.facts.redrive_targets[f"queue {queue.name}"] = await Queue(client, target).read_attributes()
         return CheckAnswer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
 
     async def _check_dead_letter_queue(self, client: Client, url: str) -> CheckAnswer:
@@ -307,16 +308,16 @@ class DependencyChecks:
         async def ask() -> CheckAnswer:
             pool = shards.pools.ensure_pool(address)
             probe = await probe_shard(pool)
-            findings = assess(ShardObservation(probe=probe, usage=usage_of(address))).findings
+            findings = assess(ShardObservation(probe=probe, listed=address)).findings
             for finding in findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
-                    return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
+                    return CheckAnswer(f"shard {address.shard_id}: {finding.detail}", CheckStatus.FAILED)
             await try_write(pool)
             content = f"schema {probe.schema_version}, {probe.tenant_count} tenants"
             if probe.schema_version is None:
                 content = EMPTY
             return CheckAnswer(
-                "; ".join([f"PostgreSQL {probe.server_version}, {content}", *map(str, findings)]),
+                "; ".join([f"PostgreSQL {probe.server_version}, {content}", *(one.detail for one in findings)]),
                 CheckStatus.WARNING if findings else CheckStatus.OK,
             )
 

@@ -22,7 +22,6 @@ from simplu_worker.errors import ConfigurationError, PermanentError, UsageError,
 from simplu_worker.shards import questions
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.waits import run_at_once
 from simplu_worker.vocabulary import Absence, TargetKind
@@ -123,9 +122,8 @@ async def query_shards(settings: Settings, question: questions.ShardQuestion, as
     async with open_shards(settings) as shards:
 
         async def ask(shard: ShardAddress) -> None:
-            shard_id, locator = shard.shard_id, shards.locator
-            mapped = locator.map.shard(shard_id) if isinstance(locator, StaticMap) else None
-            standby = None if mapped is None else mapped.standby_address
+            shard_id, string = shard.shard_id, shard.standby_string
+            standby = None if string is None else msgspec.structs.replace(shard, connection_string=string)
             try:
                 with translate(TargetKind.SHARD, shard_id, "query", WorkerError, OSError):
                     addresses = questions.reader_addresses(shard, standby, asked.target, *reader)

@@ -10,8 +10,8 @@ import msgspec
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, Table, first_rows
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap
@@ -64,18 +64,16 @@ def _row(shard: InspectedShard, drained: Collection[str]) -> tuple[object, ...]:
         view.get("serverVersion"),
         view.get("schemaVersion"),
         view.get("tenantCount"),
-        _format_usage(shard.health),
+        _format_usage(shard.address),
         f"{view['connectionsUsed']}/{view['connectionsMax']}" if "connectionsMax" in view else None,
         _format_lag(view),
         "; ".join(odd),
     )
 
 
-def _format_usage(health: Health) -> str | None:
-    usage = health.observation.usage
-    if usage.ratio is None:
-        return None
-    return f"{usage.ratio:.0%} of {usage.business_max} businesses"
+def _format_usage(shard: ShardAddress) -> str | None:
+    ratio = shard.usage_ratio
+    return None if ratio is None else f"{ratio:.0%} of {shard.business_max} businesses"
 
 
 def _format_lag(view: dict[str, Any]) -> str | None:

@@ -10,7 +10,8 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
+from simplu_worker.business_info import UnreadableBusinessError
+from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.commands.output import Answer, Line, Part, first_rows
 from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.commands.tenants.rules import (
@@ -69,9 +70,9 @@ async def _read_listed(
         tenants: list[AuditSubject] = []
         unreadable: list[Difference] = []
         for one in businesses:
-            problems = [one.problem] if isinstance(one, UnreadableBusiness) else one.problems
+            problems = [one.problem] if isinstance(one, UnreadableBusinessError) else one.problems
             unreadable += [Difference(DifferenceKind.UNREADABLE, problem, one.id) for problem in problems]
-            if not isinstance(one, UnreadableBusiness):
+            if not isinstance(one, UnreadableBusinessError):
                 listings = {
                     name: BusinessListing(one.business_type, name not in one.inactive) for name in one.locations
                 }

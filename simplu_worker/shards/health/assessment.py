@@ -1,14 +1,11 @@
-"""The health of a shard, assessed from its last probe, and when to probe it again. Pure.
-
-A problem begins above one threshold and ends at a lower one, so that it does not come and go with every probe.
-"""
+"""The health of a shard, assessed from its last probe, and when to probe it again. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from math import inf
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -23,8 +20,6 @@ NOTED: Final = frozenset(
     {TransferStep.OPEN, TransferStep.COMMITTED, TransferStep.UNDOING}
 )  # by its command, while it runs
 UNFINISHED: Final = frozenset({TransferStep.OPEN, TransferStep.COMMITTED, TransferStep.UNDOING, TransferStep.CLEANING})
-
-MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 
 
 class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,11 +70,6 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
         if self.step == TransferStep.UNDONE:
             return MoveOutcome.UNDONE
         return None if self.error is None else MoveOutcome.FAILED
-
-    @property
-    def end(self) -> MoveKey | None:
-        """The key of the end of this move; None while it goes on."""
-        return None if self.outcome is None else (self.tenant_id, self.move_token, self.outcome)
 
     @property
     def standing_s(self) -> float:
@@ -155,17 +145,11 @@ class ShardSilence(msgspec.Struct, frozen=True):
     is_refusal: bool = False
 
 
-class Threshold(NamedTuple):
-    """A problem begins above *raised_above*, and ends at *cleared_at* or below."""
-
-    raised_above: float
-    cleared_at: float
-
-
-RESPONSE_S: Final = Threshold(1.0, 0.5)
-LAG_S: Final = Threshold(30.0, 15.0)
-CONNECTIONS_RATIO: Final = Threshold(0.9, 0.8)
-USAGE_RATIO: Final = Threshold(0.8, 0.8)  # tenants come one by one
+# Above these there is a problem.
+RESPONSE_S: Final = 1.0
+LAG_S: Final = 30.0
+CONNECTIONS_RATIO: Final = 0.9
+USAGE_RATIO: Final = 0.8
 
 
 LOST: Final = frozenset({ShardProblem.NO_ANSWER, ShardProblem.REFUSED})
@@ -178,31 +162,13 @@ class HealthFinding(msgspec.Struct, frozen=True):
     problem: ShardProblem
     detail: str
 
-    def __str__(self) -> str:
-        return self.detail
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """The room of a shard for businesses, from Citrus; None for unknown values."""
-
-    business_count: int | None = None
-    business_max: int | None = None
-    is_active: bool = True
-
-    @property
-    def ratio(self) -> float | None:
-        """Businesses divided by the room for them; None if unknown."""
-        if self.business_count is None or self.business_max is None:
-            return None
-        return self.business_count / self.business_max if self.business_max > 0 else 1.0
-
 
 class ShardObservation(msgspec.Struct, frozen=True):
-    """The last answer of a shard, the error of a later probe, and the usage from Citrus. All may be missing."""
+    """The last answer of a shard, the error of a later probe, and its entry in the list of Citrus, if any."""
 
     probe: ShardProbe | None = None
     error: str | None = None
-    usage: Usage = Usage()
+    listed: ShardAddress | None = None
     is_refusal: bool = False  # of `error`
     checked_at: datetime | None = None
     answered_at: datetime | None = None
@@ -234,32 +200,27 @@ class Health(msgspec.Struct, frozen=True):
         return None if self.state is ShardState.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
 
 
-def usage_of(address: ShardAddress) -> Usage:
-    """Return a shard's usage as in the list of Citrus."""
-    return Usage(address.business_count, address.business_max, address.is_active)
+def assess(observation: ShardObservation) -> Health:
+    """Return the health of a shard, its worst problem first."""
+    return Health(observation, tuple(_findings(observation)))
 
 
-def assess(observation: ShardObservation, before: Collection[ShardProblem] = ()) -> Health:
-    """Return the health of a shard that had the problems *before*."""
-    return Health(observation, tuple(findings(observation, before)))
-
-
-def findings(observation: ShardObservation, before: Collection[ShardProblem]) -> Iterator[HealthFinding]:
-    """Yield the problems, the worst first; one of *before* lasts until the lower threshold."""
+def _findings(observation: ShardObservation) -> Iterator[HealthFinding]:
     if observation.error is not None:
         yield HealthFinding(
             ShardProblem.REFUSED if observation.is_refusal else ShardProblem.NO_ANSWER, observation.error
         )
     elif observation.probe is not None:
-        yield from _probe_findings(observation.probe, before)
+        yield from _probe_findings(observation.probe)
         if observation.probe.gaps:
             yield HealthFinding(ShardProblem.GAP, _describe_gaps(observation.probe.gaps))
-    if not observation.usage.is_active:
+    if (listed := observation.listed) is None:
+        return
+    if not listed.is_active:
         yield HealthFinding(ShardProblem.INACTIVE, "Citrus marks it inactive")
-    ratio = observation.usage.ratio
-    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=ShardProblem.USAGE in before):
-        count, room = observation.usage.business_count, observation.usage.business_max
-        yield HealthFinding(ShardProblem.USAGE, f"{count} businesses in room for {room}")
+    if (listed.usage_ratio or 0.0) > USAGE_RATIO:
+        detail = f"{listed.business_count} businesses in room for {listed.business_max}"
+        yield HealthFinding(ShardProblem.USAGE, detail)
 
 
 def unfit_reason(probe: ShardProbe) -> str | None:
@@ -283,7 +244,7 @@ def connections_ratio(probe: ShardProbe) -> float | None:
     return probe.connections_used / max(probe.connections_max, 1)
 
 
-def _probe_findings(probe: ShardProbe, before: Collection[ShardProblem]) -> Iterator[HealthFinding]:
+def _probe_findings(probe: ShardProbe) -> Iterator[HealthFinding]:
     if (refusal := unfit_reason(probe)) is not None:
         yield HealthFinding(ShardProblem.REFUSED, refusal)
     if probe.is_read_only:
@@ -296,15 +257,15 @@ def _probe_findings(probe: ShardProbe, before: Collection[ShardProblem]) -> Iter
         yield HealthFinding(ShardProblem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
         yield HealthFinding(ShardProblem.SLOW, "it answers, but was too slow to report everything")
-    elif _exceeds(probe.response_s, RESPONSE_S, is_raised=ShardProblem.SLOW in before):
+    elif probe.response_s > RESPONSE_S:
         yield HealthFinding(ShardProblem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
     if (difference := shard_problem(probe.skew_s)) is not None:
         yield HealthFinding(ShardProblem.CLOCK, difference)
-    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=ShardProblem.LAGGING in before):
+    if probe.lag_s is not None and probe.lag_s > LAG_S:
         subject = "it is" if probe.is_standby else "its standby is"
         yield HealthFinding(ShardProblem.LAGGING, f"{subject} {probe.lag_s:.0f} s behind")
     ratio = connections_ratio(probe)
-    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_raised=ShardProblem.CONNECTIONS in before):
+    if ratio is not None and ratio > CONNECTIONS_RATIO:
         yield HealthFinding(
             ShardProblem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
@@ -318,19 +279,16 @@ def _describe_gaps(stream_shard_ids: Sequence[str]) -> str:
     )
 
 
-def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
-    return value > (threshold.cleared_at if is_raised else threshold.raised_above)
-
-
 def health_view(health: Health) -> dict[str, Any]:
     """Return a shard's health as members of JSON, without unknown values; of a silent shard as `lastAnswer`."""
-    observation, usage = health.observation, health.observation.usage
+    observation = health.observation
+    usage_ratio = None if observation.listed is None else observation.listed.usage_ratio
     members: dict[str, Any] = {
         "state": health.state,
         "takesOperations": health.takes_operations,
         "problems": [finding.problem for finding in health.findings] or None,
         "odd": [finding.detail for finding in health.findings] or None,
-        "usage": None if usage.ratio is None else round(usage.ratio, 4),
+        "usage": None if usage_ratio is None else round(usage_ratio, 4),
         "lastCheckAt": _format_time(observation.checked_at),
     }
     if observation.probe is not None:

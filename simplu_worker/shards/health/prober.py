@@ -27,7 +27,6 @@ from simplu_worker.shards.health.assessment import (
     ShardProbe,
     ShardSilence,
     assess,
-    usage_of,
 )
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -138,6 +137,7 @@ class Prober:
         self._commits = commits
         self._known = known
         self._known_at = float("-inf")
+        self._refused_ids: set[str] = set()
         self._schedule = ProbeSchedule()
         self._clock = clock
         self._draw = draw
@@ -165,30 +165,29 @@ class Prober:
         for shard_id in self._schedule.shard_ids - pools.keys():
             self._schedule.remove(shard_id)
             self._counted_at.pop(shard_id, None)
+        for shard_id in self._registry.by_shard_id.keys() - pools.keys() - self._refused_ids:
             self._registry.end(shard_id)
         for shard_id, pool in pools.items():
             if not pool.is_healthy:
                 self._schedule.bring_forward(shard_id, now=now)
 
     def _notice_known(self) -> None:
-        known, pools = {shard.shard_id: shard for shard in self._known()}, self._pools.by_shard_id()
-        for shard_id in self._registry.by_shard_id.keys() - known.keys() - pools.keys():
-            self._registry.end(shard_id)
-        for shard_id in sorted(known.keys() - pools.keys()):
-            self._registry.begin(shard_id)
-            if (refusal := known[shard_id].refusal) is not None:
-                self._registry.note_probe(shard_id, ShardSilence(refusal, is_refusal=True))
-                continue
-            with contextlib.suppress(ShardUnavailableError):  # retired since
-                self._pools.ensure_pool(known[shard_id])
-        self._registry.note_usages({shard_id: usage_of(shard) for shard_id, shard in known.items()})
+        known = {shard.shard_id: shard for shard in self._known()}
+        for shard in known.values():
+            self._registry.begin(shard.shard_id)
+            with contextlib.suppress(ShardUnavailableError):  # refused, or retired since
+                self._pools.ensure_pool(shard)
+        self._refused_ids = {shard_id for shard_id, shard in known.items() if shard.refusal is not None}
+        for shard_id in self._refused_ids - self._pools.by_shard_id().keys():
+            self._registry.note_probe(shard_id, ShardSilence(known[shard_id].refusal or "", is_refusal=True))
+        self._registry.note_listed(known)
 
     def _show_connections(self, shard_id: str) -> None:
 
         def count(state: str) -> int:
             pool = self._pools.by_shard_id().get(shard_id)
-            counts = {"open": 0, "idle": 0, "waiting": 0} if pool is None else pool.counts()
-            return counts["open"] - counts["idle"] if state == "used" else counts[state]
+            counts = {} if pool is None else pool.counts()
+            return counts.get("open", 0) - counts.get("idle", 0) if state == "used" else counts.get(state, 0)
 
         for state in ConnectionState:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
@@ -201,18 +200,16 @@ class Prober:
 
     async def _fails(self, shard_id: str) -> bool:
         pool = self._pools.by_shard_id().get(shard_id)
-        fails = False
-        if pool is not None:
-            counts_tenants = self._clock() - self._counted_at.get(shard_id, float("-inf")) > COUNT_TENANTS_S
-            result = await inspect_shard(pool, counts_tenants=counts_tenants)
-            if isinstance(result, ShardProbe):
-                if result.tenant_count is not None:
-                    self._counted_at[shard_id] = self._clock()
-                if result.replication is not None:
-                    self._commits.note(shard_id, result.replication)
-            self._registry.note_probe(shard_id, result)
-            fails = isinstance(result, ShardSilence) or not pool.is_healthy
-        return fails
+        if pool is None:
+            return False
+        counts_tenants = self._clock() - self._counted_at.get(shard_id, float("-inf")) > COUNT_TENANTS_S
+        result = await inspect_shard(pool, counts_tenants=counts_tenants)
+        if isinstance(result, ShardProbe) and result.tenant_count is not None:
+            self._counted_at[shard_id] = self._clock()
+        if isinstance(result, ShardProbe) and result.replication is not None:
+            self._commits.note(shard_id, result.replication)
+        self._registry.note_probe(shard_id, result)
+        return isinstance(result, ShardSilence) or not pool.is_healthy
 
 
 async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
@@ -262,7 +259,7 @@ async def inspect_all_shards(locator: Locator, pools: Pools) -> list[InspectedSh
 
 def _assess(shard: ShardAddress, probe: ShardProbe | ShardSilence | None) -> Health:
     checked_at = utc_now()
-    observation = ShardObservation(usage=usage_of(shard), checked_at=checked_at)
+    observation = ShardObservation(listed=shard, checked_at=checked_at)
     if isinstance(probe, ShardProbe):
         return assess(replace(observation, probe=probe, answered_at=checked_at))
     silence = f"no answer within {LIMITS.all_s:g} s, with all shards asked" if probe is None else probe.error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -12,19 +11,15 @@ from simplu_worker import instruments
 from simplu_worker.shards.health.assessment import (
     Health,
     MoveEntry,
-    MoveKey,
     ShardObservation,
     ShardProbe,
     ShardSilence,
-    Usage,
     assess,
     connections_ratio,
 )
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.vocabulary import ShardProblem, ShardState
-
-if TYPE_CHECKING:  # a client of HTTP takes as long to import as all else of a command that asks one shard
-    pass
+from simplu_worker.vocabulary import MoveOutcome, ShardProblem, ShardState
 
 log = structlog.get_logger(__name__)
 
@@ -34,8 +29,7 @@ class HealthRegistry:
 
     def __init__(self) -> None:
         self._health: dict[str, Health] = {}
-        self._problem_counts = dict.fromkeys(ShardProblem, 0)
-        self._ended_moves: dict[str, frozenset[MoveKey]] = {}
+        self._ended_moves: dict[str, set[tuple[str, int, MoveOutcome]]] = {}  # tenant, token and outcome, by shard
 
     @property
     def by_shard_id(self) -> Mapping[str, Health]:
@@ -51,7 +45,7 @@ class HealthRegistry:
         if (health := self._health.pop(shard_id, None)) is None:
             return
         self._ended_moves.pop(shard_id, None)
-        self._count(health, Health())
+        self._count_problems(health.problems)
         instruments.remove_shard(shard_id)
 
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
@@ -74,29 +68,28 @@ class HealthRegistry:
             shard_id, replace(before, probe=probe, error=None, is_refusal=False, checked_at=now, answered_at=now)
         )
 
-    def note_usages(self, usages: Mapping[str, Usage]) -> None:
-        """Note how full the shards are, by the shard manager's last list."""
+    def note_listed(self, listed: Mapping[str, ShardAddress]) -> None:
+        """Note the entries of the shard manager's last list, which tell how full the shards are."""
         for shard_id, health in self._health.items():
-            usage = usages.get(shard_id, Usage())
-            if usage != health.observation.usage:
-                self._learn(shard_id, replace(health.observation, usage=usage))
+            if listed.get(shard_id) != health.observation.listed:
+                self._learn(shard_id, replace(health.observation, listed=listed.get(shard_id)))
 
     def _learn(self, shard_id: str, observation: ShardObservation) -> None:
         before = self._health[shard_id]
-        now = assess(observation, before.problems)
+        now = assess(observation)
         self._health[shard_id] = now
-        self._count(before, now)
+        self._count_problems(before.problems ^ now.problems)
         self._set_gauges(shard_id, now)
         _log_change(shard_id, before, now)
 
-    def _count(self, before: Health, now: Health) -> None:
-        for problem in before.problems ^ now.problems:
-            self._problem_counts[problem] += 1 if problem in now.problems else -1
-            instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
+    def _count_problems(self, changed: Collection[ShardProblem]) -> None:
+        for problem in changed:
+            count = sum(problem in health.problems for health in self._health.values())
+            instruments.SHARD_PROBLEMS.labels(problem).set(count)
 
     def _count_moves(self, shard_id: str, moves: Sequence[MoveEntry]) -> None:
-        ended = {one.end: one for one in moves if one.end is not None}
-        before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), frozenset(ended)
+        ended = {(one.tenant_id, one.move_token, one.outcome): one for one in moves if one.outcome is not None}
+        before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), {*ended}
         for one in [] if before is None else [one for key, one in ended.items() if key not in before]:
             instruments.MOVES.labels(one.outcome).inc()
             instruments.MOVE_ROWS.inc(one.rows_copied or 0)
@@ -113,26 +106,21 @@ class HealthRegistry:
         return {shard_id: moves for shard_id, moves in found.items() if moves}
 
     def _set_gauges(self, shard_id: str, health: Health) -> None:
-        probe, usage = health.observation.probe, health.observation.usage
+        probe, listed = health.observation.probe, health.observation.listed
         if (takes_operations := health.takes_operations) is not None:
             instruments.SHARD_HEALTHY.labels(shard_id).set(takes_operations)
-        is_seen = probe is not None and health.observation.error is None
-        instruments.set_or_remove(instruments.SHARD_USAGE, shard_id, usage.ratio)
+        seen = None if health.observation.error is not None else probe
+        instruments.set_or_remove(instruments.SHARD_USAGE, shard_id, None if listed is None else listed.usage_ratio)
         instruments.set_or_remove(instruments.SHARD_TENANTS, shard_id, None if probe is None else probe.tenant_count)
-        instruments.set_or_remove(
-            instruments.SHARD_REPLICATION_LAG, shard_id, probe.lag_s if probe is not None and is_seen else None
-        )
-        instruments.set_or_remove(
-            instruments.SHARD_CONNECTIONS_RATIO,
-            shard_id,
-            connections_ratio(probe) if probe is not None and is_seen else None,
-        )
+        instruments.set_or_remove(instruments.SHARD_REPLICATION_LAG, shard_id, None if seen is None else seen.lag_s)
+        ratio = None if seen is None else connections_ratio(seen)
+        instruments.set_or_remove(instruments.SHARD_CONNECTIONS_RATIO, shard_id, ratio)
 
 
 def _log_change(shard_id: str, before: Health, now: Health) -> None:
     if before.problems == now.problems:
         return
-    details = [str(finding) for finding in now.findings]
+    details = [finding.detail for finding in now.findings]
     if now.state is ShardState.LOST:
         log.warning("shard.lost", shard_id=shard_id, problems=details)
     elif now.findings:

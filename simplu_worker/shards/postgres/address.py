@@ -16,8 +16,6 @@ from simplu_worker.errors import PermanentError
 SHARD_ID_MAX = 128
 CONNECTION_STRING_MAX = 4096
 PORT_MAX = 65535
-HOSTS_MAX = 16  # each gets its share of the connect timeout
-NAME_MAX_BYTES = 63  # PostgreSQL manual, NAMEDATALEN: a longer name is cut off, and may then name another database
 _NOT_IN_HOSTS = {chr(code) for code in range(33)} | {*"\x7f[]"}
 
 _CONTROLS = _NOT_IN_HOSTS - {*" []"}
@@ -66,6 +64,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     business_count: int | None = None
     business_max: int | None = None
     last_health_check: str | None = None  # the time of Citrus' own, for people
+    standby_string: str | None = None  # the connection string of its standby in the static map
     refusal: str | None = None  # why the shard may not be used; its connection string is then empty
 
     def __repr__(self) -> str:
@@ -79,6 +78,13 @@ class ShardAddress(msgspec.Struct, frozen=True):
         except ValueError:  # may be needed for the error message about this address
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def usage_ratio(self) -> float | None:
+        """Its businesses divided by the room for them; None if unknown."""
+        if self.business_count is None or self.business_max is None:
+            return None
+        return self.business_count / self.business_max if self.business_max > 0 else 1.0
 
     @property
     def database(self) -> str:
@@ -101,6 +107,22 @@ class ShardAddress(msgspec.Struct, frozen=True):
         if options.pop("auth", None) is None:
             return self.connection_string
         return parts._replace(query=urlencode({"sslmode": ENCRYPTING[0]} | options)).geturl()
+
+    def successor(self, listed: Self, *, is_healthy: bool) -> Self | None:
+        """Return the address to try for a shard in use at this one, which may be its standby's; None for no other.
+
+        *listed* is the one of the map or of Citrus; at a standby that it lists the shard is only looked for while it is
+        not healthy here.
+        """
+        if listed.refusal is not None:
+            return None
+        if self.connection_string not in {listed.connection_string, listed.standby_string}:
+            return listed
+        if is_healthy or listed.standby_string is None:
+            return None
+        if self.connection_string == listed.standby_string:
+            return listed
+        return msgspec.structs.replace(listed, connection_string=listed.standby_string)
 
     def for_reader(self, username: str, password: str | None, *, target: str | None = None) -> Self:
         """Return the address for another user, with *target* as its `target_session_attrs`.
@@ -150,8 +172,6 @@ class ShardAddress(msgspec.Struct, frozen=True):
             raise AddressRefusedError(f"{where}: {EXPECTED}") from None
         if parts.scheme not in {"postgres", "postgresql"} or not all(hosts) or not parts.path.strip("/"):
             raise AddressRefusedError(f"{where}: {EXPECTED}")
-        if len(hosts) > HOSTS_MAX:
-            raise AddressRefusedError(f"{where}: expected at most {HOSTS_MAX} hosts, got {len(hosts)}")
         if parts.netloc.count("@") > 1 or "@" in f"{parts.path}{parts.query}{parts.fragment}":
             raise AddressRefusedError(f"{where}: expected one @, before the host; write %40, %2F, %3F, %23 for @ / ? #")
         for host in hosts:
@@ -218,11 +238,8 @@ def _text_problem(text: str) -> str | None:
 def _name_problem(parts: SplitResult) -> str | None:
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     for name, value in {"user": user, "password": password, "database": parts.path[1:]}.items():
-        text = unquote(value)
-        if _CONTROLS & set(text):
+        if _CONTROLS & set(unquote(value)):
             return f"{name}: expected no control characters"
-        if name != "password" and len(text.encode("utf-8", "surrogatepass")) > NAME_MAX_BYTES:
-            return f"{name}: expected at most {NAME_MAX_BYTES} bytes"
     return None
 
 
@@ -240,8 +257,8 @@ def _option_problem(options: Sequence[tuple[str, str]], may_name_files: bool) ->
         is_plain_path = value.startswith("/") and value.isprintable() and ".." not in value.split("/")
         if name in VARIABLES_OF_FILES and not is_plain_path:
             return f"option {name}: expected the whole path of a file, from / on"
-        if name == "application_name" and not (value.isprintable() and len(value.encode()) <= NAME_MAX_BYTES):
-            return f"option {name}: expected at most {NAME_MAX_BYTES} bytes that can be printed"
+        if name == "application_name" and not value.isprintable():
+            return f"option {name}: expected a text that can be printed"
     return None
 
 

@@ -47,25 +47,15 @@ class PoolConnections(Generic[ConnectionT, RequestT]):
 
 
 class ConnectionBudget(Generic[ConnectionT, RequestT]):
-    """The connections of all pools. After any change `assign` is to be called."""
+    """The connections of all pools, which end after *idle_s*. After any change `assign` is to be called."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, *, idle_s: float) -> None:
         self._max = max_connections
+        self._idle_s = idle_s
         # Of all pools, longest idle first, each with its pool and since when.
         self._idle: dict[ConnectionT, tuple[PoolConnections[ConnectionT, RequestT], float]] = {}
         self._queue: dict[PoolConnections[ConnectionT, RequestT], None] = {}  # pools with requests, by turns
-        self._changed: list[PoolConnections[ConnectionT, RequestT]] = []  # with a request or connection to assign
         self.open_count = 0
-
-    @property
-    def has_idle(self) -> bool:
-        """Whether a connection is idle."""
-        return bool(self._idle)
-
-    @property
-    def has_requests(self) -> bool:
-        """Whether a caller waits."""
-        return bool(self._queue)
 
     def take_idle(self, pool: PoolConnections[ConnectionT, RequestT], now: float) -> ConnectionT | None:
         """Lend an idle connection of *pool* at once; None if there is none, or callers wait."""
@@ -77,7 +67,6 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         """Note that a caller waits."""
         pool.requests.append(request)
         self._queue.setdefault(pool)
-        self._changed.append(pool)
 
     def withdraw(self, pool: PoolConnections[ConnectionT, RequestT], request: RequestT) -> bool:
         """Note that a caller waits no more; return false if it does not wait, because its turn has come."""
@@ -92,8 +81,6 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         """Note that a connection of *pool* is idle."""
         pool.idle.append(connection)
         self._idle[connection] = (pool, now)
-        if self._queue:
-            self._changed.append(pool)
 
     def release(self, pool: PoolConnections[ConnectionT, RequestT]) -> None:
         """Note that a slot of *pool* is free: its connection ended, or was never opened."""
@@ -116,24 +103,17 @@ class ConnectionBudget(Generic[ConnectionT, RequestT]):
         self.drop(connection)
         connection.terminate()
 
-    def end_idle_since(self, instant: float) -> None:
-        """End the connections that have been idle since *instant*."""
-        for connection, (_, since) in [*self._idle.items()]:
-            if since <= instant:
-                self.end(connection)
-
     def assign(self, now: float) -> None:
-        """Serve the requests that can be served now."""
-        while self._changed:
-            pool = self._changed.pop()
-            if not (pool.requests and pool.idle):
-                continue
-            if self._must_yield(pool, now - pool.idle[-1].opened_at):
-                self.end(pool.idle[-1])
-                self._open(now)
-            else:
-                self._take_request(pool).grant(self._lend(pool, now))
-            self._changed.append(pool)  # it may have more of both
+        """End what was idle for too long, and serve the requests that can be served now."""
+        while self._idle and (first := next(iter(self._idle.items())))[1][1] <= now - self._idle_s:
+            self.end(first[0])
+        for pool in [*self._queue]:
+            while pool.requests and pool.idle:
+                if self._must_yield(pool, now - pool.idle[-1].opened_at):
+                    self.end(pool.idle[-1])
+                    self._open(now)
+                else:
+                    self._take_request(pool).grant(self._lend(pool, now))
         self._open(now)
 
     def _open(self, now: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -14,7 +13,7 @@ from urllib.parse import parse_qs
 
 import asyncpg
 
-from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
     WrongDatabaseError,
@@ -32,14 +31,6 @@ USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data i
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 # Probes of an idle connection, so that a dead one is noticed: first after 10 s, then every 5 s, dead after three.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-
-
-VARIABLES_WITH_FILES: Final = ("PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT", "PGSSLCRL")
-# With these the connections of all shards would be others than those that their addresses describe.
-REFUSED_VARIABLES: Final = (
-    *("PGGSSLIB", "PGKRBSRVNAME", "PGSERVICE", "PGSERVICEFILE", "PGSSLMAXPROTOCOLVERSION", "PGSSLMINPROTOCOLVERSION"),
-    *("PGSSLMODE", "PGSSLNEGOTIATION"),
-)
 
 
 class TargetSessionAttrs(StrEnum):
@@ -296,19 +287,3 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
     if wanted:
         return TargetSessionAttrs(wanted[-1])
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
-
-
-def check_variables(environ: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for variables that asyncpg would take for every shard, or that name no usable file."""
-    problems = [
-        f"{name}: expected none, as the address of each shard has its own options; unset it"
-        for name in REFUSED_VARIABLES
-        if environ.get(name)
-    ]
-    problems += [
-        f"{name}: expected a file of certificates or of their key that this user may read, got {path!r}"
-        for name in VARIABLES_WITH_FILES
-        if (path := environ.get(name)) and not os.access(path, os.R_OK)
-    ]
-    if problems:
-        raise ConfigurationError(*problems)

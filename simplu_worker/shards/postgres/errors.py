@@ -126,15 +126,12 @@ UNKNOWN: Final = ErrorMeaning.BROKEN  # of a code that is not below: the shard i
 
 _BY_CODE: Final = {
     "08P01": "the server or a pooler in front of it refuses the connection; see its log",
-    "22021": "a character that the encoding of the database lacks",
-    "22023": "a setting or an argument has a value that is not allowed",
     "23505": "a row with that key exists",
     "25006": "the server takes no writes, as a standby or read-only; let its address name the primary",
     "26000": "a prepared statement is gone; let the pooler keep sessions or transactions apart",
     "28000": "the server does not admit this user from here; correct the user, or the server's pg_hba.conf",
     "28P01": "the server refuses the user's password; correct it",
     "3D000": "the server has no database of that name; correct it",
-    "3F000": "the database has no schema of that name",
     "40P01": "two transactions wait for each other",
     "42501": "the role lacks a right; GRANT it",
     "42703": f"a column is missing; {SEE_UPGRADE}",
@@ -150,7 +147,6 @@ _BY_CODE: Final = {
     "55P03": "another transaction has kept a lock for too long",
     "57014": "the statement took too long, or another session cancelled it",
     "57P01": "the server shuts down, or a person has ended the connection",
-    "57P02": "the server restarts after a crash; see its log",
     "57P03": "the server is starting or shutting down",
     "57P04": "the database was dropped",
     "XX001": "data of the server is damaged; see its log",
@@ -208,7 +204,7 @@ def error_words(exc: BaseException) -> str:
 
 def _words_of(exc: BaseException) -> str:  # noqa: PLR0911  # one for each kind
     match exc:
-        case asyncpg.PostgresError() | asyncpg.PostgresWarning():
+        case asyncpg.PostgresError():
             return state_words(exc.sqlstate)
         case asyncpg.OutdatedSchemaCacheError():
             return OUTDATED

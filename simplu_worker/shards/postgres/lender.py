@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TypeAlias
 
 from simplu_worker.shards.postgres.assignment import ConnectionBudget, PoolConnections
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
-
-SWEEPS: Final = 4  # per `idle_s`
 
 
 class Request:
@@ -37,31 +35,7 @@ class Request:
             await self._wake
 
 
-class SharedBudget(ConnectionBudget[ShardConnection, Request]):
-    """The budget of all pools that share it; closes connections that were idle for *idle_s*."""
-
-    def __init__(self, max_connections: int, *, idle_s: float) -> None:
-        super().__init__(max_connections)
-        self._idle_s = idle_s
-        self._timer: asyncio.TimerHandle | None = None
-
-    def settle(self) -> None:
-        """Serve callers, and begin to watch idle connections."""
-        if self.has_requests:
-            self.assign(loop_time())
-        if self.has_idle and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._idle_s / SWEEPS, self._sweep)
-
-    def close(self) -> None:
-        """Cancel the sweep."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _sweep(self) -> None:
-        self._timer = None
-        self.end_idle_since(loop_time() - self._idle_s)
-        self.settle()
+SharedBudget: TypeAlias = ConnectionBudget[ShardConnection, Request]
 
 
 class ConnectionLender:
@@ -109,7 +83,7 @@ class ConnectionLender:
         is_good = not connection.is_closed() and connection.generation == self._generation
         if is_good and not connection.is_in_transaction():
             self._budget.park(self._pool, connection, loop_time())
-            self._budget.settle()
+            self._budget.assign(loop_time())
         else:
             connection.terminate()
             self.release_slot()
@@ -125,14 +99,14 @@ class ConnectionLender:
     def release_slot(self) -> None:
         """Release the slot of a connection that was removed and has ended."""
         self._budget.release(self._pool)
-        self._budget.settle()
+        self._budget.assign(loop_time())
 
     def expire(self) -> None:
         """End idle connections now, and lent ones when they are given back."""
         self._generation += 1
         for connection in [*self._pool.idle]:
             self._budget.end(connection)
-        self._budget.settle()
+        self._budget.assign(loop_time())
 
     def terminate_lent(self, *, before: float) -> None:
         """End the connections that were lent before *before*."""
@@ -163,7 +137,7 @@ class ConnectionLender:
     async def _wait_for_turn(self) -> ShardConnection | None:
         request = Request()
         self._budget.request(self._pool, request)
-        self._budget.settle()
+        self._budget.assign(loop_time())
         try:
             await request.wait()
         except BaseException:
@@ -191,4 +165,4 @@ class ConnectionLender:
 
     def _on_terminated(self, connection: object) -> None:
         if isinstance(connection, ShardConnection) and self._budget.drop(connection):
-            self._budget.settle()
+            self._budget.assign(loop_time())

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from functools import partial
 from typing import Self, TypeAlias, assert_never
 
@@ -20,7 +19,7 @@ import structlog
 from simplu_worker import instruments
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.connector import Connector, ShardConnection, check_variables
+from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.errors import ALL_IN_USE, EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
@@ -49,7 +48,7 @@ Connection: TypeAlias = ShardConnection
 
 
 class ShardPool(ShardAvailability):
-    """The connections to one shard. New ones use the present `address`; older ones end when they are given back."""
+    """The connections to one shard."""
 
     def __init__(
         self,
@@ -62,28 +61,30 @@ class ShardPool(ShardAvailability):
     ) -> None:
         self.clock = clock  # with which the shard's is compared
         self._timeouts = timeouts
-        self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
+        register_secret_of(address)
         self._connector = Connector(address, timeouts=timeouts)
         super().__init__(
             address,
             ConnectionLender(
-                partial(self._open_connection, within_s=timeouts.connect_s), size=size, budget=self._budget
+                partial(self._open_connection, within_s=timeouts.connect_s),
+                size=size,
+                budget=budget or SharedBudget(size, idle_s=timeouts.idle_s),
             ),
         )
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
+        self.was_found = False  # whether the shard was found at its address at any time
         self._stopping: set[asyncio.Task[None]] = set()
-
-    def __repr__(self) -> str:
-        return f"ShardPool({self.address.shard_id}, {self.address.place}, {self.counts()}, {super().__repr__()})"
 
     @property
     def address(self) -> ShardAddress:
         """The address of the shard."""
         return self._address
 
-    @address.setter
-    def address(self, address: ShardAddress) -> None:
+    def switch_to(self, address: ShardAddress) -> None:
+        """Use another address for new connections; older ones end when they are given back."""
+        log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
+        register_secret_of(address)
         self._connector = Connector(address, timeouts=self._timeouts)
         self.reset(address)
         self.refusal = None
@@ -214,22 +215,17 @@ class ShardPool(ShardAvailability):
             # The old connections may lead to a dead server, and hang for as long as a reply may take.
             self._lender.expire()
 
-    async def drain(self) -> None:
-        """Close all connections, each when it is given back."""
-        await self._close_connections(within_s=self._timeouts.reply_s)
-
-    async def close(self) -> None:
-        """Close all connections, forcibly after a few seconds."""
-        await self._close_connections(within_s=self._timeouts.close_s)
-
-    async def _close_connections(self, *, within_s: float) -> None:
-        await self._lender.close(within_s=within_s)
+    async def close(self, *, within_s: float | None = None) -> None:
+        """Close all connections, each when it is given back, forcibly after a few seconds."""
+        await self._lender.close(within_s=self._timeouts.close_s if within_s is None else within_s)
         if self._stopping:
             await asyncio.wait(self._stopping, timeout=self._timeouts.stop_s)
             for task in self._stopping:
                 task.cancel()
-        if not self._budget.has_idle:
-            self._budget.close()
+
+    async def drain(self) -> None:
+        """Close all connections, each when it is given back."""
+        await self.close(within_s=self._timeouts.reply_s)
 
     def _check_refusal(self) -> None:
         if self.refusal is not None:
@@ -291,15 +287,12 @@ class Pools:
         timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
         clock: UtcClock = utc_now,
     ) -> None:
-        """Raise ConfigurationError for variables of libpq that would change or break every connection."""
-        check_variables(os.environ)
         self._clock = clock
         self._size = min(size, max_connections)
         self._timeouts = timeouts
         self._budget = SharedBudget(max_connections, idle_s=timeouts.idle_s)
         self._pools: dict[str, ShardPool] = {}
         self._retired: set[str] = set()
-        self._left: dict[str, str] = {}  # by shard: the connection string before its last switch
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,13 +301,11 @@ class Pools:
         async with asyncio.TaskGroup() as tasks:
             for shard_id, pool in self._pools.items():
                 tasks.create_task(pool.close(), name=f"close:{shard_id}")
-        self._budget.close()
 
     def ensure_pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard; create it, or give it the new address, without I/O.
+        """Return the pool of a shard, which may be at another address by now; create it without I/O.
 
-        An address that `switch_pool` has left is not used again: the caller may have it from before a wait. Raises
-        `ShardUnavailableError` for an address that may not be used, and for a retired shard.
+        Raises `ShardUnavailableError` for an address that may not be used, and for a retired shard.
         """
         if address.refusal is not None:
             raise ShardUnavailableError(address.refusal)
@@ -322,22 +313,10 @@ class Pools:
             raise retired_error(address.shard_id)
         pool = self._pools.get(address.shard_id)
         if pool is None:
-            register_secret_of(address)
             pool = self._pools[address.shard_id] = ShardPool(
                 address, size=self._size, timeouts=self._timeouts, budget=self._budget, clock=self._clock
             )
-        elif address.connection_string not in (pool.address.connection_string, self._left.get(address.shard_id)):
-            register_secret_of(address)
-            log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
-            pool.address = address
         return pool
-
-    def switch_pool(self, address: ShardAddress) -> ShardPool:
-        """Return the pool of a shard that was found at *address*. Raises as `ensure_pool`."""
-        pool = self._pools.get(address.shard_id)
-        if pool is not None and pool.address.connection_string != address.connection_string:
-            self._left[address.shard_id] = pool.address.connection_string
-        return self.ensure_pool(address)
 
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""
@@ -354,16 +333,17 @@ class Pools:
         """Return whether a shard is not to be used any more."""
         return shard_id in self._retired
 
-    def retire(self, shard_ids: Iterable[str]) -> list[ShardPool]:
-        """Stop the use of shards by any caller until `restore`; return their pools, to be drained."""
-        retired = set(shard_ids)
-        self._retired |= retired
-        for shard_id in retired:
-            self._left.pop(shard_id, None)
-        pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in retired) if pool is not None]
+    def remove(self, shard_ids: Iterable[str]) -> list[ShardPool]:
+        """Return the pools of shards, to be closed: for a new use there will be another pool."""
+        pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in shard_ids) if pool is not None]
         for pool in pools:
             pool.is_retired = True
         return pools
+
+    def retire(self, shard_ids: Collection[str]) -> list[ShardPool]:
+        """Stop the use of shards by any caller until `restore`; return their pools, to be drained."""
+        self._retired.update(shard_ids)
+        return self.remove(shard_ids)
 
     def restore(self, shard_ids: Iterable[str]) -> None:
         """Allow the use of shards that may have been retired before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final, NoReturn, TypeAlias, assert_never
+from typing import Final, NoReturn, assert_never
 
 import asyncpg
 import structlog
@@ -43,9 +43,6 @@ NUMBERS_OF_SHARD: Final = frozenset({"log_batches_pkey", "tenants_number_key"}) 
 FULL_POOLER: Final = "no more connections allowed"
 OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
 
-# The second one for an error with the code of a warning, which only a function can raise.
-ServerError: TypeAlias = asyncpg.PostgresError | asyncpg.PostgresWarning
-
 log = structlog.get_logger(__name__)
 
 
@@ -68,9 +65,6 @@ class ShardAvailability:
         # Lends no connection any more; its series are gone, and are not to come back while the last uses end.
         self.is_retired = False
         self.reset(address)
-
-    def __repr__(self) -> str:
-        return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"
 
     def reset(self, address: ShardAddress) -> None:
         """Forget the state of the old address."""
@@ -104,12 +98,8 @@ class ShardAvailability:
         """
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
+        except asyncpg.PostgresError as exc:
             self._raise(exc, asked_at, is_probe=is_probe, timeout_s=timeout_s)
-        except TypeError as exc:  # asyncpg fails to pass a warning through a context manager of its own
-            if isinstance(exc.__context__, asyncpg.PostgresWarning):
-                self._raise(exc.__context__, asked_at, is_probe=is_probe, timeout_s=timeout_s)
-            raise
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(error_words(exc)) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
@@ -133,7 +123,7 @@ class ShardAvailability:
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
             raise self._record_unavailable(ShardErrorKind.UNAVAILABLE, exc) from exc
-        except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
+        except asyncpg.PostgresError as exc:
             if is_of_full_server(exc) and self._lender.has_connections:
                 # The server has no room for another connection, and works on the existing ones.
                 self._breaker.record_answer(loop_time())
@@ -152,35 +142,20 @@ class ShardAvailability:
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
             raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
 
-    def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool, timeout_s: float) -> NoReturn:
+    def _raise(self, exc: asyncpg.PostgresError, asked_at: float, *, is_probe: bool, timeout_s: float) -> NoReturn:
         meaning = _meaning_of(exc, is_early=loop_time() - asked_at < timeout_s)
         since = self._record_answer(exc, asked_at)
         if meaning in OF_STATEMENT and is_probe:
             meaning = ErrorMeaning.UNAVAILABLE
-        error = state_words(exc.sqlstate)
+        error, shard_id = state_words(exc.sqlstate), self._address.shard_id
         match meaning:
-            case ErrorMeaning.TRY_AGAIN if exc.sqlstate == LOCK_TIMEOUT:
-                self.count_error(ShardErrorKind.LOST_RACE)
-                raise LockTimeoutError(f"shard {self._address.shard_id}: {error}") from exc
             case ErrorMeaning.TRY_AGAIN:
-                raise self._record_lost_race(error) from exc
+                raise self._record_lost_race(error, is_lock=exc.sqlstate == LOCK_TIMEOUT) from exc
             case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
                 self.count_error(ShardErrorKind.STATEMENT)
-                raise ForeignNumbersError(foreign_numbers_message(self._address.shard_id)) from exc
-            case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
-                self.count_error(ShardErrorKind.DUPLICATE_KEY)
-                raise DuplicateKeyError(
-                    self._address.error_with_place(error), error=error, table=exc.table_name
-                ) from exc
-            case ErrorMeaning.DATA:
-                self.count_error(ShardErrorKind.STATEMENT)
-                raise ValueRefusedError(self._address.error_with_place(error), error=error) from exc
-            case ErrorMeaning.STATEMENT:
-                self.count_error(ShardErrorKind.STATEMENT)
-                is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
-                raise StatementFailedError(
-                    self._address.error_with_place(error), error=error, is_timeout=is_timeout
-                ) from exc
+                raise ForeignNumbersError(foreign_numbers_message(shard_id)) from exc
+            case ErrorMeaning.STATEMENT | ErrorMeaning.DATA:
+                raise self._statement_error(exc, meaning, error) from exc
             case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
                 if since is None:
                     self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
@@ -188,7 +163,16 @@ class ShardAvailability:
             case _:
                 assert_never(meaning)
 
-    def _record_answer(self, exc: ServerError, asked_at: float) -> float | None:
+    def _statement_error(self, exc: asyncpg.PostgresError, meaning: ErrorMeaning, error: str) -> StatementFailedError:
+        message, is_duplicate = self._address.error_with_place(error), exc.sqlstate == UNIQUE_VIOLATION
+        self.count_error(ShardErrorKind.DUPLICATE_KEY if is_duplicate else ShardErrorKind.STATEMENT)
+        if is_duplicate:
+            return DuplicateKeyError(message, error=error, table=exc.table_name)
+        if meaning is ErrorMeaning.DATA:
+            return ValueRefusedError(message, error=error)
+        return StatementFailedError(message, error=error, is_timeout=isinstance(exc, asyncpg.QueryCanceledError))
+
+    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
         if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
             return asked_at
         self._breaker.record_answer(loop_time())
@@ -198,9 +182,9 @@ class ShardAvailability:
         self._refused_at = loop_time()
         self._is_refused_as_read_only = is_read_only
 
-    def _record_lost_race(self, error: str) -> LostRaceError:
+    def _record_lost_race(self, error: str, *, is_lock: bool = False) -> LostRaceError:
         self.count_error(ShardErrorKind.LOST_RACE)
-        return LostRaceError(f"shard {self._address.shard_id}: {error}")
+        return (LockTimeoutError if is_lock else LostRaceError)(f"shard {self._address.shard_id}: {error}")
 
     def _record_unavailable(
         self, kind: ShardErrorKind, exc: Exception, *, asked_at: float | None = None
@@ -241,7 +225,7 @@ class ShardAvailability:
             instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
-def is_of_statement(exc: ServerError) -> bool:
+def is_of_statement(exc: asyncpg.PostgresError) -> bool:
     """Return whether only the statement failed, on a healthy server."""
     return _meaning_of(exc) in OF_STATEMENT
 
@@ -253,7 +237,7 @@ def is_of_full_server(exc: BaseException | None) -> bool:
     return isinstance(exc, asyncpg.TooManyConnectionsError)
 
 
-def _meaning_of(exc: ServerError, *, is_early: bool = False) -> ErrorMeaning:
+def _meaning_of(exc: asyncpg.PostgresError, *, is_early: bool = False) -> ErrorMeaning:
     raiser = raiser_of(exc.context, exc.server_source_function)
     is_of_connection = (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}
     meaning = meaning_of(exc.sqlstate or "", raiser, is_early=is_early and not is_of_connection)

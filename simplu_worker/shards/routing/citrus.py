@@ -17,21 +17,16 @@ from yarl import URL
 
 from simplu_worker import instruments
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.network_errors import network_cause
-from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
-from simplu_worker.shards.routing.locator import Capacity, Registration
-from simplu_worker.shards.routing.route_cache import AddressBook
+from simplu_worker.shards.routing.locator import Capacity, Count, Registration
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.circuit_breaker import BreakerDecision, CircuitBreaker
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import attempts
 from simplu_worker.vocabulary import Inability
 
-HEAD_MAX_BYTES: Final = 65_536  # with interim answers
-REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 OF_ROUTES: Final = frozenset({"get_shard", "register"})  # a Citrus whose list fails may still name shards
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
@@ -47,28 +42,21 @@ log = structlog.get_logger(__name__)
 class CitrusUnavailableError(RetryableError):
     """Citrus did not answer, or its answer cannot be read. *is_outage* counts with the circuit breaker."""
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after_s: float | None = None,
-        is_outage: bool = False,
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, is_outage: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_outage = is_outage
 
 
 _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class _ShardReply(msgspec.Struct, rename="camel", kw_only=True):
     shard_id: _ShardId
     connection_string: str | None = None  # an entry of a list without one must not hide the others
     is_active: bool = True
-    business_count: _Count | None = None
-    max_businesses: _Count | None = None
-    last_health_check: msgspec.Raw = msgspec.Raw(b"null")  # for people: another value than a time must hold nothing up
+    business_count: Count | None = None
+    max_businesses: Count | None = None
+    last_health_check: Any = None  # for people: another value than a time must hold nothing up
 
     @property
     def address(self) -> ShardAddress:
@@ -78,25 +66,18 @@ class _ShardReply(msgspec.Struct, rename="camel", kw_only=True):
             is_active=self.is_active,
             business_count=self.business_count,
             business_max=self.max_businesses,
-            last_health_check=_time_in(self.last_health_check),
+            last_health_check=self.last_health_check if isinstance(self.last_health_check, str) else None,
         )
 
 
 _ShardReplies = Annotated[list[_ShardReply], msgspec.Meta(max_length=SHARDS_MAX)]
 
 
-class _CapacityReply(msgspec.Struct, rename="camel"):
-    shard_id: _ShardId
-    business_count: _Count | None = None
-    max_businesses: _Count | None = None
-    can_accept_new_business: bool | None = None
-
-
 class CitrusClient:
     """A client of the Citrus at *place*. Every call is tried *attempts* times in all, backing off with jitter.
 
     Raises `CitrusUnavailableError` or `CitrusDeniedError` without an answer, and `PermanentError` for an address that
-    may not be used. During an outage most calls raise at once. Addresses are those of `address_book`.
+    may not be used. During an outage most calls raise at once.
     """
 
     def __init__(
@@ -117,7 +98,7 @@ class CitrusClient:
         self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(
             lambda: CircuitBreaker(rest_s=REST_S, rest_max_s=REST_MAX_S)
         )
-        self.address_book = AddressBook()
+        self._named: dict[str, ShardAddress] = {}  # by shard id, as last named
         self._listed: list[ShardAddress] = []
         self._names_shards = False  # by the last call for a route; then no other failure is one
         self.last_error: str | None = None  # why the last call for a route had no answer, or the last of all before it
@@ -167,16 +148,21 @@ class CitrusClient:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
-            if not reply.connection_string and (known := self.address_book.known_address(reply.shard_id)) is not None:
+            if not reply.connection_string and (known := self._named.get(reply.shard_id)) is not None:
                 reply.connection_string = known.connection_string
             address = reply.address.validate_or_refuse(self._allowed_hosts, may_name_files=False)
             shards.setdefault(reply.shard_id, address)
-        self._listed = [self.address_book.resolve(shard) for shard in shards.values()]
+        self._named |= {shard_id: shard for shard_id, shard in shards.items() if shard.refusal is None}
+        self._listed = list(shards.values())
         return self._listed
 
     def known_shards(self) -> list[ShardAddress]:
         """Return the shards of the last list; none before the first."""
         return self._listed
+
+    def known_address(self, shard_id: str) -> ShardAddress | None:
+        """Return the address that was last named for a shard."""
+        return self._named.get(shard_id)
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return every shard, for each tenant."""
@@ -185,15 +171,12 @@ class CitrusClient:
     async def fetch_capacity(self, shard_id: str) -> Capacity | None:
         """Return the capacity of a shard, for people; None if Citrus has no such endpoint."""
         path = f"api/shard/{quote(shard_id, safe='')}/capacity"
-        _, reply = await self._request("capacity", "GET", path, _CapacityReply)
-        if reply is None:
-            return None
-        if reply.shard_id != shard_id:
-            raise CitrusUnavailableError(f"Citrus capacity: expected shard {shard_id}, got another one")
-        return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
+        capacity: Capacity | None = (await self._request("capacity", "GET", path, Capacity))[1]
+        return capacity
 
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
-        return self.address_book.resolve(reply.address.validate(self._allowed_hosts, may_name_files=False))
+        address = self._named[reply.shard_id] = reply.address.validate(self._allowed_hosts, may_name_files=False)
+        return address
 
     async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
         breaker = self._breakers[endpoint]
@@ -202,34 +185,29 @@ class CitrusClient:
             refuses_for_s = breaker.refuses_for_s(self._clock()) or None
             raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=refuses_for_s)
         try:
-            answer = await self._request_with_retries(endpoint, method, path, type_, message)
-        except (RetryableError, PermanentError) as exc:
-            now = self._clock()
-            if not (isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage)):
-                breaker.record_answer(now)  # Citrus runs, and may answer others
-            elif breaker.record_failure(now, draw=random.random(), at_least_s=exc.retry_after_s or 0.0):
-                log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
-            raise
-        breaker.record_answer(self._clock())
-        self.last_error, self.is_denied = None, False
-        return answer
-
-    async def _request_with_retries(
-        self, endpoint: str, method: str, path: str, type_: Any, message: Any
-    ) -> tuple[int, Any]:
-        try:
             async for attempt in attempts(_may_repeat, count=self._attempts, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
                 with attempt:
                     if attempt.num > 1:
                         instruments.RETRIES.labels("citrus", endpoint).inc()
                     answer = await self._request_once(endpoint, method, path, type_, message)
-        except RetryableError as exc:
-            self._names_shards &= endpoint not in OF_ROUTES
-            if not self._names_shards:
-                self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+        except (RetryableError, PermanentError) as exc:
+            self._record_failure(endpoint, exc)
             raise
         self._names_shards |= endpoint in OF_ROUTES
+        self.last_error, self.is_denied = None, False
+        breaker.record_answer(self._clock())
         return answer
+
+    def _record_failure(self, endpoint: str, exc: RetryableError | PermanentError) -> None:
+        breaker, now, is_denied = self._breakers[endpoint], self._clock(), isinstance(exc, CitrusDeniedError)
+        if isinstance(exc, RetryableError):
+            self._names_shards &= endpoint not in OF_ROUTES
+            if not self._names_shards:
+                self.last_error, self.is_denied = str(exc), is_denied
+        if not isinstance(exc, RetryableError) or not (is_denied or getattr(exc, "is_outage", False)):
+            breaker.record_answer(now)  # Citrus runs, and may answer others
+        elif breaker.record_failure(now, draw=random.random(), at_least_s=exc.retry_after_s or 0.0):
+            log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.refuses_for_s(now), 2))
 
     async def _request_once(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any = None
@@ -242,19 +220,15 @@ class CitrusClient:
             async with self._session.request(
                 method, URL(path, encoded=True), json=message, allow_redirects=False
             ) as response:
-                body = await _read_body(response)
+                body = await response.read()
                 answered = _check_status(endpoint, response)
                 reply = _decode(endpoint, body, type_) if answered == "ok" else None
                 outcome = answered
-        except TimeoutError as exc:
-            outcome = "timeout"
-            raise CitrusUnavailableError(
-                f"Citrus {endpoint} at {self.place}: expected an answer within CITRUS_TIMEOUT, got none", is_outage=True
-            ) from exc
-        except aiohttp.ClientError as exc:
-            raise CitrusUnavailableError(
-                f"Citrus {endpoint} at {self.place}: {network_cause(exc)}", is_outage=True
-            ) from exc
+        except (TimeoutError, aiohttp.ClientError) as exc:
+            cause = network_cause(exc)
+            if isinstance(exc, TimeoutError):
+                outcome, cause = "timeout", "expected an answer within CITRUS_TIMEOUT, got none"
+            raise CitrusUnavailableError(f"Citrus {endpoint} at {self.place}: {cause}", is_outage=True) from exc
         except CitrusDeniedError:
             outcome = "denied"
             raise
@@ -283,25 +257,11 @@ async def open_citrus(
     async with aiohttp.ClientSession(
         base_url=base_url,
         headers=headers,
-        connector=BoundedConnector(HEAD_MAX_BYTES + REPLY_MAX_BYTES),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         place = f"{base_url.host}:{base_url.port}"
-        yield CitrusClient(
-            session,
-            place=place,
-            attempts=attempts,
-            allowed_hosts=allowed_hosts,
-            clock=clock,
-        )
-
-
-def _time_in(raw: msgspec.Raw) -> str | None:
-    try:
-        return parse_timestamp(msgspec.json.decode(raw, type=Time)).isoformat(timespec="milliseconds")
-    except (msgspec.DecodeError, ValueError, OverflowError):
-        return None
+        yield CitrusClient(session, place=place, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
 
 
 def _may_repeat(exc: Exception) -> bool | float:
@@ -310,15 +270,6 @@ def _may_repeat(exc: Exception) -> bool | float:
     if exc.retry_after_s is None:
         return True
     return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
-
-
-async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > REPLY_MAX_BYTES:
-            raise CitrusUnavailableError(f"Citrus: expected an answer of at most {REPLY_MAX_BYTES} bytes, got more")
-    return bytes(body)
 
 
 def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:

@@ -1,106 +1,28 @@
 """The shard of each tenant: named by Citrus or the static map, confirmed by the shard itself, and cached.
 
 A stale route does no harm: a shard without an `active` row of a tenant takes none of its operations (architecture, idea
-4). So a route is used until a shard contradicts it. A shard's pool moves to another address once the shard was found
-there.
+4). So a route is used until a shard contradicts it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 
-from simplu_worker import instruments
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool, register_secret_of
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_cache import AbsenceCache, AddressBook, RouteCache
+from simplu_worker.shards.routing.route_cache import RouteCache
 from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHome, TenantHomes
-from simplu_worker.shards.schema.schema_check import check_schema
-from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.sharing import Coalescer, SharedAnswers
+from simplu_worker.timing.sharing import Coalescer
 from simplu_worker.vocabulary import Absence, TenantState
 
 log = structlog.get_logger(__name__)
-
-
-class AddressChanger:
-    """Tries the candidates of *book*, and points the pools to those at which a shard was found."""
-
-    def __init__(
-        self,
-        book: AddressBook,
-        pools: Pools,
-        *,
-        clock: Callable[[], float] = loop_time,
-    ) -> None:
-        self._book = book
-        self._pools = pools
-        self._clock = clock
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    def is_healthy(self, shard_id: str) -> bool:
-        """Return whether a shard answered last at the address in use."""
-        pool = self._pools.by_shard_id().get(shard_id)
-        return pool is None or pool.is_healthy
-
-    def due_shard_ids(self) -> list[str]:
-        """Return the shards with a candidate that may be tried now."""
-        now = self._clock()
-        return [
-            shard_id
-            for shard_id in self._book.contested_shard_ids()
-            if self._book.due_candidate(shard_id, now, is_healthy=self.is_healthy(shard_id)) is not None
-        ]
-
-    async def try_candidate(self, shard_id: str) -> None:
-        """Try the due candidate of a shard, and use it if the shard is there."""
-        async with self._locks.setdefault(shard_id, asyncio.Lock()):
-            address = self._book.due_candidate(shard_id, self._clock(), is_healthy=self.is_healthy(shard_id))
-            if address is None:
-                return
-            if self._book.is_standby(address) and await self._takes_writes(shard_id):
-                return
-            try:
-                await self._check(address)
-            except RetryableError as exc:
-                if self._book.known_address(shard_id) is None:
-                    return  # the shard left the map during the trial
-                self._book.record_failure(address, self._clock(), draw=random.random())
-                # The pool of the trial has set the gauge, for an address that is not in use.
-                instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_healthy(shard_id))
-                log.warning("shard.address_refused", shard_id=shard_id, place=address.place, error=str(exc))
-                return
-            if self._book.known_address(shard_id) is None:
-                return  # as above
-            self._book.switch_to(address)
-            pool = self._pools.switch_pool(address)
-        with contextlib.suppress(RetryableError):  # the pool's health shows the result
-            await pool.probe()
-
-    async def _takes_writes(self, shard_id: str) -> bool:
-        try:
-            await self._pools.pool_of(shard_id).probe()
-        except RetryableError:
-            return False
-        return True
-
-    async def _check(self, address: ShardAddress) -> None:
-        register_secret_of(address)
-        # A pool of its own: an error of the trial must not count against the pool in use.
-        async with ShardPool(address, size=1).fresh_connection() as connection:
-            if await check_schema(connection, address.shard_id) is None:
-                raise ShardUnavailableError(f"shard {address.shard_id}: the database at {address.place} is empty")
-            if await connection.fetchval(QUERIES["is_read_only"]):
-                raise ShardUnavailableError(f"shard {address.shard_id}: the server at {address.place} is read-only")
 
 
 class Settler(Protocol):
@@ -141,9 +63,7 @@ class Directory:
         self._clock = clock
         self.homes = TenantHomes(locator, pools)
         self.routes = RouteCache()
-        self.address_changer = AddressChanger(locator.address_book, pools, clock=clock)
-        self._absences = AbsenceCache()
-        self._lookups: SharedAnswers[str, ShardAddress | Absence] = SharedAnswers(self._look_up)
+        self._lookups: Coalescer[str, bool, ShardAddress | Absence] = Coalescer(self._look_up)
         self._searches: Coalescer[None, tuple[str, ShardAddress], FoundHome] = Coalescer(self._search)
 
     def cached_address(self, tenant_id: str) -> ShardAddress | None:
@@ -162,13 +82,7 @@ class Directory:
 
     def forget(self, tenant_id: str) -> None:
         """Look the tenant up again at the next call."""
-        self.routes.invalidate(tenant_id)
-        self._absences.remove(tenant_id)
-
-    def apply_map_change(self, removed: Collection[str]) -> None:
-        """Forget routes to the shards *removed* from the map, and all absences."""
-        self.routes.remove_shards(removed)
-        self._absences.clear()
+        self.routes.forget(tenant_id)
 
     async def find(
         self, tenant_id: str, *, absence_max_age_s: float = 0.0, is_cached_enough: bool = True
@@ -180,13 +94,10 @@ class Directory:
         not answer, and `PermanentError` if the named address may not be used.
         """
         since = self._clock() - absence_max_age_s
-        if absence_max_age_s and self._absences.get(tenant_id, since=since) is Absence.UNREGISTERED:
+        if absence_max_age_s and self.routes.absence(tenant_id, since=since) is Absence.UNREGISTERED:
             return Absence.UNREGISTERED
-
-        def cached() -> ShardAddress | None:
-            return self.cached_address(tenant_id) if is_cached_enough and not self.paused_s(tenant_id) else None
-
-        return await self._lookups.get(tenant_id, cached)
+        (found,) = await self._lookups.submit(tenant_id, [is_cached_enough])
+        return found
 
     async def ask_home(
         self,
@@ -208,15 +119,16 @@ class Directory:
             self.forget(tenant_id)
         return Absence.MOVING
 
-    async def _look_up(self, tenant_id: str) -> ShardAddress | Absence:
-        asked_at = self._clock()
-        found = await self._look_up_route(tenant_id)
-        if isinstance(found, ShardAddress):
-            self._absences.remove(tenant_id)
-        else:
-            self.routes.invalidate(tenant_id)
-            self._absences.put(tenant_id, found, asked_at=asked_at)
-        return found
+    async def _look_up(self, tenant_id: str, is_cached_enough: Sequence[bool]) -> list[ShardAddress | Absence]:
+        found: ShardAddress | Absence | None = None
+        if all(is_cached_enough) and not self.paused_s(tenant_id):
+            found = self.cached_address(tenant_id)
+        if found is None:
+            asked_at = self._clock()
+            found = await self._look_up_route(tenant_id)
+            if isinstance(found, Absence):
+                self.routes.put_absence(tenant_id, found, asked_at=asked_at)
+        return [found] * len(is_cached_enough)
 
     async def _look_up_route(self, tenant_id: str) -> ShardAddress | Absence:
         home: TenantHome | None
@@ -234,12 +146,8 @@ class Directory:
                 return Absence.UNREGISTERED
         elif not named.is_active:
             return Absence.INACTIVE
-        else:
-            if not self.address_changer.is_healthy(named.shard_id):
-                await self.address_changer.try_candidate(named.shard_id)
-                named = self._locator.address_book.known_address(named.shard_id) or named
-            if (home := await self._find_home_from(tenant_id, named)) is None:
-                return Absence.NOT_HERE
+        elif (home := await self._find_home_from(tenant_id, named)) is None:
+            return Absence.NOT_HERE
         if named is None or home.address.shard_id != named.shard_id:
             _log_conflict(named, home.address.shard_id)
         return await self._route_to(tenant_id, home)
@@ -265,8 +173,9 @@ class Directory:
     async def _find_moving_home(self, tenant_id: str) -> TenantHome | None:
         """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None."""
         shard_id = self.routes.last_shard_id(tenant_id)
-        is_waiting = self._absences.get(tenant_id) in {None, Absence.MOVING}
-        if shard_id is None or not is_waiting or not self.address_changer.is_healthy(shard_id):
+        is_waiting = self.routes.absence(tenant_id) in {None, Absence.MOVING}
+        pool = self._pools.by_shard_id().get(shard_id or "")
+        if pool is None or not pool.is_healthy or not is_waiting:
             return None
         with contextlib.suppress(RetryableError):
             home = await self._find_last_home(tenant_id)

@@ -9,15 +9,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.route_cache import AddressBook
-from simplu_worker.shards.routing.shard_map import MapChange, MappedShard, ShardMap, change_of, parse_shard_map
+from simplu_worker.shards.routing.shard_map import MapChange, ShardMap, change_of, parse_shard_map
 from simplu_worker.vocabulary import Inability
 
 
@@ -28,18 +27,19 @@ class Registration(msgspec.Struct, frozen=True):
     is_new: bool
 
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 class Capacity(msgspec.Struct, frozen=True):
     """A shard's capacity as Citrus reports it."""
 
-    business_count: int | None = None
-    business_max: int | None = None
-    accepts_new: bool | None = None
+    business_count: Count | None = msgspec.field(name="businessCount", default=None)
+    business_max: Count | None = msgspec.field(name="maxBusinesses", default=None)
+    accepts_new: bool | None = msgspec.field(name="canAcceptNewBusiness", default=None)
 
 
 class Locator(Protocol):
     """Names the shard of a tenant: Citrus or a static map. Raises `RetryableError` for no answer."""
-
-    address_book: AddressBook
 
     @property
     def inability(self) -> Inability | None:
@@ -60,6 +60,9 @@ class Locator(Protocol):
     def known_shards(self) -> list[ShardAddress]:
         """Return the shards of the last list."""
 
+    def known_address(self, shard_id: str) -> ShardAddress | None:
+        """Return the address that was last named for a shard."""
+
 
 def read_shard_map(path: Path, allowed_hosts: tuple[str, ...]) -> ShardMap:
     """Read and check the map at *path*; raise `ConfigurationError` with every problem."""
@@ -74,9 +77,6 @@ class StaticMap:
 
     def __init__(self, shard_map: ShardMap) -> None:
         self.map = shard_map
-        self.address_book = AddressBook()
-        for shard in shard_map.shards:
-            self.address_book.update(shard.address, standby=shard.standby_address)
 
     @property
     def inability(self) -> None:
@@ -85,28 +85,20 @@ class StaticMap:
 
     def replace(self, shard_map: ShardMap) -> MapChange:
         """Use another map from now on, and return the changes."""
-        change = change_of(self.map, shard_map)
-        self.map = shard_map
-        for shard in change.removed:
-            self.address_book.remove(shard.shard_id)
-        for shard in (*change.added, *change.readdressed):
-            self.address_book.update(shard.address, standby=shard.standby_address)
+        change, self.map = change_of(self.map, shard_map), shard_map
         return change
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is pinned to or hashed to."""
-        return self.address_of(self.map.shard_of(tenant_id))
+        return self.map.shard_of(tenant_id).address
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:  # noqa: ARG002
         """Return the shard that the map names; *is_new* is False, as there is no register of tenants."""
-        return Registration(self.address_of(self.map.shard_of(tenant_id_of(business_id, location_id))), is_new=False)
+        return Registration(self.map.shard_of(tenant_id_of(business_id, location_id)).address, is_new=False)
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
         """Return the pinned shard, and those that each key had for every smaller number of shards."""
-        return {
-            tenant_id: [self.address_of(shard) for shard in self.map.possible_homes(tenant_id)]
-            for tenant_id in tenant_ids
-        }
+        return {one: [shard.address for shard in self.map.possible_homes(one)] for one in tenant_ids}
 
     async def list_shards(self) -> list[ShardAddress]:
         """Return every shard of the map."""
@@ -114,11 +106,12 @@ class StaticMap:
 
     def known_shards(self) -> list[ShardAddress]:
         """Return every shard of the map."""
-        return [self.address_of(shard) for shard in self.map.shards]
+        return [shard.address for shard in self.map.shards]
 
-    def address_of(self, shard: MappedShard) -> ShardAddress:
-        """Return the address in use."""
-        return self.address_book.known_address(shard.shard_id) or shard.address
+    def known_address(self, shard_id: str) -> ShardAddress | None:
+        """Return the address of a shard of the map."""
+        shard = self.map.shard(shard_id)
+        return None if shard is None else shard.address
 
 
 def with_pins(content: bytes, pins: Mapping[str, str]) -> bytes:

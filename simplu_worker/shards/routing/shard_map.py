@@ -46,18 +46,14 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
     @property
     def address(self) -> ShardAddress:
         """The address of the shard."""
-        return ShardAddress(shard_id=self.shard_id, connection_string=self.connection_string)
-
-    @property
-    def standby_address(self) -> ShardAddress | None:
-        """The address of the shard's standby (`replicaConnectionString`), or None."""
-        string = self.replica_connection_string
-        return None if string is None else ShardAddress(shard_id=self.shard_id, connection_string=string)
+        standby = self.replica_connection_string
+        return ShardAddress(self.shard_id, self.connection_string, standby_string=standby)
 
     @property
     def addresses(self) -> list[ShardAddress]:
-        """The addresses of the shard and of its standby, if any."""
-        return [address for address in (self.address, self.standby_address) if address is not None]
+        """The addresses of the shard and of its standby (`replicaConnectionString`), if any."""
+        strings = (self.connection_string, self.replica_connection_string)
+        return [ShardAddress(self.shard_id, string) for string in strings if string is not None]
 
 
 class Placement(msgspec.Struct, frozen=True):

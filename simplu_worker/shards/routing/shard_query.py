@@ -63,32 +63,11 @@ async def fetch_from_all_shards(
     return ShardRows(rows, sorted({shard.shard_id for shard in known} - answers.keys()))
 
 
-async def find_addresses(locator: Locator, pools: Pools) -> None:
-    """Give the pools the present addresses of their shards, as far as the locator answers."""
-    with contextlib.suppress(WorkerError):
-        for shard in await locator.list_shards():
-            with contextlib.suppress(WorkerError):  # an address that may not be used
-                pools.ensure_pool(shard)
-
-
 async def query_all_shards(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> dict[str, Result]:
     """Return the answers by shard id, without the shards that did not answer before the deadline."""
-    answers: dict[str, Result] = {}
-    slots = asyncio.Semaphore(limits.at_once)
-
-    async def query_one(shard: ShardAddress) -> None:
-        async with slots:
-            with contextlib.suppress(RetryableError, TimeoutError):
-                async with asyncio.timeout(limits.answer_s):
-                    with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError):
-                        answers[shard.shard_id] = await query(shard)
-
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(limits.all_s), asyncio.TaskGroup() as tasks:
-            for shard in shards:
-                tasks.create_task(query_one(shard), name=f"query:{shard.shard_id}")
+    answers, _ = await query_with_causes(shards, query, limits=limits)
     return answers
 
 
@@ -96,16 +75,24 @@ async def query_with_causes(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> tuple[dict[str, Result], dict[str, str]]:
     """Return what `query_all_shards` does, and the shards without an answer, with the cause where there is one."""
+    answers: dict[str, Result] = {}
     causes = dict.fromkeys(sorted(shard.shard_id for shard in shards), "")
+    slots = asyncio.Semaphore(limits.at_once)
 
-    async def ask(shard: ShardAddress) -> Result:
-        try:
-            return await query(shard)
-        except WorkerError as exc:
-            causes[shard.shard_id] = shard.without_name(scrub_text(str(exc)))
-            raise RetryableError(causes[shard.shard_id]) from exc
+    async def ask(shard: ShardAddress) -> None:
+        async with slots:
+            with contextlib.suppress(TimeoutError):
+                try:
+                    async with asyncio.timeout(limits.answer_s):
+                        with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError):
+                            answers[shard.shard_id] = await query(shard)
+                except WorkerError as exc:
+                    causes[shard.shard_id] = shard.without_name(scrub_text(str(exc)))
 
-    answers = await query_all_shards(shards, ask, limits=limits)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.all_s), asyncio.TaskGroup() as tasks:
+            for shard in shards:
+                tasks.create_task(ask(shard), name=f"query:{shard.shard_id}")
     return answers, {shard_id: cause for shard_id, cause in causes.items() if shard_id not in answers}
 
 

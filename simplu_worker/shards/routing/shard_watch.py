@@ -9,46 +9,47 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
 
 from simplu_worker import instruments
-from simplu_worker.bulkheads import contain
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import HOME_STATES, Directory
+from simplu_worker.shards.routing.directory import HOME_STATES
+from simplu_worker.shards.routing.following import contested, follow_shards
 from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.route_cache import RouteCache
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change_of, first_problems, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import backoff_s, jittered, shared_pause_s
-from simplu_worker.vocabulary import ReloadOutcome, TargetKind
+from simplu_worker.vocabulary import ReloadOutcome
 
 TICK_S: Final = 0.25
 CALM_S: Final = 60.0  # between two lists, while all is well
 JITTER: Final = 0.2  # of CALM_S, to either side
 TROUBLE_BASE_S: Final = 0.5  # while a shard does not answer, or Citrus named none
 TROUBLE_MAX_S: Final = 2.0
-TRIALS_AT_ONCE: Final = 16
+TRIAL_PAUSE_S: Final = {True: 30.0, False: 1.0}  # between two trials of an address, by whether the shard is healthy
 
 log = structlog.get_logger(__name__)
 
 
 class ShardWatch:
-    """Lists the shards of *locator*, and tries the addresses of *directory* that are due."""
+    """Lists the shards of *locator*, and follows those that are at another address."""
 
     def __init__(
-        self, directory: Directory, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time
+        self, locator: Locator, pools: Pools, routes: RouteCache, *, clock: Callable[[], float] = loop_time
     ) -> None:
-        self._directory = directory
         self._locator = locator
         self._pools = pools
+        self._routes = routes
         self._clock = clock
-        self._trials: dict[str, asyncio.Task[None]] = {}
+        self._tried_at: dict[str, float] = {}
         self._listed_at = float("-inf")
         self._lists_in_trouble = 0
         self._draw = 0.0
@@ -56,28 +57,31 @@ class ShardWatch:
     async def run(self) -> None:
         """List shards and try addresses until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._list_forever(), name="shards:list")
-            while True:
-                for shard_id in self._directory.address_changer.due_shard_ids():
-                    if shard_id not in self._trials and len(self._trials) < TRIALS_AT_ONCE:
-                        trial = tasks.create_task(self._try_candidate(shard_id), name=f"follow:{shard_id}")
-                        self._trials[shard_id] = trial
-                await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
+            for step in (self.list_when_due, self._follow_when_due):
+                tasks.create_task(self._repeat(step), name=f"shards:{step.__name__}")
 
-    async def _try_candidate(self, shard_id: str) -> None:
-        try:
-            with contain(TargetKind.SHARD, shard_id, "address"):
-                await self._directory.address_changer.try_candidate(shard_id)
-        finally:
-            del self._trials[shard_id]
-
-    async def _list_forever(self) -> None:
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self.list_when_due()
+            await step()
             await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
+    async def _follow_when_due(self) -> None:
+        now, pools = self._clock(), self._pools.by_shard_id()
+        due = [
+            shard
+            for shard in contested(self._pools, self._locator.known_shards())
+            if now
+            >= self._tried_at.get(shard.shard_id, float("-inf")) + TRIAL_PAUSE_S[pools[shard.shard_id].is_healthy]
+        ]
+        self._tried_at |= {shard.shard_id: now for shard in due}
+        await follow_shards(self._pools, due)
+
     async def list_when_due(self) -> None:
-        """List the shards if it is time: the address book gets their addresses; inactive ones lose their routes."""
+        """List the shards if it is time, and take over the list.
+
+        The address book gets their addresses, inactive ones lose their routes, and silent ones that are not listed any
+        more their pools.
+        """
         now = self._clock()
         if now < self._listed_at + self._pause_s():
             return
@@ -87,7 +91,11 @@ class ShardWatch:
             shards = await self._locator.list_shards()
         except (RetryableError, PermanentError):
             return  # the last list stays
-        self._directory.routes.remove_shards({shard.shard_id for shard in shards if not shard.is_active})
+        self._routes.remove_shards({shard.shard_id for shard in shards if not shard.is_active})
+        silent = {shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy}
+        for pool in self._pools.remove(silent - {shard.shard_id for shard in shards}):
+            log.info("shard.removed", shard_id=pool.address.shard_id)
+            await pool.close()
 
     def _pause_s(self) -> float:
         are_all_well = all(pool.is_healthy for pool in self._pools.by_shard_id().values())
@@ -102,12 +110,12 @@ class ShardWatch:
 class ShardMapReloader:
     """Replaces the map of *static_map* by the one that *read* returns."""
 
-    def __init__(self, read: Callable[[], ShardMap], static_map: StaticMap, directory: Directory, pools: Pools) -> None:
+    def __init__(self, read: Callable[[], ShardMap], static_map: StaticMap, pools: Pools, routes: RouteCache) -> None:
         """*read* raises `ConfigurationError`; it is called in a thread."""
         self._read = read
         self._static_map = static_map
-        self._directory = directory
         self._pools = pools
+        self._routes = routes
 
     async def run(self, wanted: asyncio.Event) -> None:
         """Reload at each event *wanted*, one reload at a time, until cancelled."""
@@ -145,7 +153,7 @@ class ShardMapReloader:
             rows = await fetch_from_shard(self._pools.ensure_pool(address), QUERIES["count_living_tenants"])
             return sum(row["count"] for row in rows)
 
-        counts = await query_all_shards([self._static_map.address_of(shard) for shard in removed], count_tenants)
+        counts = await query_all_shards([shard.address for shard in removed], count_tenants)
         silent = [
             f"shard {shard.shard_id}: expected, as it gave no answer about its tenants; "
             "list it until it answers, or restart the worker to remove it without its answer"
@@ -186,11 +194,7 @@ class ShardMapReloader:
         removed = {shard.shard_id for shard in change.removed}
         pools = self._pools.retire(removed)  # without an await since the change: no operation is sent there any more
         self._pools.restore(shard.shard_id for shard in change.added)
-        self._directory.apply_map_change(removed)
-        for shard in change.readdressed:
-            address = self._static_map.address_book.known_address(shard.shard_id)
-            if address is not None and shard.shard_id in self._pools.by_shard_id():
-                self._pools.switch_pool(address)  # the new address, unless it is a candidate that has to be tried first
+        self._routes.apply_map_change(removed)
         instruments.SHARD_MAP_RELOADS.labels(ReloadOutcome.APPLIED).inc()
         log.info(
             "shard_map.reloaded",

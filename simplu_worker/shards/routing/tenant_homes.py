@@ -124,9 +124,8 @@ class TenantHomes:
         pool = self._pools.ensure_pool(address)
         async with pool.connection() as connection:
             if not await has_schema(connection, pool):
-                return {}  # no proof of the address either: an empty database may be any
+                return {}
             rows = await connection.fetch(QUERIES[query], tenant_ids)
-        self._locator.address_book.mark_proven(address)
         return {row["id"]: dict(row) for row in rows}
 
     async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
@@ -163,7 +162,7 @@ class TenantHomes:
 
     async def find_address(self, shard_id: str | None) -> ShardAddress | None:
         """Return the address of a shard; None if the locator does not know it."""
-        known = self._locator.address_book.known_address(shard_id or "")
+        known = self._locator.known_address(shard_id or "")
         return known or next((shard for shard in await self._locator.list_shards() if shard.shard_id == shard_id), None)
 
 

@@ -200,7 +200,7 @@ async def has_schema(connection: Connection, pool: ShardPool) -> bool:
         shard_ahead_s = (await connection.fetchval(QUERIES["read_clock"]) - pool.clock()).total_seconds()
         if (problem := shard_problem(shard_ahead_s)) is not None:
             raise ShardUnavailableError(f"shard {address.shard_id}: {problem}")
-        pool.checked_address = address
+        pool.checked_address, pool.was_found = address, True
     return True
 
 

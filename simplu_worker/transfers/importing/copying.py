@@ -26,8 +26,8 @@ from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
 from simplu_worker.shards.settling import RowKey, Transfer
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text

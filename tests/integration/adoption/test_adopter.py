@@ -72,7 +72,7 @@ class Businesses:
 
     async def find(self, business_id: str, *, max_age_s: float = 0.0) -> Business | None:
         if business_id in self.unreadable:
-            raise UnreadableBusinessError(f"business-info, business {business_id!r}: type: expected one")
+            raise UnreadableBusinessError(business_id, "type: expected one")
         return self.known.get(business_id)
 
 

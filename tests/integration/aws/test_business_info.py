@@ -13,7 +13,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 from simplu_local.stack.aws import put_businesses
 from simplu_worker.aws.clients import Client
 from simplu_worker.business_info import ABSENT_FRESH_S, FRESH_S, Business, UnreadableBusinessError
-from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
+from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.errors import PermanentError, RetryableError
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -73,7 +73,7 @@ async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
     found = {business.id: business for page in pages for business in page}
     assert found.keys() == {*businesses, "odd"}
     assert found["b-7"] == Business("b-7", "gym", frozenset({"l-7", "é 1"}))
-    assert isinstance(found["odd"], UnreadableBusiness)
+    assert isinstance(found["odd"], UnreadableBusinessError)
 
 
 async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import itertools
 import json
 import socket
@@ -27,7 +26,7 @@ from simplu_worker.feed.destinations import (
 )
 from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers, FeedDestination
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
-from simplu_worker.network_errors import NO_URL, TOO_LONG
+from simplu_worker.network_errors import NO_URL
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DestinationKind, FeedKind
 
@@ -225,21 +224,6 @@ async def test_body_of_an_answer_neither_matters_nor_costs(receiver: Receiver, h
         assert sent < 400
         receiver.respond = receiver.accept
         assert await destination.publish([feed_event(1, "p-2")]) == [Delivered()]
-
-
-async def test_receiver_with_endless_interim_answers_is_left() -> None:
-    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        with contextlib.suppress(OSError):
-            while True:
-                writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" * 1000)
-                await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(flood, "127.0.0.1", 0) as server:
-        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with open_webhook(f"http://{place}", SECRETS[:1], LOOPBACK) as destination:
-            assert await destination.publish([feed_event()]) == [RetryLater(f"{place}: {TOO_LONG}")]
 
 
 async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Receiver) -> None:

@@ -16,7 +16,7 @@ from support.feed.publishing import command_server, expected_by_key, first_by_ke
 
 from simplu_local.stack.aws import aws_client
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.sending import PutRecord, put_records, speed_up_put_records, stream_producer
+from simplu_worker.aws.sending import PutRecord, stream_producer
 from simplu_worker.feed.destinations import AwsDestination, open_aws, record_of
 from simplu_worker.feed.types import Delivered, Refused, RetryLater
 
@@ -148,8 +148,5 @@ async def test_records_are_those_that_botocore_would_send() -> None:
     async with aws.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
         plain = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
         await client.put_records(StreamName="s", Records=plain)
-        with pytest.raises(AttributeError, match="has no attribute 'items'"):
-            await put_records(client, {"StreamName": "s"}, records)
-        speed_up_put_records(client)
-        await put_records(client, {"StreamName": "s"}, records)
+        await stream_producer(client, "s").send(records)
     assert aws.requests[0] == aws.requests[1]

@@ -21,7 +21,7 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, Usage, assess, role_of
+from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, assess, role_of
 from simplu_worker.shards.health.prober import (
     KNOWN_INTERVAL_S,
     Prober,
@@ -125,7 +125,7 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     health = book.by_shard_id["wrong"]
     assert health.state is ShardState.LOST
     assert health.problems == {ShardProblem.REFUSED}
-    assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
+    assert health.findings[0].detail.startswith("its connection string leads to the database of shard right")
     book.end("wrong")
 
 
@@ -192,7 +192,7 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
         assert book.by_shard_id["refused-1"].problems == {ShardProblem.REFUSED}
         now += 2.0
         await comes_to(book, "idle-1", is_(ShardState.HEALTHY))
-        assert book.by_shard_id["idle-1"].observation.usage == Usage(3, 10)
+        assert book.by_shard_id["idle-1"].observation.listed is known[0]
         known.remove(refused)
         now += KNOWN_INTERVAL_S
 

@@ -28,7 +28,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.M
 def leave(world: World, shard_id: str) -> None:
     del world.citrus.registry.shards[shard_id]
     world.pools.retire([shard_id])
-    world.gateway._directory.apply_map_change([shard_id])
+    world.gateway._directory.routes.apply_map_change([shard_id])
 
 
 def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
@@ -46,29 +45,6 @@ async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShard
     assert remembered.shard_id == "shard-1"
 
 
-async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-2")
-
-    with capture_logs() as logs:
-        assert await found(routed) == "shard-2"
-
-    (conflict,) = [entry for entry in logs if entry["event"] == "route.conflict"]
-    assert (conflict["named_shard_id"], conflict["shard_id"], conflict["log_level"]) == (
-        "shard-1",
-        "shard-2",
-        "warning",
-    )
-
-
-async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1", "moved", moved_to="shard-2")
-    await put(routed, "shard-2")
-
-    assert await found(routed) == "shard-2"
-
-
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
@@ -87,17 +63,6 @@ async def test_find_returns_the_shard_as_the_tenants_state_says(
     await put(routed, "shard-1", state)
 
     assert await found(routed) == expected
-
-
-async def test_find_holds_a_tenant_when_its_shard_is_not_active(routed: RoutedShards) -> None:
-    routed.register(TENANT, "shard-1")
-    await put(routed, "shard-1")
-    shard = routed.citrus.registry.shards["shard-1"]
-
-    shard.is_active = False
-    assert await found(routed) == "absent: inactive"
-    shard.is_active = True
-    assert await found(routed) == "shard-1"
 
 
 async def test_find_waits_when_a_shard_that_may_be_home_does_not_answer(make_shard: ShardMaker) -> None:

@@ -17,6 +17,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.shard_watch import CALM_S, TROUBLE_MAX_S, ShardWatch
 from simplu_worker.vocabulary import Absence, Inability
 
@@ -99,6 +100,16 @@ async def test_shards_are_listed_often_while_one_is_silent_or_citrus_was(world: 
     assert [await world.later(TROUBLE_MAX_S) for _ in range(3)] == [1, 1, 1]
 
 
+async def test_silent_shard_that_citrus_lists_no_more_is_forgotten(world: World) -> None:
+    pool = world.routed.pool("shard-2")
+    del world.routed.citrus.registry.shards["shard-2"]
+    await world.later(LATE_S)
+    assert world.routed.pools.pool_of("shard-2") is pool
+    pool.is_healthy = False
+    await world.later(LATE_S)
+    assert [*world.routed.pools.by_shard_id()] == ["shard-1"]
+
+
 @pytest.mark.slow(2)
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
     world.routed.citrus.faults.is_unreachable = True
@@ -158,7 +169,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         shard.connection_string = wrong.connection_string
         with capture_logs() as logs:
             assert await world.later(LATE_S) == 1
-            await world.routed.directory.address_changer.try_candidate("shard-1")
+            await find_addresses(world.routed.locator, world.routed.pools)
         errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
         assert "secret-word" not in repr(logs)
         create = case.operation("create", f"r{number}", data={})

@@ -141,7 +141,7 @@ async def send(queue: Queue, business_id: str, orders: Iterable[tuple[str, str]]
         for order_id, group in orders
     ]
     for batch in batches(events):
-        assert await queue.send(batch) == []
+        assert await queue.send(batch) == {}
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -30,7 +30,7 @@ async def new_queue(client: Client, **attributes: str) -> Queue:
 
 async def send(queue: Queue, *bodies: str) -> None:
     for start in range(0, len(bodies), 10):
-        assert await queue.send([OutgoingMessage(body=body) for body in bodies[start : start + 10]]) == []
+        assert await queue.send([OutgoingMessage(body=body) for body in bodies[start : start + 10]]) == {}
 
 
 async def receive_all(queue: Queue, count: int) -> list[Message]:

@@ -180,7 +180,7 @@ async def routed_shards(
             destroyer=Destroyer(citrus, directory, pools),
             changes=ResourceChanges(directory, pools),
             gateway=ShardGateway(directory, citrus, pools, tenant_wait=TENANT_WAIT),
-            watch=ShardWatch(directory, citrus, pools, clock=clock),
+            watch=ShardWatch(citrus, pools, directory.routes, clock=clock),
         )
 
 

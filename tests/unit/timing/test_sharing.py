@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.timing.sharing import Coalescer, SharedAnswer, SharedAnswers
+from simplu_worker.timing.sharing import Coalescer, SharedAnswer
 
 
 class Made:
@@ -22,7 +22,7 @@ class Made:
         self.error: Exception | None = None
         self.shared = SharedAnswer(self.make, fresh_s=fresh_s, failed_fresh_s=failed_fresh_s, clock=lambda: self.now)
 
-    async def make(self, _: object = None) -> int:
+    async def make(self) -> int:
         self.count += 1
         number = self.count
         await self.may_end.wait()
@@ -104,20 +104,6 @@ async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
     await asyncio.sleep(0)
     made.may_end.set()
     assert await asyncio.gather(*callers[1:]) == [2, 2]
-
-
-async def test_known_answer_ends_the_wait_for_ones_turn() -> None:
-    made = Made()
-    known: list[int] = []
-    answers = SharedAnswers[str, int](made.make)
-    made.may_end.clear()
-    first = asyncio.create_task(answers.get("a"))
-    second = asyncio.create_task(answers.get("a", lambda: known[0] if known else None))
-    other = asyncio.create_task(answers.get("b"))
-    await asyncio.sleep(0)
-    known.append(7)
-    made.may_end.set()
-    assert (await first, await second, await other, len(answers)) == (1, 7, 2, 0)
 
 
 class Work:

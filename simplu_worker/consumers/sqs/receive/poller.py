@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
@@ -140,7 +139,7 @@ class Poller:
 def back_off(queue: Queue, exc: Exception, failure_count: int, *, draw: float) -> float:
     """Count a failed call, and log the 1st, 2nd, 4th, 8th … one; return the pause before the next."""
     RETRIES.labels(Source.SQS, Retry.READ_FAILED).inc()
-    delay_s = backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S))
+    delay_s = backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
     if failure_count.bit_count() == 1:
         level = log.error if isinstance(exc, PermanentError) else log.warning
         level(

@@ -14,12 +14,10 @@ from simplu_worker.shards.health.assessment import (
     Health,
     ShardObservation,
     ShardProbe,
-    Usage,
     assess,
     health_view,
     role_of,
     unfit_reason,
-    usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.vocabulary import ShardProblem, ShardState
@@ -46,6 +44,7 @@ def with_(**members: Any) -> ShardProbe:
         ),
         (with_(lag_s=30.0, standby_count=1), [], ShardState.HEALTHY, True),
         (with_(lag_s=30.1, standby_count=1), [ShardProblem.LAGGING], ShardState.DEGRADED, True),
+        (with_(response_s=1.0), [], ShardState.HEALTHY, True),
         (with_(response_s=1.1), [ShardProblem.SLOW], ShardState.DEGRADED, True),
         (with_(is_cut_short=True), [ShardProblem.SLOW], ShardState.DEGRADED, True),
         (with_(connections_used=90, connections_max=100), [], ShardState.HEALTHY, True),
@@ -71,22 +70,26 @@ def test_shard_is_judged_by_what_it_says_of_itself(
     assert (health.state, health.takes_operations) == (state, takes_operations)
 
 
+def listed(business_count: int | None = None, business_max: int | None = None, **more: Any) -> ShardAddress:
+    return ShardAddress("s", "postgresql://h/d", business_count=business_count, business_max=business_max, **more)
+
+
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        (Usage(), []),
-        (Usage(business_count=5), []),
-        (Usage(business_max=5), []),
-        (Usage(business_count=0, business_max=1), []),
-        (Usage(business_count=80, business_max=100), []),
-        (Usage(business_count=81, business_max=100), [ShardProblem.USAGE]),
-        (Usage(business_count=0, business_max=0), [ShardProblem.USAGE]),
-        (Usage(is_active=False), [ShardProblem.INACTIVE]),
-        (Usage(9, 9, is_active=False), [ShardProblem.INACTIVE, ShardProblem.USAGE]),
+        (listed(), []),
+        (listed(business_count=5), []),
+        (listed(business_max=5), []),
+        (listed(business_count=0, business_max=1), []),
+        (listed(business_count=80, business_max=100), []),
+        (listed(business_count=81, business_max=100), [ShardProblem.USAGE]),
+        (listed(business_count=0, business_max=0), [ShardProblem.USAGE]),
+        (listed(is_active=False), [ShardProblem.INACTIVE]),
+        (listed(9, 9, is_active=False), [ShardProblem.INACTIVE, ShardProblem.USAGE]),
     ],
 )
-def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[ShardProblem]) -> None:
-    health = assess(ShardObservation(probe=WELL, usage=usage))
+def test_shard_is_judged_by_what_citrus_says(usage: ShardAddress, expected: list[ShardProblem]) -> None:
+    health = assess(ShardObservation(probe=WELL, listed=usage))
     assert [finding.problem for finding in health.findings] == expected
     assert health.takes_operations
 
@@ -100,7 +103,7 @@ def test_gap_names_its_remedy_and_the_first_thing_to_do() -> None:
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
     health = assess(ShardObservation(probe=with_(is_read_only=True), error="TimeoutError"))
     assert (health.state, health.takes_operations) == (ShardState.LOST, False)
-    assert [str(finding) for finding in health.findings] == ["TimeoutError"]
+    assert [finding.detail for finding in health.findings] == ["TimeoutError"]
 
 
 @pytest.mark.parametrize(("is_refusal", "expected"), [(True, ShardProblem.REFUSED), (False, ShardProblem.NO_ANSWER)])
@@ -110,31 +113,8 @@ def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, e
 
 
 def test_shard_that_nobody_looked_at_is_unknown() -> None:
-    health = assess(ShardObservation(usage=Usage(1, 10)))
+    health = assess(ShardObservation(listed=listed(1, 10)))
     assert (health.state, health.takes_operations, Health().state) == (ShardState.UNKNOWN, None, ShardState.UNKNOWN)
-
-
-@pytest.mark.parametrize(
-    ("problem", "begins", "goes_on", "ends"),
-    [
-        (ShardProblem.CONNECTIONS, {"connections_used": 95}, {"connections_used": 80}, {"connections_used": 77}),
-        (ShardProblem.LAGGING, {"lag_s": 31.0}, {"lag_s": 16.0}, {"lag_s": 15.0}),
-        (ShardProblem.SLOW, {"response_s": 1.1}, {"response_s": 0.6}, {"response_s": 0.5}),
-    ],
-)
-def test_problem_goes_on_to_the_lower_mark(
-    problem: ShardProblem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
-) -> None:
-    health = assess(ShardObservation(probe=with_(**goes_on)))
-    assert health.problems == frozenset()
-    for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
-        health = assess(ShardObservation(probe=with_(**members)), health.problems)
-        assert health.problems == expected
-
-
-def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
-    listed = ShardAddress("s", "postgresql://h/d", is_active=False, business_count=3, business_max=10)
-    assert usage_of(listed) == Usage(3, 10, is_active=False)
 
 
 def test_unfit_names_what_was_expected_and_what_came() -> None:
@@ -155,12 +135,12 @@ def test_unfit_names_what_was_expected_and_what_came() -> None:
     ],
 )
 def test_findings_tell_what_the_shard_told(probe: ShardProbe, expected: list[str]) -> None:
-    assert [str(one) for one in assess(ShardObservation(probe=probe)).findings] == expected
+    assert [one.detail for one in assess(ShardObservation(probe=probe)).findings] == expected
 
 
 def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
     one, other = (
-        [str(found) for found in assess(ShardObservation(probe=with_(is_read_only=True, **more))).findings]
+        [found.detail for found in assess(ShardObservation(probe=with_(is_read_only=True, **more))).findings]
         for more in ({"is_standby": True, "lag_s": 31.0}, {})
     )
     assert ("got a standby;" in one[0], one[1], "got a read-only server;" in other[0]) == (
@@ -173,7 +153,7 @@ def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
 def test_health_view_leaves_out_what_is_not_known() -> None:
     assert health_view(Health()) == {"state": "unknown"}
     view = health_view(
-        assess(ShardObservation(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), usage=Usage(9, 10)))
+        assess(ShardObservation(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), listed=listed(9, 10)))
     )
     assert view == {
         "state": "degraded",
@@ -199,7 +179,7 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
 def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None:
     answered, checked = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC), datetime(2026, 1, 2, 3, 5, tzinfo=UTC)
     observation = ShardObservation(
-        probe=WELL, error="TimeoutError", usage=Usage(1, 4), checked_at=checked, answered_at=answered
+        probe=WELL, error="TimeoutError", listed=listed(1, 4), checked_at=checked, answered_at=answered
     )
     view = health_view(assess(observation))
     last_answer = view.pop("lastAnswer")
@@ -220,7 +200,7 @@ def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None
 
 def test_health_view_rounds_what_it_shows() -> None:
     probe = with_(response_s=0.123456789)
-    view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3))))
+    view = health_view(assess(ShardObservation(probe=probe, listed=listed(1, 3))))
 
     expected = {
         "usage": 0.3333,

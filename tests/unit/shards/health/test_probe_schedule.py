@@ -87,10 +87,6 @@ def test_shard_that_was_removed_is_not_looked_at() -> None:
     schedule.remove(first)
     schedule.reschedule(first, fails=True, now=2.0, draw=0.0)
     assert list(schedule.shard_ids) == [{"s0": "s1", "s1": "s0"}[first]]
-    schedule.add(first, now=2.0, draw=0.0)
-    schedule.remove(first)
-    schedule.add(first, now=3.0, draw=0.0)
-    assert schedule.take_due(100.0) == [first]
 
 
 @given(count=st.integers(min_value=1, max_value=2000), fails=st.booleans())

@@ -8,10 +8,10 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 from structlog.testing import capture_logs
 from support.postgres.probes import WELL
-from unit.shards.health.test_assessment import with_
+from unit.shards.health.test_assessment import listed, with_
 from unit.shards.health.test_moves import entry
 
-from simplu_worker.shards.health.assessment import ShardSilence, Usage
+from simplu_worker.shards.health.assessment import ShardSilence
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.vocabulary import ShardProblem
 
@@ -60,9 +60,9 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
     with capture_logs() as logs:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
             book.note_probe(SHARD, probe)
-        book.note_usages({SHARD: Usage(9, 10)})
-        book.note_usages({SHARD: Usage(10, 10)})
-        book.note_usages({SHARD: Usage(1, 10)})
+        book.note_listed({SHARD: listed(9, 10)})
+        book.note_listed({SHARD: listed(10, 10)})
+        book.note_listed({SHARD: listed(1, 10)})
         book.note_probe(SHARD, WELL)
     assert [(log["event"], log["log_level"], log.get("problems")) for log in logs] == [
         ("shard.lost", "warning", ["TimeoutError"]),
@@ -95,9 +95,9 @@ def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: Healt
 
 
 def test_book_has_the_usage_that_citrus_lists_now(book: HealthRegistry) -> None:
-    for usages, usage in (({"other": Usage(1, 2), SHARD: Usage(1, 2)}, Usage(1, 2)), ({}, Usage())):
-        book.note_usages(usages)
-        assert {one: health.observation.usage for one, health in book.by_shard_id.items()} == {SHARD: usage}
+    for usages, usage in (({"other": listed(1, 2), SHARD: listed(1, 2)}, listed(1, 2)), ({}, None)):
+        book.note_listed(usages)
+        assert {one: health.observation.listed for one, health in book.by_shard_id.items()} == {SHARD: usage}
 
 
 def test_book_counts_the_moves_that_end_while_it_looks(book: HealthRegistry) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.assignment import ROUND_S, TURN_MAX_S, ConnectionBudget, PoolConnections
 
+IDLE_S = 500.0
+
 
 @dataclass(eq=False)
 class Connection:
@@ -69,8 +71,8 @@ class World:
         self.budget.assign(self.now)
 
 
-def world(max_connections: int, *sizes: int) -> tuple[World, list[Pool]]:
-    return World(ConnectionBudget(max_connections)), [Pool(size) for size in sizes]
+def world(max_connections: int, *sizes: int, idle_s: float = IDLE_S) -> tuple[World, list[Pool]]:
+    return World(ConnectionBudget(max_connections, idle_s=idle_s)), [Pool(size) for size in sizes]
 
 
 def test_callers_of_a_pool_are_served_in_their_order() -> None:
@@ -104,15 +106,13 @@ def test_budget_takes_the_connection_that_was_idle_longest() -> None:
     (of_b,) = b.lent
     for one.now, pool in ((3.0, b), (4.0, a), (5.0, a)):
         one.give_back(pool)
-    assert one.budget.has_idle
-
     assert one.ask(c)
     assert (one.closed, a.open_count, b.open_count, c.open_count) == ([of_b], 2, 0, 1)
     idle = [*a.idle]
     for instant, ended in ((4.5, idle[:1]), (5.0, idle)):
-        one.budget.end_idle_since(instant)
+        one.budget.assign(instant + IDLE_S)
         assert one.closed == [of_b, *ended]
-    assert (a.open_count, one.budget.open_count, one.budget.has_idle) == (0, 1, False)
+    assert (a.open_count, one.budget.open_count) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_pool_keeps_its_connection_when_no_other_waits(*, is_withdrawn: bool) ->
     one.now = 99.0
     one.give_back(a)
     assert (one.closed, len(a.lent), b.open_count) == ([], 1, 0)
-    assert (one.budget.open_count, one.budget.has_idle, one.budget.has_requests) == (1, False, False)
+    assert one.budget.open_count == 1
 
 
 def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
@@ -222,7 +222,7 @@ def test_connection_that_ends_while_idle_frees_its_slot() -> None:
 @example(5, 3, 3, 92)  # a pool gives way, and has another idle connection
 def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
     draw = random.Random(seed)
-    one, pools = world(max_connections, *[size] * pool_count)
+    one, pools = world(max_connections, *[size] * pool_count, idle_s=2.0)
     for _ in range(300):
         one.now += draw.choice([0.0, draw.random()])
         act_at_random(one, draw.choice(pools), draw)
@@ -249,7 +249,6 @@ def act_at_random(one: World, pool: Pool, draw: random.Random) -> None:
         case 3 if pool.requests:
             assert one.budget.withdraw(pool, draw.choice([*pool.requests]))
         case 4:
-            one.budget.end_idle_since(one.now - 2.0)
             one.budget.assign(one.now)
         case _ if len(pool.requests) < 5:
             one.ask(pool)
@@ -260,5 +259,5 @@ def check(one: World, pools: list[Pool], max_connections: int) -> None:
     assert one.budget.open_count == sum(pool.open_count for pool in pools) <= max_connections
     assert all(pool.open_count == len(pool.lent) + len(pool.idle) <= pool.size for pool in pools)
     assert not any(pool.idle for pool in waiting)
-    assert all(pool.open_count for pool in waiting) or not one.budget.has_idle
+    assert all(pool.open_count for pool in waiting) or not any(pool.idle for pool in pools)
     assert one.budget.open_count == max_connections or all(pool.open_count == pool.size for pool in waiting)

@@ -150,7 +150,6 @@ async def _check(actions: list[tuple[Callable[[World, int], None], int, bool]], 
     assert world.server.open_count == world.budget.open_count == sum(count["open"] for count in counts)
     for lender in world.lenders:
         await lender.close(within_s=0.0)
-    world.budget.close()
     assert (world.server.open_count, world.budget.open_count) == (0, 0)
 
 
@@ -172,7 +171,6 @@ async def test_turn_of_a_cancelled_caller_goes_to_the_next(*, ends: bool) -> Non
         await asyncio.sleep(0)
     assert world.lenders[0].counts() == {"open": 1, "idle": 0, "waiting": 0}
     assert [lent is connection for _, lent in world.lent] == [not ends]
-    world.budget.close()
 
 
 async def test_caller_leaves_its_place_and_gets_no_dead_connection() -> None:
@@ -189,4 +187,3 @@ async def test_caller_leaves_its_place_and_gets_no_dead_connection() -> None:
     connection.terminate()  # and nobody knows yet
     lender.give_back(await lender.borrow(within_s=60.0))
     assert lender.counts() == {"open": 1, "idle": 1, "waiting": 0}
-    budget.close()

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from aiohttp import web
 from stamina.instrumentation import set_on_retry_hooks
 from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, ScriptedCitrus, half_a_reply, reply
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, REST_MAX_S, REST_S, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.routing.citrus import REST_MAX_S, REST_S, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
 
 ADDRESS = ShardAddress(
-    "shard-a", CONNECTION_STRING, business_count=3, business_max=10, last_health_check="2026-03-01T12:00:00.000+00:00"
+    "shard-a", CONNECTION_STRING, business_count=3, business_max=10, last_health_check="2026-03-01T12:00:00.000Z"
 )
 NOT_FOUND = reply({"error": "not registered"}, status=404)
 HTML = b"<html><body>Please log in</body></html>"
@@ -67,11 +65,6 @@ async def test_locate_says_not_registered_only_when_citrus_does() -> None:
         assert client.last_error
 
 
-async def packed_without_end(request: web.Request) -> web.StreamResponse:
-    packed = gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"', 1)
-    return await reply(packed, Content_Encoding="gzip")(request)
-
-
 NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "html": (reply(HTML, content_type="text/html"), "expected JSON"),
     "html that says it is json": (reply(HTML), "expected JSON"),
@@ -79,11 +72,9 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "not utf-8": (reply(b'{"shardId": "\xff", "connectionString": ""}'), "expected JSON"),
     "a member missing": (reply({"connectionString": CONNECTION_STRING}), "missing required field `shardId`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
-    "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
     "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "expected a whole answer"),
     "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
     "409": (reply({}, status=409), "expected 200, got 409"),
-    "packed without end": (packed_without_end, f"at most {REPLY_MAX_BYTES} bytes"),
 }
 
 
@@ -293,10 +284,8 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
 
 async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
     answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
-    citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404))
+    citrus = ScriptedCitrus(reply(answer), reply(None, status=404))
     async with citrus.opened() as client:
         assert await client.fetch_capacity("a/b") == Capacity(3, 10, accepts_new=False)
-        with pytest.raises(CitrusUnavailableError, match="got another one"):
-            await client.fetch_capacity("a/b")
         assert await client.fetch_capacity("a/b") is None
-    assert citrus.requests == [("GET", "/api/shard/a%2Fb/capacity")] * 3
+    assert citrus.requests == [("GET", "/api/shard/a%2Fb/capacity")] * 2

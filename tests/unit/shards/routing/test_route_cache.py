@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
+from simplu_worker.shards.routing.route_cache import RouteCache
 from simplu_worker.vocabulary import Absence
 
 
@@ -19,7 +19,7 @@ def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
     routes = RouteCache()
     put(routes, "tenant")
     for tenant_id in ("tenant", "nobody"):
-        routes.invalidate(tenant_id)
+        routes.forget(tenant_id)
         assert routes.get(tenant_id) is None
     assert (routes.last_shard_id("tenant"), routes.last_shard_id("nobody")) == ("shard-1", None)
     put(routes, "tenant", shard_id="shard-2")
@@ -38,46 +38,46 @@ def test_routes_to_removed_shards_are_forgotten() -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
-    routes, absences = RouteCache(max_count=most), AbsenceCache(max_count=most)
+    routes = RouteCache(routes_max=most, absences_max=most)
     for number in tenants:
         put(routes, str(number))
-        absences.put(str(number), Absence.UNREGISTERED, asked_at=0.0)
+        routes.put_absence(f"no {number}", Absence.UNREGISTERED, asked_at=0.0)
         assert routes.get(str(number)) == "shard-1"
-        assert absences.get(str(number)) is Absence.UNREGISTERED
+        assert routes.absence(f"no {number}") is Absence.UNREGISTERED
         assert len(routes._routes) <= most
-        assert len(absences._absences) <= most
-        routes.invalidate(str(number // 2))
+        assert len(routes._absences) <= most
+        routes.forget(str(number // 2))
 
 
 def test_oldest_lookup_is_dropped_first() -> None:
-    routes, absences = RouteCache(max_count=4), AbsenceCache(max_count=4)
+    routes = RouteCache(routes_max=4, absences_max=4)
     for name in ("one", "two", "three", "one", "four", "two", "five"):
         put(routes, name)
-        absences.put(name, Absence.UNREGISTERED, asked_at=0.0)
-    names = ("one", "two", "three", "four", "five")
-    for get in (routes.get, absences.get):
-        assert [get(name) is None for name in names] == [False, False, True, False, False]
+        routes.put_absence(f"no {name}", Absence.UNREGISTERED, asked_at=0.0)
+    for name, is_dropped in (("one", False), ("two", False), ("three", True), ("four", False), ("five", False)):
+        assert (routes.get(name) is None, routes.absence(f"no {name}") is None) == (is_dropped, is_dropped)
 
 
 @pytest.mark.parametrize(("max_count", "left"), [(1, 1), (127, 127), (128, 127), (191, 190), (192, 190)])
 def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> None:
-    absences = AbsenceCache(max_count=max_count)
+    routes = RouteCache(absences_max=max_count)
     for number in range(max_count + 1):
-        absences.put(str(number), Absence.UNREGISTERED, asked_at=0.0)
-    assert len(absences._absences) == left
+        routes.put_absence(str(number), Absence.UNREGISTERED, asked_at=0.0)
+    assert len(routes._absences) == left
 
 
-def test_absences_are_as_old_as_the_question() -> None:
-    absences = AbsenceCache()
-    absences.put("tenant", Absence.NOT_HERE, asked_at=10.0)
-    assert [absences.get("tenant", since=since) for since in (10.0, 10.1)] == [Absence.NOT_HERE, None]
-    absences.put("another", Absence.NOT_HERE, asked_at=10.0)
-    for tenant_id in ("tenant", "nobody"):
-        absences.remove(tenant_id)
-        assert absences.get(tenant_id) is None
-    assert absences.get("another") is Absence.NOT_HERE
-    absences.clear()
-    assert absences.get("another") is None
+def test_absences_are_as_old_as_the_question_and_end_the_route() -> None:
+    routes = RouteCache()
+    for tenant_id in ("tenant", "found", "another"):
+        put(routes, tenant_id)
+        routes.put_absence(tenant_id, Absence.NOT_HERE, asked_at=10.0)
+    assert [routes.absence("tenant", since=since) for since in (10.0, 10.1)] == [Absence.NOT_HERE, None]
+    assert (routes.get("tenant"), routes.last_shard_id("tenant")) == (None, "shard-1")
+    routes.forget("tenant")
+    put(routes, "found")
+    assert [routes.absence(one) for one in ("tenant", "found", "another")] == [None, None, Absence.NOT_HERE]
+    routes.apply_map_change({"shard-2"})
+    assert (routes.absence("another"), routes.get("found")) == (None, "shard-1")
 
 
 def test_pause_lasts_as_its_row_said() -> None:
@@ -86,7 +86,7 @@ def test_pause_lasts_as_its_row_said() -> None:
     routes.put("held", "shard-1", paused_until=15.0)
     assert [routes.paused_s(name, 12.0) for name in ("free", "held", "nobody")] == [0.0, 3.0, 0.0]
     assert routes.paused_s("held", 15.5) == 0.0
-    routes.invalidate("held")
+    routes.forget("held")
     assert routes.paused_s("held", 12.0) == 0.0
 
 
@@ -97,5 +97,5 @@ def test_route_tells_whose_a_joined_id_is() -> None:
     put(routes, "a-b-c")
     assert routes.is_tenant("a", "b-c") is None
     routes.put("a-b-c", "shard-1", business_id="a")
-    routes.invalidate("a-b-c")
+    routes.forget("a-b-c")
     assert [routes.is_tenant("a", "b-c"), routes.is_tenant("a-b", "c")] == [True, False]
