@@ -25,7 +25,6 @@ from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.feed.feed import keep_reading
 from simplu_worker.memory_tuning import tune_allocator, widen_threads
-from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.log import LogRetention
@@ -149,7 +148,8 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         return await stack.enter_async_context(http)
     except OSError as exc:
         place = f"{settings.http_host or '*'}:{settings.http_port}"
-        raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {listen_cause(exc)}") from exc
+        advice = "choose another, or end the program there"
+        raise WorkerError(f"HTTP_HOST, HTTP_PORT: cannot listen on {place}: {exc.strerror}; {advice}") from exc
 
 
 def _show_parts(parts: Parts, replica: ReplicaStatus) -> None:

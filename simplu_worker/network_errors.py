@@ -66,27 +66,12 @@ def network_cause(error: BaseException, *, ca_setting: str = "SSL_CERT_FILE") ->
 
     *error* is of aiohttp, asyncio, sockets or TLS, or raised from one. *ca_setting* names where a CA is trusted.
     """
-    seen: set[int] = set()
     link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
+    while link is not None:
         if (cause := _cause_of(link, ca_setting)) is not None:
             return cause
         link = link.__cause__ or link.__context__
     return NO_ADDRESS if isinstance(error, OSError) else UNEXPLAINED
-
-
-def listen_cause(error: OSError) -> str:
-    """Return why a server cannot listen at the address of the settings."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return "another program listens there; end it, or choose another port"
-        case errno.EADDRNOTAVAIL:
-            return "this machine has no such address; choose one of its own"
-        case errno.EACCES:
-            return "this user may not listen there; choose a port from 1024 on"
-        case _:
-            return "this machine has no such address" if isinstance(error, socket.gaierror) else "it is refused"
 
 
 def _cause_of(error: BaseException, ca_setting: str) -> str | None:

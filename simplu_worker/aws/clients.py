@@ -24,7 +24,6 @@ from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
-from botocore.credentials import EnvProvider
 from botocore.parsers import ResponseParserError
 
 from simplu_worker.aws.credentials import CredentialSource, unanswered_text
@@ -179,6 +178,7 @@ WRONG_CLOCK: Final = "; set the clock of this machine by NTP, or correct the sec
 _PLACE: Final = re.compile(
     "^AWS_.*ENDPOINT|_CA_BUNDLE$|^https?_proxy$", re.IGNORECASE
 )  # texts that errors do not quote
+CONNECT_TIMEOUT_S: Final = 3.0
 OF_PROFILE: Final = "AWS_CONFIG_FILE, ~/.aws/config"  # where no variable has the value
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
 
@@ -194,7 +194,6 @@ async def open_client(
     region: str | None,
     endpoint_url: str | None = None,
     read_timeout_s: float = 10.0,
-    connect_timeout_s: float = 3.0,
     max_attempts: int = 1,
     pool_size: int = 10,
 ) -> AsyncIterator[Client]:
@@ -204,15 +203,13 @@ async def open_client(
     its connection: *pool_size* must exceed the polls at one time. Raises ConfigurationError for what botocore refuses
     of the environment and the profile, and without a region.
     """
-    config = _config(read_timeout_s, connect_timeout_s, max_attempts, pool_size)
+    config = _config(read_timeout_s, max_attempts, pool_size)
     async with AsyncExitStack() as stack:
         try:
             client: Client = await stack.enter_async_context(
                 _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
             )
             await _open_session(client)
-            if credential_source().region is None:
-                await _check_credentials(client.meta.region_name)
         except botocore_errors.NoRegionError as exc:
             raise ConfigurationError(NO_REGION) from exc
         except Exception as exc:  # whatever a text of the environment or the profile leads to
@@ -228,12 +225,6 @@ async def _open_session(client: Client) -> None:
     """Read the files of CAs, and the URL of a proxy."""
     session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
     await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))  # noqa: SLF001
-
-
-async def _check_credentials(region: str) -> None:
-    for provider in _new_chain(region).providers:
-        if provider.METHOD == EnvProvider.METHOD:
-            await provider.load()
 
 
 def _refusal(exc: Exception) -> ConfigurationError:
@@ -323,10 +314,10 @@ def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
     return PermanentError(message)
 
 
-def _config(read_timeout_s: float, connect_timeout_s: float, max_attempts: int, pool_size: int) -> AioConfig:
+def _config(read_timeout_s: float, max_attempts: int, pool_size: int) -> AioConfig:
     return AioConfig(
         read_timeout=read_timeout_s,
-        connect_timeout=connect_timeout_s,
+        connect_timeout=CONNECT_TIMEOUT_S,
         max_pool_connections=pool_size,
         retries={"total_max_attempts": max_attempts, "mode": "standard"},
         parameter_validation=False,  # ours are of the right types; values are checked by the service
@@ -351,7 +342,7 @@ def credential_source() -> CredentialSource:
 def _new_chain(region: str | None) -> AioCredentialResolver:
     session = AioSession()
     session.register_component("data_loader", _session().get_component("data_loader"))
-    session.set_default_client_config(_config(read_timeout_s=3.0, connect_timeout_s=2.0, max_attempts=2, pool_size=1))
+    session.set_default_client_config(_config(read_timeout_s=3.0, max_attempts=2, pool_size=1))
     return create_credential_resolver(session, region_name=region)
 
 

@@ -65,14 +65,12 @@ class CredentialSource:
         self,
         new_chain: Callable[[str | None], AioCredentialResolver],
         *,
-        ask_max_s: float = ASK_MAX_S,
         answer_kept_s: float = ANSWER_KEPT_S,
     ) -> None:
         self.problem: str | None = None
         self.expired_since: float | None = None
         self.region: str | None = None  # of the first client; STS is asked there
         self._new_chain = new_chain
-        self._ask_max_s = ask_max_s
         self._answer_kept_s = answer_kept_s
         self._answers = SharedAnswer(self._ask, fresh_s=answer_kept_s)
         self._found: Any = None
@@ -130,7 +128,7 @@ class CredentialSource:
     async def _ask(self) -> None:
         self._is_asking, problem = True, None
         try:
-            async with asyncio.timeout(self._ask_max_s):
+            async with asyncio.timeout(ASK_MAX_S):
                 if self._found is None:
                     self._found, self._found_at = await self._new_chain(self.region).load_credentials(), loop_time()
                 self._frozen = None if self._found is None else await self._found.get_frozen_credentials()

@@ -158,10 +158,6 @@ class Queue:
         self.retention = None if attributes.retention_s is None else timedelta(seconds=attributes.retention_s)
         return attributes
 
-    async def find_attributes(self) -> QueueAttributes | None:
-        """Read the queue's attributes; None where there is no such queue."""
-        return await find(self.read_attributes(), MISSING_QUEUE_CODES)
-
     async def receive(self, *, wait_s: int, max_messages: int, visibility_s: int | None = None) -> list[Message]:
         """Receive up to *max_messages*; none when none came within *wait_s*.
 
@@ -204,14 +200,6 @@ class Queue:
                     failures = await self.delete_batch(batch)
             left += [failure.message for failure in failures]
         return left
-
-    async def change_visibility(self, messages: Sequence[Message], visibility_s: int) -> list[Message]:
-        """Make *messages* visible *visibility_s* from now; return those for which SQS refuses it."""
-        lost: list[Message] = []
-        for batch in batches(messages):
-            failures = await self.change_visibility_batch([(message, visibility_s) for message in batch])
-            lost += [failure.message for failure in failures]
-        return lost
 
     async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[BatchFailure]:
         """Make each of a few messages visible after its seconds; return the failures."""

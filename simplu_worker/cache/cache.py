@@ -45,15 +45,12 @@ class Cache:
         self,
         url: str,
         *,
-        waiting_max_bytes: int = invalidations.WAITING_MAX_BYTES,
         call_timeout_s: float = CALL_TIMEOUT_S,
         ping_interval_s: float = PING_INTERVAL_S,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._redis = create_redis_commands(url, on_connect=self._on_connect, call_timeout_s=call_timeout_s)
-        self._invalidations = invalidations.InvalidationQueue(max_bytes=waiting_max_bytes)
+        self._invalidations = invalidations.InvalidationQueue()
         self._ping_interval_s = ping_interval_s
-        self._draw = draw
         self._work_added = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -100,8 +97,8 @@ class Cache:
                     await self._run_once()
             except RetryableError as exc:
                 self._record_failure(exc)
-                pause_s = backoff_s(self._failure_count, draw=self._draw(), base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S)
-                await asyncio.sleep(pause_s)
+                count, draw = self._failure_count, random.random()
+                await asyncio.sleep(backoff_s(count, draw=draw, base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S))
             else:
                 self._record_success()
 

@@ -336,6 +336,7 @@ class DeadLetterBrowser:
         messages = list(self._in_flight.values())
         self._in_flight.clear()
         try:
-            await self.queue.change_visibility(messages, 0)
+            for batch in sqs_queue.batches(messages):
+                await self.queue.change_visibility_batch([(message, 0) for message in batch])
         except WorkerError as exc:
             self.note(f"the dead letters stay hidden from other readers for up to {self._visibility_s} s: {exc}")

@@ -92,7 +92,7 @@ class ShardGateway:
 
     def is_tenant(self, business_id: str, location_id: str) -> bool | None:
         """Return whether the tenant's id is of these two ids; None if unknown."""
-        return self._directory.is_tenant(business_id, location_id)
+        return self._directory.routes.is_tenant(business_id, location_id)
 
     def is_up(self, shard_id: str) -> bool:
         """Return whether the last use or probe of a shard succeeded."""

@@ -137,7 +137,8 @@ class ShardLookups:
 
     def absence_of(self, names: tuple[str, str] | None, found: Absence) -> Absence:
         """Return *found*, why the tenant has no home now, as those with the ids *names* see it."""
-        return Absence.UNREGISTERED if names is not None and self._directory.is_tenant(*names) is False else found
+        is_other = names is not None and self._directory.routes.is_tenant(*names) is False
+        return Absence.UNREGISTERED if is_other else found
 
     @of_tenant
     async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from simplu_worker import network_errors
-from simplu_worker.network_errors import listen_cause, network_cause
+from simplu_worker.network_errors import network_cause
 
 
 def chained(error: BaseException, cause: BaseException) -> BaseException:
@@ -33,11 +33,6 @@ def http_error(kind: type[aiohttp.ClientError], cause: BaseException | None = No
         setattr(error, name, cause)
     error.status = 407  # type: ignore[attr-defined]
     return error
-
-
-def in_a_circle(first: BaseException, second: BaseException) -> BaseException:
-    first.__cause__, second.__context__ = second, first
-    return first
 
 
 def certificate_error(code: int) -> ssl.SSLCertVerificationError:
@@ -68,8 +63,6 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
         (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "expected TLS, it closed the connection"),
         (chained(RuntimeError("asyncpg"), ConnectionRefusedError()), network_errors.NO_SERVER),
         (RuntimeError("unforeseen"), network_errors.UNEXPLAINED),
-        (in_a_circle(RuntimeError("a"), RuntimeError("b")), network_errors.UNEXPLAINED),
-        (in_a_circle(RuntimeError("a"), chained(RuntimeError("b"), TimeoutError())), network_errors.NO_ANSWER),
         (tls_error("WRONG_VERSION_NUMBER"), network_errors.NO_TLS),
         (tls_error("NO_SHARED_CIPHER"), "got an error (no shared cipher); see the log"),
         (tls_error("OTHER", "its own words"), "got an error (its own words); see the log"),
@@ -93,20 +86,6 @@ def test_cause_is_in_words(error: BaseException, cause: str) -> None:
     assert cause in text
     assert ":" not in text
     assert "rrno" not in text
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (OSError(errno.EADDRINUSE, "address already in use"), "another program listens there; end it"),
-        (OSError(errno.EADDRNOTAVAIL, "cannot assign"), "this machine has no such address"),
-        (PermissionError(errno.EACCES, "Permission denied"), "this user may not listen there"),
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "this machine has no such address"),
-        (OSError(errno.EIO, "Input/output error"), "it is refused"),
-    ],
-)
-def test_reason_not_to_listen_has_a_remedy(error: OSError, cause: str) -> None:
-    assert listen_cause(error).startswith(cause)
 
 
 def test_ca_is_named_by_the_setting_of_openssl() -> None:

@@ -12,8 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from simplu_worker.aws.clients import open_client
-from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.aws.clients import find, open_client
+from simplu_worker.aws.sqs_queue import MISSING_QUEUE_CODES, Queue
 from simplu_worker.commands.check.findings import format_hours
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
@@ -98,7 +98,7 @@ async def _check_destination(destination: DestinationMembers, settings: Settings
         async with open_client(kind, region=region, read_timeout_s=READ_TIMEOUT_S) as client:
             if kind is DestinationKind.KINESIS:
                 return await ask_stream(Stream(client, target), _missing("stream"), {})
-            attributes = await Queue(client, target).find_attributes()
+            attributes = await find(Queue(client, target).read_attributes(), MISSING_QUEUE_CODES)
         return _missing("queue") if attributes is None else CheckAnswer(f"answers, {attributes.visible_count} waiting")
 
     address = target if is_of_aws else f"{url.scheme}://{url.netloc}"

@@ -130,7 +130,6 @@ class Prober:
         *,
         known: Callable[[], Iterable[ShardAddress]] = tuple,
         clock: Callable[[], float] = loop_time,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._pools = pools
         self._registry = registry
@@ -140,7 +139,6 @@ class Prober:
         self._refused_ids: set[str] = set()
         self._schedule = ProbeSchedule()
         self._clock = clock
-        self._draw = draw
         self._counted_at: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -159,7 +157,7 @@ class Prober:
             self._notice_known()
         pools = self._pools.by_shard_id()
         for shard_id in pools.keys() - self._schedule.shard_ids:
-            self._schedule.add(shard_id, now=now, draw=self._draw())
+            self._schedule.add(shard_id, now=now, draw=random.random())
             self._registry.begin(shard_id)
             self._show_connections(shard_id)
         for shard_id in self._schedule.shard_ids - pools.keys():
@@ -196,7 +194,7 @@ class Prober:
         fails = True
         with contain(TargetKind.SHARD, shard_id, "probe"):
             fails = await self._fails(shard_id)
-        self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
+        self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=random.random())
 
     async def _fails(self, shard_id: str) -> bool:
         pool = self._pools.by_shard_id().get(shard_id)

@@ -27,12 +27,10 @@ _INCLUDE = re.compile(r"(?<!:):([a-z]\w*)")  # `::x` is a cast
 def read_queries(texts: Iterable[str]) -> dict[str, str]:
     """Return the queries of the query files *texts* by name, with their fragments included.
 
-    Raises `KeyError` for a missing fragment, and `ValueError` for one that ends with a comment.
+    Raises `KeyError` for a missing fragment.
     """
     parts = [part for text in texts for part in _parts_of(text)]
     fragments = {name: sql for kind, name, sql in parts if kind == "fragment"}
-    if commented := [name for name, sql in fragments.items() if "--" in sql.rpartition("\n")[2]]:
-        raise ValueError(f"expected fragments that end with SQL, got a comment at the end of {', '.join(commented)}")
 
     @cache
     def whole_fragment(name: str) -> str:

@@ -76,10 +76,6 @@ class Directory:
         """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
         return self.routes.paused_s(tenant_id, self._clock())
 
-    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
-        """Return whether the tenant's id is of these two ids; None if unknown."""
-        return self.routes.is_tenant(business_id, location_id)
-
     def forget(self, tenant_id: str) -> None:
         """Look the tenant up again at the next call."""
         self.routes.forget(tenant_id)

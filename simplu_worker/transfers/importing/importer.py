@@ -27,6 +27,7 @@ from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.following import follow_shards
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.tenants.resource_changes import find_known_types
@@ -151,6 +152,7 @@ class _Placer:
     async def _read_homes(self, tenants: Iterable[SourceTenant]) -> _Homes:
         ids = [one.tenant_id for one in tenants if one.problem is None]
         known = await self._locator.list_shards() if ids else []
+        await follow_shards(self._pools, known)
 
         async def fetch(shard: ShardAddress) -> list[HomeFacts]:
             return await read_homes(self._pools.ensure_pool(shard), ids)

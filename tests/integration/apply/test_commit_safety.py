@@ -275,7 +275,7 @@ async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
             await pair.primary.kill()
             await pair.standby.promote()
             there = pair.standby.url_of(database_of(address))
-            shard.pools.ensure_pool(ShardAddress(SHARD_ID, there))
+            shard.pool.switch_to(ShardAddress(SHARD_ID, there))
 
             with pytest.raises(RetryableError, match="lost its last commits"):
                 await shard.are_safe(lost)

@@ -231,7 +231,8 @@ async def test_replay_after_a_kill_sends_again_what_is_dropped(bench: Bench, mon
     assert len(await bench.records()) >= 1
     too_early = await bench.replay()
     assert (too_early.status, too_early.json["hidden"], too_early.json["sent"]) == (1, 2, 0)
-    await Queue(bench.world.sqs, bench.world.queue_url).change_visibility(hidden, 0)  # as after their timeout
+    letters = Queue(bench.world.sqs, bench.world.queue_url)
+    await letters.change_visibility_batch([(one, 0) for one in hidden])  # as after their timeout
     assert await bench.count() == (2, 0)
     done = await bench.replay()
     assert (done.status, done.json["sent"]) == (0, 2)

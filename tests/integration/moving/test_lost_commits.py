@@ -108,7 +108,7 @@ async def test_move_ends_with_what_the_promoted_standby_has(
             assert copied[0]["count"] == len(POINT_OF)
             await pair.primary.kill()
             await pair.standby.promote()
-            pools.ensure_pool(ShardAddress("a", pair.standby.url_of(database_of(address))))
+            pools.pool_of("a").switch_to(ShardAddress("a", pair.standby.url_of(database_of(address))))
             before_failover.end()
             certificates = await running
 
@@ -148,7 +148,7 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
             async def fail_over() -> None:
                 await pair.primary.kill()
                 await pair.standby.promote()
-                pools.ensure_pool(ShardAddress("b", pair.standby.url_of(database_of(address))))
+                pools.pool_of("b").switch_to(ShardAddress("b", pair.standby.url_of(database_of(address))))
 
             def is_in_second_round() -> bool:
                 return entered.count(MovePhase.CATCH_UP) == 2

@@ -110,16 +110,6 @@ async def test_silent_shard_that_citrus_lists_no_more_is_forgotten(world: World)
     assert [*world.routed.pools.by_shard_id()] == ["shard-1"]
 
 
-@pytest.mark.slow(2)
-async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
-    world.routed.citrus.faults.is_unreachable = True
-    for _ in range(12):
-        await world.later(300)
-        assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
-    with pytest.raises(RetryableError):
-        await world.routed.gateway.find("new-tenant")
-
-
 @pytest.mark.slow
 async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
     world.routed.citrus.faults.is_unreachable = True

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.postgres.address import HostPort, places_of
+from simplu_worker.shards.postgres.address import places_of
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs, target_of
-
-A = HostPort("a", 5432)
 
 
 @pytest.mark.parametrize(
@@ -27,8 +25,3 @@ def test_target_is_what_the_string_says_or_takes_writes_of_several(
     url = f"postgresql://u:p@{hosts}/d{query}"
 
     assert target_of(url, places_of(url)) is expected
-
-
-def test_target_is_refused_when_it_is_none() -> None:
-    with pytest.raises(ValueError, match="bogus"):
-        target_of("postgresql://a/d?target_session_attrs=bogus", [A])

@@ -153,26 +153,6 @@ async def _check(actions: list[tuple[Callable[[World, int], None], int, bool]], 
     assert (world.server.open_count, world.budget.open_count) == (0, 0)
 
 
-@pytest.mark.parametrize("ends", [False, True])
-async def test_turn_of_a_cancelled_caller_goes_to_the_next(*, ends: bool) -> None:
-    world = World(failing=0)
-    world.budget = SharedBudget(1, idle_s=60.0)
-    world.lenders = [ConnectionLender(world.server.open, size=1, budget=world.budget)]
-    connection = await world.lenders[0].borrow(within_s=60.0)
-    world.callers = [asyncio.get_running_loop().create_task(world.use(world.lenders[0])) for _ in range(2)]
-    await asyncio.sleep(0)
-    if ends:
-        connection.terminate()
-
-    world.cancel(0)
-    world.lenders[0].give_back(connection)  # the cancelled caller gets the turn before it knows
-
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert world.lenders[0].counts() == {"open": 1, "idle": 0, "waiting": 0}
-    assert [lent is connection for _, lent in world.lent] == [not ends]
-
-
 async def test_caller_leaves_its_place_and_gets_no_dead_connection() -> None:
     budget = SharedBudget(1, idle_s=60.0)
     lender = ConnectionLender(Server().open, size=1, budget=budget)

@@ -166,9 +166,3 @@ def test_home_is_refused_when_its_name_would_end_a_literal(home: str) -> None:
 
 def test_name_is_quoted() -> None:
     assert quote_name('a"B') == '"a""B"'
-
-
-def test_fragment_that_ends_with_a_comment_is_refused() -> None:
-    text = "-- fragment: rule\na = 1 -- why\n-- name: q\nSELECT 1 WHERE :rule AND b = 2;\n"
-    with pytest.raises(ValueError, match="a comment at the end of rule"):
-        read_queries([text])
