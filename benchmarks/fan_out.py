@@ -155,7 +155,7 @@ def compare_decoding(console: Console) -> int:
 
     def decode_reply() -> list[Record]:
         received = b"".join([body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)])
-        records: list[Record] = decode_get_records(received)["Records"]
+        records: list[Record] = decode_get_records(received)["Reply"].records
         return records
 
     assert decode_parts() == decode_reply()

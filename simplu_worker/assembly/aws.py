@@ -10,7 +10,7 @@ from simplu_worker.aws.clients import open_client
 from simplu_worker.business_info.table import BusinessInfo
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease_table import KclLeaderWatch, LeaseTable
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 
 KINESIS_READ_TIMEOUT_S: Final = 5.0
@@ -41,8 +41,7 @@ async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]
             pool_size=SUBSCRIPTIONS_MAX,
         ) as client,
     ):
-        consumers = StreamConsumers(own_client, settings.kinesis_stream_name or "")
-        yield Subscriptions(client, consumers, name)
+        yield Subscriptions(client, Stream(own_client, settings.kinesis_stream_name or ""), name)
 
 
 @contextlib.asynccontextmanager

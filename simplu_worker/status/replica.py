@@ -251,15 +251,13 @@ class ReplicaStatus:
         targets: set[tuple[str, str, str]] = set()  # a target that is held in several stream shards counts once
         ages: dict[str, float] = dict.fromkeys(HoldReason, 0.0)
         for reader in readers:
-            for hold in reader.holds():
+            for hold in reader.progress.holds():
                 targets.add((hold.reason, hold.target, hold.name))
                 ages[hold.reason] = max(ages[hold.reason], reader.view.held_age_s(hold))
             name = reader.stream_shard_id
             instruments.KINESIS_LAG.labels(name).set(reader.view.least_lag_s)
-            instruments.KINESIS_LAG_RETENTION.labels(name).set(
-                reader.view.lag_retention_ratio(reader.progress.retention)
-            )
-            instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.progress.retention))
+            instruments.KINESIS_LAG_RETENTION.labels(name).set(reader.view.lag_retention_ratio)
+            instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio)
             instruments.CATCH_UP_LAG.labels(name).set(reader.view.catch_up_lag_s)
         counts = Counter(reason for reason, _, _ in targets)
         for reason, age_s in ages.items():

@@ -96,12 +96,12 @@ class KinesisClient:
         return await self._ask("GetShardIterator", arguments)
 
     async def get_records(self, **arguments: Any) -> dict[str, Any]:
-        reply = decode_get_records(msgspec.json.encode(await self._ask("GetRecords", arguments)))
+        reply = await self._ask("GetRecords", arguments)
         if self._service.is_false_end():
             had_next = reply.get("NextShardIterator") is not None
             self._service.network.faults.note(Fault.FALSE_END, is_felt=had_next)
             reply |= {"NextShardIterator": None, "ChildShards": []}
-        return reply
+        return decode_get_records(msgspec.json.encode(reply))
 
     async def describe_stream_consumer(self, **arguments: Any) -> dict[str, Any]:
         return await self._ask("DescribeStreamConsumer", arguments)

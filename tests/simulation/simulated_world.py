@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of
 from simplu_worker.consumers.kinesis.leases.lease_rules import FIXED_KBPS, GAIN, HEAVY, LIGHT
 from simplu_worker.consumers.kinesis.leases.lease_table import KclLeaderWatch, LeaseTable
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.feed.feed import ConfiguredDestination, Feed
@@ -401,7 +401,7 @@ async def _run_all(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 def _subscriptions(world: World) -> Subscriptions:
     client = KinesisClient(world.kinesis)
-    return Subscriptions(client, StreamConsumers(client, STREAM), APPLICATION)
+    return Subscriptions(client, Stream(client, STREAM), APPLICATION)
 
 
 def bound_sets(names_max: int, tenant_holds_max: int) -> None:

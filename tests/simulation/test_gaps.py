@@ -56,7 +56,7 @@ def is_settled(world: World, shard_id: str) -> bool:
 
 def gap_holds(world: World) -> set[str]:
     readers = [reader for replica in world.alive() for reader in replica.fleet.readers()]
-    return {hold.name for reader in readers for hold in reader.holds() if hold.reason == "gap"}
+    return {hold.name for reader in readers for hold in reader.progress.holds() if hold.reason == "gap"}
 
 
 def has_open_gap(world: World) -> bool:

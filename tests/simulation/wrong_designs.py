@@ -36,11 +36,9 @@ from simulation.wrong_holding import (
     LetterLastDispatcher,
     ModestOwnership,
     NarrowDispatcher,
-    PipeliningBatches,
     PoliteOwnership,
     PresumptuousTable,
     PromptLookup,
-    RowlessBatches,
     StartingOwnership,
 )
 from simulation.wrong_positions import (
@@ -49,6 +47,7 @@ from simulation.wrong_positions import (
     BlindShards,
     ClaimingPositions,
     CountingShards,
+    FailurelessPositions,
     FindingPositions,
     GlancingGateway,
     GrandparentlessTree,
@@ -57,6 +56,7 @@ from simulation.wrong_positions import (
     MixedPositions,
     NeverPositions,
     NoPositions,
+    PipeliningPositions,
     RoutedPositions,
     RowlessPositions,
     SelfTrustingPositions,
@@ -65,7 +65,6 @@ from simulation.wrong_positions import (
     UncarryingShards,
     WelcomingPositions,
 )
-from support.queued_operations import UnclaimedBatches
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
@@ -83,7 +82,7 @@ from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, Stream
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches, ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
@@ -144,7 +143,7 @@ class _StreamOfNamedEnds(Stream):
     async def get_records(self, iterator: str, *, limit: int) -> Reply:
         reply = await super().get_records(iterator, limit=limit)
         is_end = reply.next_iterator is None
-        return replace(reply, child_shards=(ChildShard("a child", frozenset(), HashRange(0, 0)),)) if is_end else reply
+        return replace(reply, child_shards=(ChildShard("a child", HashRange(0, 0)),)) if is_end else reply
 
 
 class _SecretiveProgress(ReaderProgress):
@@ -531,7 +530,6 @@ def _with_reader(
     catch_ups_class: type[CatchUps] = CatchUps,
     catch_up_class: type[CatchUpReader] = CatchUpReader,
     positions_class: type[ShardPositions] = ShardPositions,
-    batches_class: type[ClaimedBatches] = ClaimedBatches,
     lookup_class: type[HomeLookup[QueuedOperation]] = HomeLookup,
     access_class: type[StreamShardAccess] = StreamShardAccess,
 ) -> FleetMaker:
@@ -542,7 +540,6 @@ def _with_reader(
             reader._access.__class__ = access_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.ownership.__class__ = ownership_class
-            reader._dispatcher._batches.__class__ = batches_class
             reader._dispatcher.pipeline.lookup.__class__ = lookup_class
             reader._catch_ups.__class__ = catch_ups_class
             reader._catch_ups._create_reader = partial(  # type: ignore[method-assign]
@@ -556,9 +553,9 @@ def _with_reader(
 
 def _without_rows(
     progress_class: type[ReaderProgress] = ReaderProgress,
-    batches_class: type[UnclaimedBatches] = UnclaimedBatches,
+    positions_class: type[NoPositions] = NoPositions,
 ) -> FleetMaker:
-    return _with_reader(progress_class, positions_class=NoPositions, batches_class=batches_class)
+    return _with_reader(progress_class, positions_class=positions_class)
 
 
 def _create_as(
@@ -764,8 +761,10 @@ MORE_WRONG_DESIGNS = {
     # Seed 820 showed it until the checkpoint tracker kept sets of tickets; none up to 1,200 does now.
     "a reader that failed by a defect writes its checkpoint": WrongDesign(_TrustingFleet, weather=Weather.DEFECTS),
     # Lanes and dead letters
-    "two batches of a lane are in flight": WrongDesign(_without_rows(batches_class=PipeliningBatches), _lose_nothing),
-    "an operation that is given up leaves no row": WrongDesign(_with_reader(batches_class=RowlessBatches)),
+    "two batches of a lane are in flight": WrongDesign(
+        _without_rows(positions_class=PipeliningPositions), _lose_nothing
+    ),
+    "an operation that is given up leaves no row": WrongDesign(_with_reader(positions_class=FailurelessPositions)),
     "the row of an operation that is given up comes before its dead letter": WrongDesign(
         _with_reader(dispatcher_class=LetterLastDispatcher), _kill_after_giving_up
     ),

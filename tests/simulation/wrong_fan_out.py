@@ -21,6 +21,7 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Record, Reply
 from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import SubscriptionLoss
 
 
 class _PatientCursor(PushedCursor):
@@ -30,7 +31,7 @@ class _PatientCursor(PushedCursor):
 
 class _ForgetfulCursor(PushedCursor):
     def _next_start(self) -> Start:
-        return Latest() if self._had_event else super()._next_start()
+        return Latest() if self._last_number >= 0 else super()._next_start()
 
 
 class _RepetitiveCursor(PushedCursor):
@@ -39,8 +40,14 @@ class _RepetitiveCursor(PushedCursor):
 
 
 class _ResignedCursor(PushedCursor):
+    is_resigned = False
+
+    def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
+        super()._note_loss(loss, error)
+        self.is_resigned = loss is SubscriptionLoss.TAKEN_OVER
+
     async def read(self, stopping: asyncio.Event) -> Reply | None:
-        if "another call" in (self.push_trouble or ""):
+        if self.is_resigned:
             await sleep_or_event(0.5, until=stopping)
             return None
         return await super().read(stopping)

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
-
-from support.queued_operations import UnclaimedBatches
 
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
@@ -14,36 +11,20 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
 from simplu_worker.consumers.pipeline.results import Overdue
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Disposition, Operation, Outcome
+from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN
 from simplu_worker.operations.tries import GiveUp
-from simplu_worker.vocabulary import Failure, HoldState
+from simplu_worker.vocabulary import HoldState
 
 # Lanes and dead letters
-
-
-class PipeliningBatches(UnclaimedBatches):
-    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
-        middle = len(entries) // 2
-        if not middle:
-            return await super().send(shard_id, entries)
-        halves = [super().send(shard_id, half) for half in (entries[:middle], entries[middle:])]
-        first, second = await asyncio.gather(*halves)
-        return [*first, *second]
-
-
-class RowlessBatches(ClaimedBatches):
-    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
-        return Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 
 class LetterLastDispatcher(Dispatcher):
     async def _give_up(self, shard_id: str, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         with suppress(RetryableError):
-            await self._batches.write_failure(shard_id, entry.operation)
+            await self.shard_positions.write_failure(shard_id, entry.operation)
         await super()._give_up(shard_id, entry, given_up, hold)
 
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 from simulation.simulated_shards import PostgresShards, SimulatedGateway, Tenant, Transaction
+from support.queued_operations import UnclaimedPositions
 
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseTree
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ReplayStart, format_position
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Reach, ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, lowest_position
-from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPosition
-from simplu_worker.vocabulary import HeldTarget
+from simplu_worker.vocabulary import Failure, HeldTarget
 
 # What a reader does with the row that it finds
 
 
-class NoPositions(ShardPositions):
+class NoPositions(UnclaimedPositions):
     def position_on(self, shard_id: str) -> ShardPosition:
         shard_position = super().position_on(shard_id)
         vars(shard_position.lock)["_locked"] = True  # for all others
@@ -28,6 +31,21 @@ class NoPositions(ShardPositions):
 
     async def confirm_lease(self) -> bool:
         return True
+
+
+class PipeliningPositions(NoPositions):
+    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
+        middle = len(entries) // 2
+        if not middle:
+            return await super().send(shard_id, entries)
+        halves = [super().send(shard_id, half) for half in (entries[:middle], entries[middle:])]
+        first, second = await asyncio.gather(*halves)
+        return [*first, *second]
+
+
+class FailurelessPositions(ShardPositions):
+    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
+        return Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 
 class NeverPositions(ShardPositions):

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker, Ownership
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ClaimedBatches
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -59,8 +59,8 @@ def progress_of(
     )
 
 
-class UnclaimedBatches(ClaimedBatches):
-    """Batches that write no row of the reader."""
+class UnclaimedPositions(ShardPositions):
+    """Rows that are neither read nor written."""
 
     @override
     async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:

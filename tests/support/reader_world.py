@@ -157,7 +157,7 @@ class World:
                 yield reader
             finally:
                 stopping.set()
-        await reader.write_final_positions()
+        await reader.shard_positions.write_final_positions()
 
 
 def is_caught_up(reader: StreamShardReader) -> bool:

@@ -22,7 +22,7 @@ from simplu_worker.commands.stream import replay_rules
 from simplu_worker.commands.stream.outcomes import find_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
@@ -210,7 +210,7 @@ class _StreamReplay:
         access = StreamShardAccess(self.stream, self._decoder_of(shard), quota, random.random)
         try:
             start = await self._find_start(shard, access)
-            cursor = Cursor(access, start, Pacing(access.budget), kind=StreamReader.MAIN)
+            cursor = Cursor(access, start, kind=StreamReader.MAIN)
             while not await self._read_reply(cursor, access.decoder):
                 self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
                 self._show_progress(cursor)

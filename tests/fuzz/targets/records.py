@@ -99,14 +99,14 @@ def check(data: bytes) -> None:
         assert len(text) <= LETTER_MAX_BYTES
         assert parse_dead_letter(text).letter.reason is letter.reason
     for first, (position, _, _) in enumerate(decoded[:3], 1):
-        after = RecordPosition.from_record(position).position
+        after = RecordPosition.from_origin(position).position
         assert keys_of(list(decoder.decode([record], after=after))) == keys_of(decoded[first:])
     check_faults()
 
 
 def check_places(record: Record, decoded: Sequence[DecodedRecord]) -> None:
     """Check that positions rise, that ids differ, and that a dead letter's place leads back to its part."""
-    places = [RecordPosition.from_record(position) for position, _, _ in decoded]
+    places = [RecordPosition.from_origin(position) for position, _, _ in decoded]
     assert all(is_after(later, earlier) for earlier, later in pairwise(places))
     assert all(place.stored.position <= place.position for place in places)
     assert not places or places[-1].stored == places[-1]

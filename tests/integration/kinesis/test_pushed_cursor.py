@@ -16,9 +16,9 @@ from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch import pacing
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 
@@ -39,18 +39,16 @@ class World:
     def __init__(self, url: str, client: Client) -> None:
         self.url = url
         self.client = client
-        self.consumers = StreamConsumers(client, NAME)
         self.memory = PrefetchMemory(8 * 1024 * 1024).open_quota()
         self.stopping = asyncio.Event()
-        self.access = StreamShardAccess(Stream(client, NAME), DECODER, self.memory, lambda: 0.0)
-        self.pacing = Pacing(self.access.budget)
+        self.stream = Stream(client, NAME)
+        self.access = StreamShardAccess(self.stream, DECODER, self.memory, lambda: 0.0)
         self.cursor = self.open(TrimHorizon())
         self.put_texts: list[str] = []
         self.read_texts: list[str] = []
 
     def open(self, start: Start) -> PushedCursor:
-        subscriptions = Subscriptions(self.client, self.consumers, "me")
-        return PushedCursor(self.access, start, self.pacing, subscriptions)
+        return PushedCursor(self.access, start, Subscriptions(self.client, self.stream, "me"))
 
     async def put(self, count: int = 1) -> None:
         for _ in range(count):
@@ -123,7 +121,7 @@ async def test_reader_polls_where_fan_out_is_refused(world: World, action: str) 
     refusals = [entry for entry in logs if entry["event"] == "subscription.refused"]
     assert (len(refusals), refusals[0]["log_level"]) == (1, "error")
     assert (world.cursor.is_pushed, world.cursor.trouble) == (False, None)
-    assert "AccessDeniedException" in (world.cursor.push_trouble or "")
+    assert "AccessDeniedException" in refusals[0]["error"]
 
 
 async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:

@@ -49,7 +49,7 @@ async def iterator(kinesis: Client) -> str:
 
 async def kept(kinesis: Client) -> list[bytes]:
     answer = await kinesis.get_records(ShardIterator=await iterator(kinesis))
-    return [record.data for record in answer["Records"]]
+    return [record.data for record in answer["Reply"].records]
 
 
 @pytest.mark.parametrize(("applied", "expected"), [(False, []), (True, [b"cut"])])

@@ -6,7 +6,8 @@ Both go on from the same position, one at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -18,10 +19,9 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     OPERATION_OVERHEAD_BYTES,
     RECORD_OVERHEAD_BYTES,
     SILENT_AFTER_S,
-    CatchUpPacing,
     MemoryQuota,
     Pacing,
-    ReadBudget,
+    ReadSchedule,
     SubscriptionSchedule,
 )
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
@@ -35,7 +35,6 @@ from simplu_worker.vocabulary import Retry, Source, StreamReader, SubscriptionLo
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
-OLDEST_LOOKS: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -44,15 +43,21 @@ class StreamShardAccess:
     """What all cursors of one stream shard share."""
 
     def __init__(
-        self, stream: client.Stream, decoder: RecordDecoder, memory: MemoryQuota, draw: Callable[[], float]
+        self,
+        stream: client.Stream,
+        decoder: RecordDecoder,
+        memory: MemoryQuota,
+        draw: Callable[[], float],
+        schedule: ReadSchedule | None = None,
     ) -> None:
         self.stream = stream
         self.stream_shard_id = decoder.stream_shard_id
         self.decoder = decoder
         self.memory = memory
         self.draw = draw
-        self.budget = ReadBudget()
+        self.pacing = Pacing(schedule)
         self.lock = asyncio.Lock()
+        self.catch_up_turn = asyncio.Lock()  # the one that has waited longest gets it
         self.stopping = asyncio.Event()
         self.is_gone = False  # the stream shard is past its retention: no records are left
 
@@ -61,38 +66,36 @@ class StreamShardAccess:
         decoder = self.decoder.of_parent(stream_shard_id, hash_range)
         return StreamShardAccess(self.stream, decoder, self.memory, self.draw)
 
-    async def find_oldest(self, stream_shard_id: str) -> positions.RecordPosition | None:
-        """Return the position before the oldest record of a stream shard, or a parent; None without one.
-
-        Raises RetryableError. A reply may look like the end by mistake, so the absence has to show several times.
-        """
-        for _ in range(OLDEST_LOOKS):
-            if (found := await self.find_first(stream_shard_id, positions.TrimHorizon())) is not None:
-                return found
-        return None
-
     async def find_first(self, stream_shard_id: str, start: positions.Start) -> positions.RecordPosition | None:
         """Return the position before the first record from *start* on; None without one. Raises RetryableError."""
         # Takes nothing from the memory quota: operations that wait for the answer may fill it.
         try:
             iterator: str | None = await self.stream.get_iterator(stream_shard_id, start)
-            with self.budget.open_catch_up(loop_time()) as pacing:
+            with self.pacing.open_catch_up(loop_time()):
                 while iterator is not None and not self.is_gone:
-                    if await sleep_or_event(pacing.delay_s(loop_time()), until=self.stopping):
-                        raise RetryableError("the reader stops")
-                    async with self.lock:
-                        pacing.note_start(loop_time())
+                    async with self.reading(self.stopping, is_main=False) as may_read:
+                        if not may_read:
+                            raise RetryableError("the reader stops")
+                        self.pacing.note_start(loop_time(), is_main=False)
                         reply = await self.stream.get_records(iterator, limit=1)
-                    pacing.note_reply(loop_time(), record_count=len(reply.records), size_bytes=reply.size_bytes)
                     if reply.records:
                         first = reply.records[0]
                         return positions.RecordPosition.before_record(first.sequence_number, first.arrived_at)
-                    if not reply.millis_behind:
-                        return None
-                    iterator = reply.next_iterator
+                    iterator = reply.next_iterator if reply.millis_behind else None
         except (PermanentError, client.ExpiredIteratorError) as exc:
             raise RetryableError(str(exc)) from exc
         return None
+
+    @asynccontextmanager
+    async def reading(self, stopping: asyncio.Event, *, is_main: bool) -> AsyncIterator[bool]:
+        """Wait until one read may start inside the block; yield False on *stopping*. Catch-ups take turns."""
+        async with nullcontext() if is_main else self.catch_up_turn:
+            while not await sleep_or_event(self.pacing.delay_s(loop_time(), is_main=is_main), until=stopping):
+                async with self.lock:
+                    if self.pacing.delay_s(loop_time(), is_main=is_main) <= 0:  # else another cursor was faster
+                        yield True
+                        return
+            yield False
 
 
 class Cursor:
@@ -102,7 +105,6 @@ class Cursor:
         self,
         access: StreamShardAccess,
         start: positions.Start,
-        pacing: Pacing | CatchUpPacing,
         *,
         kind: StreamReader,
         retention: timedelta | None = None,
@@ -114,9 +116,9 @@ class Cursor:
         """
         self._access = access
         self._start = start
-        self._pacing = pacing
+        self._pacing = access.pacing
+        self._kind = kind
         self._is_main = kind is StreamReader.MAIN
-        self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
         self._retention = retention
         self._expires_at = expires_at
         self._iterator: str | None = None
@@ -137,7 +139,7 @@ class Cursor:
     @property
     def is_pushed(self) -> bool:
         """Whether records come by push now, not by polling."""
-        return False
+        return self._pacing.is_pushed
 
     async def read(self, stopping: asyncio.Event) -> client.Reply | None:
         """Wait for the pacing, then read once; None on failure, *stopping*, or short memory.
@@ -145,29 +147,25 @@ class Cursor:
         The memory of the reply stays reserved until `release_memory` or the next read.
         """
         self.release_memory()
-        while True:
-            if await sleep_or_event(self._pacing.delay_s(loop_time()), until=stopping):
-                return None
-            async with self._access.lock:
-                if self._pacing.delay_s(loop_time()) > 0:
-                    continue  # another cursor was faster
-                room_bytes = self._access.memory.room_bytes
-                return await self._read_within(room_bytes) if room_bytes else None
+        async with self._access.reading(stopping, is_main=self._is_main) as may_read:
+            room_bytes = self._access.memory.room_bytes if may_read else 0
+            return await self._read_within(room_bytes) if room_bytes else None
 
     def release_memory(self) -> None:
         """Release the memory of the last reply, whose operations are in lanes."""
         self._hold_memory(0)
 
     def _hold_memory(self, size_bytes: int) -> None:
-        self._access.memory.correct(self._held_bytes, size_bytes)
+        self._access.memory.reserve(size_bytes)
+        self._access.memory.release(self._held_bytes)
         self._held_bytes = size_bytes
 
     async def _read_within(self, room_bytes: int) -> client.Reply | None:
-        limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
+        limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES), is_main=self._is_main)
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         started_at = loop_time()
-        self._pacing.note_start(started_at)
-        self._hold_memory(self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES)
+        self._pacing.note_start(started_at, is_main=self._is_main)
+        self._hold_memory(self._pacing.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES)
         reply = await self._read(limit)
         if reply is not None:
             self.asked_at = started_at
@@ -187,41 +185,35 @@ class Cursor:
         except (RetryableError, PermanentError) as exc:
             self._note_failure(exc)
             return None
-        self._end_trouble()
-        self._note_reply(reply)
+        now, count, behind = loop_time(), len(reply.records), reply.millis_behind
+        self._pacing.note_reply(
+            now, is_main=self._is_main, record_count=count, size_bytes=reply.size_bytes, millis_behind=behind
+        )
+        self._iterator = reply.next_iterator
+        self._note_progress(reply, now, self._kind)
         return reply
 
     def close(self) -> None:
         """Close a connection that stays open between two reads; idempotent."""
 
-    def _note_reply(self, reply: client.Reply) -> None:
-        now = loop_time()
-        self._pacing.note_reply(
-            now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
-        )
-        self._iterator = reply.next_iterator
-        self._note_progress(reply, now)
-        self._record_count.inc(len(reply.records))
-
-    def _note_progress(self, reply: client.Reply, now: float) -> None:
+    def _note_progress(self, reply: client.Reply, now: float, kind: StreamReader) -> None:
+        self.trouble, self.refusal, self.is_gone = None, None, False
         self._report_expired_records(reply)
         self.millis_behind, self.replied_at = reply.millis_behind, now
-        self.child_shards = reply.child_shards
+        self.child_shards = reply.child_shards or ()
         self.last_arrival = reply.records[-1].arrived_at if reply.records else None
         self.is_closed, self.is_at_end = reply.next_iterator is None, self._detect_end(reply)
         if reply.records:
             self._start = positions.AfterSequenceNumber(reply.records[-1].sequence_number)
         self.read_bytes += reply.size_bytes
         self.read_records += len(reply.records)
+        instruments.KINESIS_READ_RECORDS.labels(kind).inc(len(reply.records))
         if self._is_main:
             instruments.KINESIS_STREAM_SHARD_BYTES.labels(self._access.stream_shard_id).inc(reply.size_bytes)
             instruments.KINESIS_STREAM_SHARD_RECORDS.labels(self._access.stream_shard_id).inc(len(reply.records))
 
     def _detect_end(self, reply: client.Reply) -> bool:
         return reply.next_iterator is None and bool(reply.child_shards)  # else it is read again, as by the KCL
-
-    def _end_trouble(self) -> None:
-        self.trouble, self.refusal, self.is_gone = None, None, False
 
     def _note_failure(self, exc: Exception) -> None:
         self.trouble = str(exc)
@@ -274,30 +266,20 @@ class PushedCursor(Cursor):
         self,
         access: StreamShardAccess,
         start: positions.Start,
-        pacing: Pacing,
         subscriptions: Subscriptions,
         *,
         retention: timedelta | None = None,
         expires_at: float | None = None,
     ) -> None:
-        super().__init__(access, start, pacing, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
-        self._main_pacing = pacing
+        super().__init__(access, start, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
         self._subscriptions = subscriptions
         self._schedule = SubscriptionSchedule()
         self._subscription: Subscription | None = None
-        self._had_event = False  # of the subscription
         self._drained_at = 0.0  # when all that was sent before had come, but for TRANSIT_MAX_S
         self._record_came_at = 0.0
-        self._continuation: positions.Start | None = (
-            None  # later than the last record, where events without records came
-        )
+        # Later than the last record, where events without records came.
+        self._continuation: positions.Start | None = None
         self._last_number = -1  # of the last record read
-        self.push_trouble: str | None = None
-
-    @property
-    def is_pushed(self) -> bool:
-        """Whether a subscription is open."""
-        return self._subscription is not None
 
     async def read(self, stopping: asyncio.Event) -> client.Reply | None:
         """Wait for the next event or poll; None on failure, *stopping*, or short memory."""
@@ -321,7 +303,10 @@ class PushedCursor(Cursor):
 
     def close(self) -> None:
         """End the subscription; idempotent."""
-        self._leave()
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+        self._pacing.is_pushed = False
 
     async def _subscribe_if_due(self) -> None:
         called_at = loop_time()
@@ -332,9 +317,9 @@ class PushedCursor(Cursor):
         except (RetryableError, PermanentError) as exc:
             self._note_failed_call(exc)
             return
-        self._leave()
-        self._subscription, self._had_event, self._drained_at = subscription, False, called_at
-        self._main_pacing.is_pushed = True
+        self.close()
+        self._subscription, self._drained_at = subscription, called_at
+        self._pacing.is_pushed = True
         self._schedule.note_accepted(loop_time())
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
 
@@ -375,22 +360,18 @@ class PushedCursor(Cursor):
 
     def _accept(self, event: client.Reply) -> client.Reply:
         records = self._drop_repeats(event.records)
-        reply = replace(event, records=records)
+        reply = event if records is event.records else replace(event, records=records)
         self._hold_memory(memory_bytes_of(reply))
         now, arrived_before = loop_time(), self.last_arrival
-        self._main_pacing.note_pushed(now, record_count=len(records), millis_behind=reply.millis_behind)
-        self._note_progress(reply, now)
+        self._pacing.note_seen(now, record_count=len(records), millis_behind=reply.millis_behind)
+        self._note_progress(reply, now, StreamReader.PUSHED)
         self._note_time(arrived_before, now, has_records=bool(records))
         self._iterator = None  # it is before these records
         continuation = reply.next_iterator
         if continuation is not None and int(continuation) > self._last_number:
             self._continuation = positions.AfterSequenceNumber(continuation)
-        self._end_trouble()
-        self.push_trouble = None
-        self._had_event = True
-        self._count(reply)
         if self.is_closed:
-            self._leave()
+            self.close()
         return reply
 
     def _drop_repeats(self, records: list[client.Record]) -> list[client.Record]:
@@ -405,18 +386,14 @@ class PushedCursor(Cursor):
         elif self.asked_at <= self._record_came_at:
             self.last_arrival = arrived_before
 
-    def _note_progress(self, reply: client.Reply, now: float) -> None:
-        super()._note_progress(reply, now)
+    def _note_progress(self, reply: client.Reply, now: float, kind: StreamReader) -> None:
+        super()._note_progress(reply, now, kind)
         self._continuation = None  # of the subscription; a poll may have read past it
         if reply.records:
             self._last_number = int(reply.records[-1].sequence_number)
 
-    def _count(self, reply: client.Reply) -> None:
-        instruments.KINESIS_READ_RECORDS.labels(StreamReader.PUSHED).inc(len(reply.records))
-
     def _note_failed_call(self, exc: RetryableError | PermanentError) -> None:
         is_refused = isinstance(exc, PermanentError)
-        self.push_trouble = str(exc)
         self._schedule.note_failed(loop_time(), self._access.draw(), is_refused=is_refused)
         facts = {"stream_shard_id": self._access.stream_shard_id, "error": str(exc)}
         if is_refused:
@@ -425,13 +402,6 @@ class PushedCursor(Cursor):
             log.info("subscription.deferred", **facts)
 
     def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
-        self._leave()
-        self.push_trouble = error
-        self._schedule.note_lost(loop_time(), loss, self._access.draw(), had_event=self._had_event)
+        self.close()
+        self._schedule.note_lost(loop_time(), self._access.draw())
         log.info("subscription.lost", stream_shard_id=self._access.stream_shard_id, how=loss.value, error=error)
-
-    def _leave(self) -> None:
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
-        self._main_pacing.is_pushed = False

@@ -3,8 +3,8 @@
 The main reader and up to a few catch-ups of a stream shard share the quota of Kinesis; a main reader that reads by push
 has one of its own. Why no reader starves, as long as reads do not overlap:
 
-- starts: the catch-ups together have every fifth start while the main reader is busy, nearly all while it is idle. The
-  catch-up that has waited longest goes first;
+- starts: the catch-ups together have every fifth start while the main reader is busy, nearly all while it is idle. They
+  take turns (`Cursor.read`);
 - bytes: while both want to read, the catch-ups together get half, and the main reader the other half, which is as much
   as can be written (1 MiB/s). Within its half the main reader may start AHEAD_S early.
 
@@ -25,7 +25,6 @@ from math import ceil, isinf
 from typing import Final
 
 from simplu_worker.timing.waits import Pacer, backoff_s, shared_pause_s
-from simplu_worker.vocabulary import SubscriptionLoss
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
 # no second, wherever it begins, contains six starts, even if they arrive with some delay.
@@ -54,11 +53,6 @@ REPLY_MAX_BYTES: Final = 10 * 1024 * 1024  # API reference, GetRecords
 CATCH_UP_REPLY_BYTES: Final = 1024 * 1024
 SHARED_REPLY_BYTES: Final = 512 * 1024  # of the main reader while catch-ups run: READ_BYTES_PER_S * SHARED_INTERVAL_S
 
-MAIN_NEAR_S: Final = 0.1  # before the main reader's start, when a catch-up's reply would come too late for it
-MAIN_GRACE_S: Final = 0.05  # a main reader that is later than this has no use for its start
-CATCH_UP_PATIENCE_S: Final = 2.1  # longer a catch-up does not yield: reads may take longer than the gaps between them
-TURN_S: Final = 0.02  # by how much a catch-up may be late and still go first
-
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 5.0
 
@@ -86,7 +80,7 @@ class ReadSchedule:
 
     def open_slot(self) -> ReadSlot:
         """Return the slot of a new reader."""
-        slot = ReadSlot(self)
+        slot = ReadSlot()
         self._slots.append(slot)
         self._form_groups()
         return slot
@@ -106,42 +100,58 @@ class ReadSchedule:
 class ReadSlot:
     """The times at which one reader reads: *shift* (idle: *idle_shift*) intervals after the multiples of one."""
 
-    def __init__(self, schedule: ReadSchedule) -> None:
-        self.shift = 0.0
-        self.idle_shift = 0.0
-        self._schedule = schedule
+    shift = 0.0
+    idle_shift = 0.0
 
     def next_start(self, since: float) -> float:
         """Return when a reader that started at *since* should start again."""
-        if isinf(since):
-            return since
         count = ceil((since + TIP_INTERVAL_S - EARLY_S) / TIP_INTERVAL_S - self.shift)
         return min((count + self.shift) * TIP_INTERVAL_S, since + TIP_INTERVAL_S + STEP_S)
 
     def next_idle_start(self, since: float) -> float:
         """Return the same of an idle stream shard."""
-        if isinf(since):
-            return since
         return since + shared_pause_s(since - self.idle_shift * IDLE_INTERVAL_S, IDLE_INTERVAL_S)
 
-    def close(self) -> None:
-        """Leave the group; idempotent."""
-        self._schedule.close_slot(self)
 
+class Pacing:
+    """The reads of one stream shard: of its main reader, which goes first, and of its catch-ups."""
 
-class ReadBudget:
-    """The quota of one stream shard, for all its readers in this process, whose reads must not overlap."""
-
-    def __init__(self) -> None:
-        self.main: Pacing | None = None
-        self.catch_ups: list[CatchUpPacing] = []
-        self.bytes = Pacer(READ_BYTES_PER_S)
-        self.catch_up_bytes = Pacer(READ_BYTES_PER_S)
-        self.catch_up_started_at = NEVER
+    def __init__(self, schedule: ReadSchedule | None = None) -> None:
+        """*schedule* is that of the replica; without one the main reader has its own."""
+        self._schedule = schedule or ReadSchedule()
+        self._slot = self._schedule.open_slot()
+        self._bytes = Pacer(READ_BYTES_PER_S)
         self._starts: deque[float] = deque(maxlen=READS_IN_WINDOW)
         self._closed_until = NEVER
         self._failure_count = 0
         self._record_bytes: float | None = None
+        # The main reader
+        self._main_started_at = NEVER
+        self._main_bytes = Pacer(HALF_BYTES_PER_S)
+        self._record_seen_at = NEVER
+        self._is_behind = False
+        self._has_ended = False
+        self.is_pushed = False  # it reads by push, and leaves the whole budget to the catch-ups
+        # The catch-ups
+        self._catch_up_count = 0
+        self._catch_up_started_at = NEVER
+        self._catch_up_bytes = Pacer(READ_BYTES_PER_S)
+
+    @contextmanager
+    def open_catch_up(self, now: float) -> Iterator[None]:
+        """Count a catch-up as running inside the block."""
+        self._catch_up_started_at = max(self._catch_up_started_at, now + FIRST_CATCH_UP_S - WINDOW_S)
+        self._catch_up_count += 1
+        try:
+            yield
+        finally:
+            self._catch_up_count -= 1
+
+    def is_busy(self, now: float) -> bool:
+        """Return whether the main reader polls a stream shard in use, or is behind the tip."""
+        if self._has_ended or self.is_pushed:
+            return False
+        return self._is_behind or now - self._record_seen_at <= BUSY_FOR_S
 
     @property
     def opens_at(self) -> float:
@@ -149,19 +159,32 @@ class ReadBudget:
         window = self._starts[0] + WINDOW_S if len(self._starts) == READS_IN_WINDOW else NEVER
         return max(window, self._closed_until)
 
-    @contextmanager
-    def open_catch_up(self, now: float) -> Iterator[CatchUpPacing]:
-        """Count a catch-up as running inside the block; yield its pacing."""
-        self.catch_up_started_at = max(self.catch_up_started_at, now + FIRST_CATCH_UP_S - WINDOW_S)
-        pacing = CatchUpPacing(self)
-        self.catch_ups.append(pacing)
-        try:
-            yield pacing
-        finally:
-            self.catch_ups.remove(pacing)
+    def delay_s(self, now: float, *, is_main: bool) -> float:
+        """Return the seconds until the main reader, or the next catch-up, may read; 0 at the beginning."""
+        paid_at, since, is_busy = self._bytes.free_at, self._main_started_at, self.is_busy(now)
+        if not is_main:
+            paid_at = max(paid_at - CATCH_UP_AHEAD_S, self._catch_up_bytes.free_at)
+            wanted = self._catch_up_started_at + (WINDOW_S if is_busy else SHARED_INTERVAL_S)
+        else:
+            paid_at = min(paid_at, max(self._main_bytes.free_at, paid_at - AHEAD_S))
+            if isinf(since):
+                wanted = since
+            elif not is_busy:
+                wanted = self._slot.next_idle_start(since)
+            elif self._catch_up_count:
+                wanted = since + SHARED_INTERVAL_S
+            else:
+                wanted = since + READ_INTERVAL_S if self._is_behind else self._slot.next_start(since)
+        return max(0.0, max(wanted, self.opens_at, paid_at) - now)
 
-    def limit(self, target_bytes: float) -> int:
-        """Return the number of records whose reply has about *target_bytes*."""
+    def limit(self, room_bytes: float = REPLY_MAX_BYTES, *, is_main: bool) -> int:
+        """Return how many records to request: as many as fit, fewer where other readers want to read."""
+        most_bytes = REPLY_MAX_BYTES
+        if not is_main or self._catch_up_count:
+            most_bytes = SHARED_REPLY_BYTES if is_main else CATCH_UP_REPLY_BYTES
+        target_bytes = min(room_bytes, most_bytes)
+        if target_bytes >= REPLY_MAX_BYTES:
+            return LIMIT_MAX
         if self._record_bytes is None:
             return LIMIT_UNKNOWN
         return max(1, min(LIMIT_MAX, int(target_bytes / self._record_bytes)))
@@ -171,29 +194,40 @@ class ReadBudget:
         one = UNKNOWN_RECORD_BYTES if self._record_bytes is None else self._record_bytes
         return min(REPLY_MAX_BYTES, int(limit * one))
 
-    def start_beside_main(self, start: float, now: float) -> float:
-        """Return when, from *start* on, a catch-up may start or has to ask again."""
-        if self.main is None or not self.main.is_at_tip_in_use(now):
-            return start
-        due = self.main.next_start(now)
-        is_near = due - MAIN_NEAR_S < start < due + MAIN_GRACE_S
-        may_wait = start - self.catch_up_started_at < CATCH_UP_PATIENCE_S
-        return due + MAIN_GRACE_S if is_near and may_wait else start
-
-    def note_start(self, now: float) -> None:
+    def note_start(self, now: float, *, is_main: bool) -> None:
         """Note that a read starts."""
         self._starts.append(now)
+        if not is_main:
+            self._catch_up_started_at = now
+            return
+        self._main_started_at = now
+        if self._bytes.free_at <= now:
+            self._main_bytes.free_at = now  # no other reader wanted the bytes that it had beyond its half
 
-    def note_reply(self, begun_at: float, now: float, *, record_count: int, size_bytes: int) -> None:
-        """Note a reply; its bytes are paid for from *begun_at* on."""
+    def note_reply(
+        self, now: float, *, is_main: bool, record_count: int, size_bytes: int, millis_behind: int | None
+    ) -> None:
+        """Note the reply to the read last started, from which on its bytes are paid for."""
+        started_at = self._main_started_at if is_main else self._catch_up_started_at
+        begun_at = max(started_at, now - LATENCY_MAX_S)
         self._failure_count = 0
-        self.bytes.pause_s(size_bytes, now=begun_at)
+        self._bytes.pause_s(size_bytes, now=begun_at)
         if size_bytes >= FULL_REPLY_BYTES and record_count < LIMIT_MAX:
             self._closed_until = max(self._closed_until, now + FULL_REPLY_PAUSE_S)
         if record_count and size_bytes:  # up at once, down by half: too small a reply does no harm
             mean = size_bytes / record_count
-            before = self._record_bytes or mean
-            self._record_bytes = max(mean, (before + mean) / 2)
+            self._record_bytes = max(mean, ((self._record_bytes or mean) + mean) / 2)
+        if is_main:
+            self._main_bytes.pause_s(size_bytes, now=begun_at)
+            self.note_seen(now, record_count=record_count, millis_behind=millis_behind)
+        else:
+            self._catch_up_bytes.pause_s((2 if self.is_busy(now) else 1) * size_bytes, now=begun_at)
+
+    def note_seen(self, now: float, *, record_count: int, millis_behind: int | None) -> None:
+        """Note what the main reader has read, by whatever way. Nothing behind the tip is normal."""
+        self._is_behind = bool(millis_behind)
+        if record_count:
+            self._record_seen_at = now
 
     def note_failure(self, now: float, draw: float) -> None:
         """Note a throttled or unanswered read; wait longer each time (*draw* in 0..1)."""
@@ -201,132 +235,10 @@ class ReadBudget:
         pause_s = backoff_s(self._failure_count, draw=draw, base_s=BACKOFF_FIRST_S, max_s=BACKOFF_MAX_S)
         self._closed_until = max(self._closed_until, now + pause_s)
 
-
-class Pacing:
-    """The reads of the main reader, which goes before the catch-ups."""
-
-    def __init__(self, budget: ReadBudget, schedule: ReadSchedule | None = None) -> None:
-        """*schedule* is that of the replica; without one the reader has its own."""
-        self._budget = budget
-        self._slot = (schedule or ReadSchedule()).open_slot()
-        self._started_at = NEVER
-        self._record_seen_at = NEVER
-        self._bytes = Pacer(HALF_BYTES_PER_S)
-        self._is_behind = False
-        self.has_ended = False
-        self.is_pushed = False  # it reads by push, and leaves the whole budget to the catch-ups
-        budget.main = self
-
-    def is_busy(self, now: float) -> bool:
-        """Return whether it polls a stream shard in use, or is behind the tip."""
-        if self.has_ended or self.is_pushed:
-            return False
-        return self._is_behind or now - self._record_seen_at <= BUSY_FOR_S
-
-    def is_at_tip_in_use(self, now: float) -> bool:
-        """Return whether it is at the tip of a stream shard in use."""
-        return self.is_busy(now) and not self._is_behind
-
-    def next_start(self, now: float) -> float:
-        """Return when the next read may start; the time may be past."""
-        budget = self._budget
-        paid_at = min(budget.bytes.free_at, max(self._bytes.free_at, budget.bytes.free_at - AHEAD_S))
-        if not self.is_busy(now):
-            wanted = self._slot.next_idle_start(self._started_at)
-        elif budget.catch_ups:
-            wanted = self._started_at + SHARED_INTERVAL_S
-        elif self._is_behind:
-            wanted = self._started_at + READ_INTERVAL_S
-        else:
-            wanted = self._slot.next_start(self._started_at)
-        return max(wanted, budget.opens_at, paid_at)
-
-    def delay_s(self, now: float) -> float:
-        """Return the seconds until the next read may start; 0 at the beginning."""
-        return max(0.0, self.next_start(now) - now)
-
-    def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to request: as many as fit, fewer while catch-ups run."""
-        target_bytes = min(room_bytes, SHARED_REPLY_BYTES) if self._budget.catch_ups else room_bytes
-        return LIMIT_MAX if target_bytes >= REPLY_MAX_BYTES else self._budget.limit(target_bytes)
-
-    def note_start(self, now: float) -> None:
-        """Note that a read starts."""
-        self._started_at = now
-        if self._budget.bytes.free_at <= now:
-            self._bytes.free_at = now  # no other reader wanted the bytes that it had beyond its half
-        self._budget.note_start(now)
-
-    def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None) -> None:
-        """Note the reply to the read last started. An empty one behind the tip is normal."""
-        begun_at = max(self._started_at, now - LATENCY_MAX_S)
-        self._budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
-        self._bytes.pause_s(size_bytes, now=begun_at)
-        self._is_behind = bool(millis_behind)
-        if record_count:
-            self._record_seen_at = now
-
-    def note_failure(self, now: float, draw: float) -> None:
-        """Note that the read last started was throttled or not answered."""
-        self._budget.note_failure(now, draw)
-
-    def note_pushed(self, now: float, *, record_count: int, millis_behind: int | None) -> None:
-        """Note records that came by push."""
-        self._is_behind = bool(millis_behind)
-        if record_count:
-            self._record_seen_at = now
-
     def note_end(self) -> None:
         """Leave the whole budget to the catch-ups: the main reader reads no more."""
-        self.has_ended = True
-        self._slot.close()
-
-
-class CatchUpPacing:
-    """How often, and how much, one catch-up reads; created by `ReadBudget.open_catch_up`."""
-
-    def __init__(self, budget: ReadBudget) -> None:
-        self._budget = budget
-        self.started_at = NEVER
-        self.asks_at = NEVER  # when it will ask again
-
-    def delay_s(self, now: float) -> float:
-        """Return the seconds until it may read, or has to ask again."""
-        budget, at = self._budget, self._budget.catch_ups.index(self)
-        is_shared = budget.main is not None and budget.main.is_busy(now)
-        due = max(
-            budget.opens_at,
-            budget.bytes.free_at - CATCH_UP_AHEAD_S,
-            budget.catch_up_bytes.free_at,
-            budget.catch_up_started_at + (WINDOW_S if is_shared else SHARED_INTERVAL_S),
-        )
-        start = budget.start_beside_main(max(now, due), now)
-        longer_waiting = (
-            other for number, other in enumerate(budget.catch_ups) if (other.started_at, number) < (self.started_at, at)
-        )
-        self.asks_at = max([start, *(other.asks_at + TURN_S for other in longer_waiting)])
-        return self.asks_at - now
-
-    def limit(self, room_bytes: float = REPLY_MAX_BYTES) -> int:
-        """Return how many records to request without keeping the others waiting."""
-        return self._budget.limit(min(room_bytes, CATCH_UP_REPLY_BYTES))
-
-    def note_start(self, now: float) -> None:
-        """Note that a read starts."""
-        self.started_at = self._budget.catch_up_started_at = now
-        self._budget.note_start(now)
-
-    def note_reply(self, now: float, *, record_count: int, size_bytes: int, millis_behind: int | None = None) -> None:  # noqa: ARG002 - as of Pacing
-        """Note the reply to the read last started."""
-        budget = self._budget
-        begun_at = max(self.started_at, now - LATENCY_MAX_S)
-        budget.note_reply(begun_at, now, record_count=record_count, size_bytes=size_bytes)
-        is_shared = budget.main is not None and budget.main.is_busy(now)
-        budget.catch_up_bytes.pause_s((2 if is_shared else 1) * size_bytes, now=begun_at)
-
-    def note_failure(self, now: float, draw: float) -> None:
-        """Note that the read last started was throttled or not answered."""
-        self._budget.note_failure(now, draw)
+        self._has_ended = True
+        self._schedule.close_slot(self._slot)
 
 
 OPERATION_OVERHEAD_BYTES: Final = 640  # the memory of an operation beyond its record
@@ -425,11 +337,6 @@ class MemoryQuota:
             raise ValueError(f"expected to release at most {self.held_bytes} bytes, got {size_bytes}")
         self._prefetch.change(self, -size_bytes)
 
-    def correct(self, expected_bytes: int, actual_bytes: int) -> None:
-        """Hold *actual_bytes* in place of *expected_bytes*."""
-        self.reserve(actual_bytes)
-        self.release(expected_bytes)
-
     def close(self) -> None:
         """Release everything; idempotent."""
         if self._is_open:
@@ -453,7 +360,7 @@ class SubscriptionSchedule:
     def __init__(self) -> None:
         self._accepted_at = NEVER
         self._next_call_at = NEVER
-        self._failure_count = 0  # in a row: refused calls, and subscriptions without an event or taken over
+        self._failure_count = 0  # in a row: refused calls, and subscriptions that were soon over
 
     def call_at(self, *, is_subscribed: bool) -> float:
         """Return the time from which to subscribe, or to replace the subscription."""
@@ -461,27 +368,18 @@ class SubscriptionSchedule:
 
     def note_accepted(self, now: float) -> None:
         """Note a successful call."""
-        self._forget_failures(now)
         self._accepted_at = now
         self._next_call_at = now + CALL_INTERVAL_S
 
     def note_failed(self, now: float, draw: float, *, is_refused: bool = False) -> None:
         """Note a call without success; *is_refused* where only a person can change that."""
-        self._wait(now, draw, least_s=REFUSED_PAUSE_S if is_refused else 0.0)
-
-    def note_lost(self, now: float, loss: SubscriptionLoss, draw: float, *, had_event: bool) -> None:
-        """Note the end of the subscription; *had_event* where an event had come."""
-        self._forget_failures(now)
-        if loss is SubscriptionLoss.TAKEN_OVER or not had_event:
-            self._wait(now, draw)
-        else:
-            self._failure_count = 0
-
-    def _forget_failures(self, now: float) -> None:
-        if NEVER < self._accepted_at <= now - STABLE_S:
-            self._failure_count = 0
-
-    def _wait(self, now: float, draw: float, *, least_s: float = 0.0) -> None:
         pause_s = RETRY_BASE_S + backoff_s(self._failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         self._failure_count += 1
-        self._next_call_at = max(self._next_call_at, now + max(pause_s, least_s))
+        self._next_call_at = max(self._next_call_at, now + max(pause_s, REFUSED_PAUSE_S if is_refused else 0.0))
+
+    def note_lost(self, now: float, draw: float) -> None:
+        """Note the end of the subscription."""
+        if now - self._accepted_at >= STABLE_S:
+            self._failure_count = 0
+        else:
+            self.note_failed(now, draw)

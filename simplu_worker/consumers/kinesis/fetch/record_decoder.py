@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from datetime import datetime
 from functools import partial
 from itertools import dropwhile, repeat
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.stream import aggregation
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.operations import dead_letter
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartNumber, RejectedRecord, partition_key_by
@@ -27,11 +28,10 @@ from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
 RUN_COUNT: Final = 128  # records that are decoded together: they stay in the processor's caches between two steps
 OBJECT_START: Final = b"{"  # of nearly all records; any other may be an array or an aggregate
-NEWLINE: Final = ord("\n")
-MAY_BE_LINES: Final = frozenset({DeadLetterReason.INVALID_JSON, DeadLetterReason.TOO_LARGE})
+NEWLINE: Final = b"\n"  # within a record that may be lines
 
-DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | RejectedRecord]
-"""The position of a record or a part of one, its bytes, and the operation or rejection that they decode to."""
+DecodedRecord: TypeAlias = tuple[Origin, bytes, Operation | RejectedRecord]
+"""The place of a record or a part of one, its bytes, and the operation or rejection that they decode to."""
 
 
 class RecordDecoder:
@@ -51,19 +51,13 @@ class RecordDecoder:
         self.stream_shard_id = stream_shard_id
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
-        self._hash_range = hash_range
-        self._arrived_at: datetime | None = None  # of the last record: one object for all of one instant
-        self._has_lines = False  # has come: from now on records of several lines are looked at first
+        self.hash_range = hash_range
 
     def of_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
         """Return the decoder of a parent of the stream shard."""
-        return RecordDecoder(
-            self._stream_name,
-            stream_shard_id,
-            operation_max_bytes=self._operation_max_bytes,
-            list_result_limit=self._list_result_limit,
-            hash_range=hash_range,
-        )
+        decoder = copy(self)
+        decoder.stream_shard_id, decoder.hash_range = stream_shard_id, hash_range
+        return decoder
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
         """Yield the decoded *records* and their parts in order, from the first one after *after*.
@@ -73,7 +67,7 @@ class RecordDecoder:
         decoded = self._decode_all(records)
         if after is None:
             return decoded
-        return dropwhile(lambda one: RecordPosition.from_record(one[0]).position <= after, decoded)
+        return dropwhile(lambda one: RecordPosition.from_origin(one[0]).position <= after, decoded)
 
     def _decode_all(self, records: list[Record]) -> Iterator[DecodedRecord]:
         records.reverse()
@@ -85,8 +79,11 @@ class RecordDecoder:
             count = RUN_COUNT
 
     def _decode_run(self, run: Sequence[Record]) -> Iterator[DecodedRecord]:
+        unusual = [
+            index for index, record in enumerate(run) if NEWLINE in (data := record.data) or data[:1] != OBJECT_START
+        ]
         start = 0
-        for index in self._unusual(run):
+        for index in unusual:
             parts = self._decode_several(run[index])
             if parts is not None:
                 yield from self._decode_ordinary(run[start:index])
@@ -94,68 +91,33 @@ class RecordDecoder:
                 start = index + 1
         yield from self._decode_ordinary(run[start:])
 
-    def _unusual(self, run: Sequence[Record]) -> list[int]:
-        if self._has_lines:
-            return [
-                index
-                for index, record in enumerate(run)
-                if not record.data.startswith(OBJECT_START) or NEWLINE in record.data
-            ]
-        return [index for index, record in enumerate(run) if not record.data.startswith(OBJECT_START)]
-
     def _decode_ordinary(self, run: Sequence[Record]) -> Iterable[DecodedRecord]:
-        arrived_at = self._arrived_at
-        arrivals: list[datetime] = []
-        for record in run:
-            if record.arrived_at != arrived_at:
-                arrived_at = record.arrived_at
-            arrivals.append(arrived_at)
-        self._arrived_at = arrived_at
+        arrivals = [record.arrived_at for record in run]
         numbers = [record.sequence_number for record in run]
         keys = [record.partition_key for record in run]
         origins = self._origins(arrivals, numbers, repeat(0), keys)
         data = [record.data for record in run]
-        results = self._decode_operations(data, origins)
-        decoded = zip(origins, data, results, strict=True)
-        return self._with_lines(run, decoded) if RejectedRecord in map(type, results) else decoded
+        return zip(origins, data, self._decode_operations(data, origins), strict=True)
 
-    def _with_lines(self, run: Sequence[Record], decoded: Iterable[DecodedRecord]) -> Iterator[DecodedRecord]:
-        for record, one in zip(run, decoded, strict=True):
-            result = one[2]
-            parts = None
-            if isinstance(result, RejectedRecord) and result.reason in MAY_BE_LINES and NEWLINE in record.data:
-                parts = self._decode_several(record)
-            if parts is None:
-                yield one
-            else:
-                self._has_lines = True
-                yield from parts
-
-    def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
+    def _decode_several(self, record: Record) -> Iterable[DecodedRecord] | None:
         try:
-            subs = aggregation.deaggregate(record.data, parts_max=aggregation.PARTS_MAX)
-            if subs is not None and not aggregation.lies_within(subs, self._hash_range):
-                return iter(
-                    [self._reject_aggregate(record, aggregation.OUTSIDE, last_number=subs[-1].sub_sequence_number)]
-                )
+            subs = aggregation.deaggregate(record.data)
             if subs is None:
                 parts = aggregation.parts_of_record(record.data, record.partition_key)
-            else:
-                parts = aggregation.parts_of_aggregate(subs, parts_max=aggregation.PARTS_MAX)
+                return None if parts is None else self._decode_parts(record, parts)
+            if not aggregation.lies_within(subs, self.hash_range):
+                return self._reject_aggregate(record, DeadLetterReason.INVALID_MESSAGE, aggregation.OUTSIDE)
+            parts = aggregation.parts_of_aggregate(subs)
         except MemoryError:  # says nothing of a record
             raise
-        except Exception as exc:  # noqa: BLE001  # too many parts, or whatever a defect raises
-            reason, error = DeadLetterReason.INTERNAL_ERROR, dead_letter.defect_text(exc)
-            if isinstance(exc, aggregation.TooManyPartsError):
-                reason, error = DeadLetterReason.INVALID_MESSAGE, aggregation.TOO_MANY
-            # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
-            return iter([self._reject_aggregate(record, error, last_number=len(record.data), reason=reason)])
-        if parts is None:
-            return None
-        return self._decode_parts(record, parts, part_count=None if subs is None else len(parts))
+        except Exception as exc:  # noqa: BLE001  # whatever a defect raises
+            return self._reject_aggregate(record, DeadLetterReason.INTERNAL_ERROR, dead_letter.defect_text(exc))
+        if len(parts) > aggregation.PARTS_MAX:
+            return self._reject_aggregate(record, DeadLetterReason.INVALID_MESSAGE, aggregation.TOO_MANY)
+        return self._decode_parts(record, parts, part_count=len(parts))
 
     def _decode_parts(
-        self, record: Record, parts: Sequence[aggregation.Part], *, part_count: int | None
+        self, record: Record, parts: Sequence[aggregation.Part], *, part_count: int | None = None
     ) -> Iterator[DecodedRecord]:
         for start in range(0, len(parts), RUN_COUNT):
             run = parts[start : start + RUN_COUNT]
@@ -176,18 +138,11 @@ class RecordDecoder:
                     result = replace(result, part_count=part_count)
                 yield origin, part.data, result
 
-    def _reject_aggregate(
-        self,
-        record: Record,
-        error: str,
-        *,
-        last_number: int,
-        reason: DeadLetterReason = DeadLetterReason.INVALID_MESSAGE,
-    ) -> tuple[HasPosition, bytes, RejectedRecord]:
-        # Its position is that of the last sub-record: a reader that starts within it must not skip it.
+    def _reject_aggregate(self, record: Record, reason: DeadLetterReason, error: str) -> list[DecodedRecord]:
+        # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
         (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [record.partition_key])
-        last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
-        return last, record.data, RejectedRecord(reason, error, origin)
+        last = replace(origin, sub_sequence_number=len(record.data))
+        return [(last, record.data, RejectedRecord(reason, error, origin))]
 
     def _decode_operations(self, data: Sequence[bytes], origins: Sequence[Origin]) -> list[Operation | RejectedRecord]:
         try:
@@ -212,42 +167,18 @@ class RecordDecoder:
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
 
 
-WARNING_INTERVAL_S: Final = 600.0  # of one stream shard
-SHOWN_MAX: Final = 64  # characters of a key
+def with_wrong_keys(operations: Sequence[Operation], rule: PartitionKeyRule) -> list[Operation]:
+    """Return those of *operations* whose partition key is not that of the rule, unless that would be too long."""
+    if rule is PartitionKeyRule.ANY:
+        return []
+    keys = [(one.origin.partition_key, one.tenant_id, one.resource_type) for one in operations]
+    wrong = {key for key in set(keys) if _is_wrong(*key, rule)}
+    return [one for key, one in zip(keys, operations, strict=True) if key in wrong] if wrong else []
 
 
-class PartitionKeys:
-    """The wrong partition keys of one stream shard since the last warning."""
-
-    def __init__(self, rule: PartitionKeyRule) -> None:
-        self._rule = rule
-        self._unwarned_count = 0
-        self._last: Operation | None = None
-        self._warned_at = float("-inf")
-
-    def note(self, operations: Sequence[Operation]) -> int:
-        """Return how many of *operations* have a wrong key."""
-        if self._rule is PartitionKeyRule.ANY:
-            return 0
-        keys = [(one.origin.partition_key, one.tenant_id, one.resource_type) for one in operations]
-        wrong = {key for key in set(keys) if self._is_wrong(*key)}
-        found = [one for key, one in zip(keys, operations, strict=True) if key in wrong] if wrong else []
-        if found:
-            self._last = found[-1]
-            self._unwarned_count += len(found)
-        return len(found)
-
-    def _is_wrong(self, key: str | None, tenant_id: str, resource_type: str) -> bool:
-        expected = partition_key_by(self._rule, tenant_id, resource_type)
-        return key not in (None, expected) and len(expected) <= KEY_MAX
-
-    def take_warning(self, now: float) -> tuple[Operation, int] | None:
-        """Return the last operation with a wrong key, and their number; None if no warning is due."""
-        if self._last is None or not self._unwarned_count or now < self._warned_at + WARNING_INTERVAL_S:
-            return None
-        warning = self._last, self._unwarned_count
-        self._warned_at, self._unwarned_count = now, 0
-        return warning
+def _is_wrong(key: str | None, tenant_id: str, resource_type: str, rule: PartitionKeyRule) -> bool:
+    expected = partition_key_by(rule, tenant_id, resource_type)
+    return key not in (None, expected) and len(expected) <= KEY_MAX
 
 
 LETTERS_MAX: Final = 10  # of one record: as many as one request stores

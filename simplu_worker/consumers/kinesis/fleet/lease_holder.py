@@ -185,7 +185,7 @@ class LeaseRenewer:
                 lag_s=reader.view.lag_s,
                 records_per_s=self._records.per_s,
                 read_count=reader.cursor.read_records,
-                held_count=len(reader.holds()),
+                held_count=len(reader.progress.holds()),
                 held=reader.view.first_held(),
             )
         return Progress(
@@ -449,7 +449,7 @@ class LeaseHolder:
 
     async def _write_final_positions(self) -> None:
         if self.renewer.reader is not None:
-            await self.renewer.reader.write_final_positions()
+            await self.renewer.reader.shard_positions.write_final_positions()
 
     async def _find_pending_at_parents(self) -> TenantSet | None:
         try:

@@ -13,7 +13,6 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
@@ -23,7 +22,6 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
-from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
@@ -112,33 +110,26 @@ class CatchUpReader:
         """Read until it reaches the main reader, its last hold is gone, or *ending*."""
         while self.catch_up.parents and self.catch_up.holds and not ending.is_set():
             await self._read_parent(self.catch_up.parents[0], ending)
-        with self._access.budget.open_catch_up(loop_time()) as pacing:
+        with self._access.pacing.open_catch_up(loop_time()):
             start, after = self._own_start()
-            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._progress.retention)
+            cursor = Cursor(self._access, start, kind=StreamReader.CATCH_UP, retention=self._progress.retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
-                if self._has_caught_up() or is_at_end:
-                    if self._keeps_up():
-                        self._meet()
-                    else:
-                        await self._wait_for_settled(ending)
-                elif (reply := await self._read(cursor, self._access, ending)) is not None:
-                    await self._send_reply(self._access.decoder.decode(reply.records, after=after), ending)
-                    after = None if reply.records else after
-                    cursor.release_memory()
+                if not self._has_caught_up() and not is_at_end:
+                    await self._read_on(cursor, self._access, after, ending)
+                elif self._keeps_up():
+                    self._meet()
+                else:
+                    await self._wait_for_settled(ending)
 
     async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
         access = self._access.open_parent(records.stream_shard_id, records.hash_range)
-        after = records.after
-        with access.budget.open_catch_up(loop_time()) as pacing:
-            cursor = Cursor(access, records.start, pacing, kind=StreamReader.CATCH_UP)
+        with access.pacing.open_catch_up(loop_time()):
+            cursor = Cursor(access, records.start, kind=StreamReader.CATCH_UP)
             # A parent that is gone is past its retention: no record of it can be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
-                if (reply := await self._read(cursor, access, ending)) is not None:
-                    await self._send_reply(access.decoder.decode(reply.records, after=after), ending)
-                    after = None if reply.records else after
-                    cursor.release_memory()
+                await self._read_on(cursor, access, records.after, ending)
             if cursor.is_at_end or cursor.is_gone:
                 self.catch_up.pass_parent()
 
@@ -146,14 +137,17 @@ class CatchUpReader:
         after = self.catch_up.unread.after
         return self._progress.beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
 
-    async def _read(self, cursor: Cursor, access: StreamShardAccess, ending: asyncio.Event) -> Reply | None:
+    async def _read_on(
+        self, cursor: Cursor, access: StreamShardAccess, after: Position | None, ending: asyncio.Event
+    ) -> None:
         count = len(self.catch_up.tracker)
-        has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
+        has_sent_enough = count >= SENT_MAX_COUNT or self._access.pacing.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
             self._shares.hold_over_share()
             await self._wait_for_settled(ending)
-            return None
-        return await cursor.read(ending)
+        elif (reply := await cursor.read(ending)) is not None:
+            await self._send_reply(access.decoder.decode(reply.records, after=after), ending)
+            cursor.release_memory()
 
     async def _wait_for_settled(self, ending: asyncio.Event) -> None:
         self._dispatcher.has_settled.clear()
@@ -203,7 +197,7 @@ class CatchUpReader:
         while decoded and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
             origin, record, operation = decoded.popleft()
             self._record_count += 1
-            position = RecordPosition.from_record(origin)
+            position = RecordPosition.from_origin(origin)
             is_sent = isinstance(operation, Operation) and self._may_send(operation.tenant_id, in_memory)
             parents, tracker = self.catch_up.parents, self.catch_up.tracker
             ticket = None
@@ -264,14 +258,6 @@ def _tenants_of(decoded: Iterable[DecodedRecord]) -> set[str]:
     return {operation.tenant_id for _, _, operation in decoded if isinstance(operation, Operation)}
 
 
-class _ProbeHistory(msgspec.Struct):
-    """The probes of a Postgres shard, across its holds. Times are monotonic."""
-
-    was_up: bool = False  # by the pool, at the last check
-    ready_at: float | None = None  # when its hold last became ready; it has not been held since
-    relapse_count: int = 0  # how often it was held again soon after that
-
-
 def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[Group]:
     """Return the *groups* of holds, oldest first, that may start now.
 
@@ -302,7 +288,8 @@ class CatchUps:
         self._access = access
         self._progress = progress
         self._probes: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
-        self._probe_history: dict[str, _ProbeHistory] = {}  # the same
+        self._ready_at: dict[str, float] = {}  # when its hold last became ready; it has not been held since
+        self._relapse_counts: dict[str, int] = {}  # how often it was held again soon after that
         self.running: list[CatchUpReader] = []
 
     async def run(self, ending: asyncio.Event) -> None:
@@ -356,15 +343,12 @@ class CatchUps:
 
     def _is_probe_due(self, hold: Hold) -> bool:
         # A shard that answers probes but takes no writes seems back after each: its back-off goes on where it was.
-        probed = self._probe_history.setdefault(hold.name, _ProbeHistory())
         now = loop_time()
-        if probed.ready_at is not None:
-            probed.relapse_count = probed.relapse_count + 1 if now - probed.ready_at < RELAPSE_S else 0
-            probed.ready_at = None
-            hold.attempt_count = probed.relapse_count
-            hold.next_attempt_at = now + (self._delay_s(hold) if hold.attempt_count else 0.0)
-        was_up, probed.was_up = probed.was_up, self._gateway.is_up(hold.name)
-        return now >= hold.next_attempt_at or (probed.was_up and not was_up and not probed.relapse_count)
+        if (ready_at := self._ready_at.pop(hold.name, None)) is not None:
+            relapsed = self._relapse_counts.get(hold.name, 0) + 1 if now - ready_at < RELAPSE_S else 0
+            self._relapse_counts[hold.name] = hold.attempt_count = relapsed
+            hold.next_attempt_at = now + (self._delay_s(hold) if relapsed else 0.0)
+        return now >= hold.next_attempt_at
 
     def _delay_s(self, hold: Hold) -> float:
         max_s = INTERNAL_ERROR_MAX_S if hold.reason == HoldReason.INTERNAL_ERROR else PROBE_MAX_S
@@ -380,7 +364,7 @@ class CatchUps:
             await self._find_moved_tenant(hold)
         else:
             if not is_gap and hold.catch_up is None and self._dispatcher.pipeline.is_idle_to(hold.name):
-                self._probe_history[hold.name].ready_at = loop_time()
+                self._ready_at[hold.name] = loop_time()
                 self._dispatcher.make_ready(hold)
         finally:
             hold.next_attempt_at = loop_time() + (GAP_CHECK_S if is_gap else self._delay_s(hold))

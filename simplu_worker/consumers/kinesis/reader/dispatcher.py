@@ -20,12 +20,7 @@ from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Checkpoin
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
-from simplu_worker.consumers.kinesis.recovery.shard_positions import (
-    ClaimedBatches,
-    RowBehindError,
-    ShardPositions,
-    cost_bytes_of,
-)
+from simplu_worker.consumers.kinesis.recovery.shard_positions import RowBehindError, ShardPositions, cost_bytes_of
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
@@ -79,13 +74,12 @@ class Dispatcher:
         self._utc = utc
         self.ownership = progress.ownership
         self.shard_positions = ShardPositions(gateway, progress, access, tenant_wait=rules.tenant_wait, utc=utc)
-        self._batches = ClaimedBatches(gateway, self.shard_positions)
         self.pipeline: Pipeline[QueuedOperation] = Pipeline(
             progress.stream_shard_id,
             Source.KINESIS,
             gateway,
             self,
-            self._batches,
+            self.shard_positions,
             HomeLookup(gateway, self.ownership.needs_lookup, tenant_wait=rules.tenant_wait, draw=draw, utc=utc),
             rules=rules,
             draw=draw,
@@ -146,9 +140,8 @@ class Dispatcher:
         """Hold a shard or a tenant: its entries are read again later."""
         match returned:
             case Waited(tenant_id=tenant_id, entries=entries, reason=reason, cause=why):
-                operation, error = entries[0].operation, None if why is None else str(why)
-                ids = {"business_id": operation.business_id, "location_id": operation.location_id}
-                log.warning("tenant.held", reason=reason, error=error, **ids)
+                error = None if why is None else str(why)
+                log.warning("tenant.held", reason=reason, error=error, **entries[0].ids)
                 if returned.shard_id is not None:
                     self.hold_shard(returned.shard_id, entries)
                     self.pipeline.lookup.forget(tenant_id)
@@ -162,7 +155,7 @@ class Dispatcher:
                     reason = HoldReason.GAP
                 elif isinstance(cause, InternalError):
                     reason = HoldReason.INTERNAL_ERROR
-                    self._batches.forget(shard_id)  # nothing that is remembered of it counts
+                    self.shard_positions.position_on(shard_id).invalidate()  # nothing that is remembered of it counts
                 if entries:
                     log.warning("shard.held", shard_id=shard_id, operations=len(entries), error=str(cause))
                     self.hold_shard(shard_id, entries, reason)
@@ -174,7 +167,7 @@ class Dispatcher:
         match answer:
             case Found():
                 if answer.entries and answer.has_moved:
-                    self._batches.expect_merge(answer.shard_id)
+                    self.shard_positions.position_on(answer.shard_id).is_merging = True
                 if hold is not None and hold.target is HeldTarget.TENANT and hold.catch_up is None:
                     self.make_ready(hold)
             case Unregistered(asked_at=asked_at):
@@ -204,11 +197,10 @@ class Dispatcher:
         if not failing.has_letter(entry.operation):
             await self._finish_stored([], [(entry, given_up)])
         try:
-            outcome = await self._batches.write_failure(shard_id, entry.operation)
+            outcome = await self.shard_positions.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
             failing.note_letter(entry.operation)
-            ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
-            log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **ids)
+            log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **entry.ids)
             return
         failing.note_given_up(entry.operation, outcome, given_up, shard_id=shard_id, now=self._utc())
         if hold.is_waiting:
@@ -345,12 +337,9 @@ class Dispatcher:
 
     def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         """Hold a tenant over its share from its *newest* operations on, and catch it up at once."""
-        operation, reason, unread = newest[0].operation, HoldReason.OVER_SHARE, [entry.unread for entry in newest]
-        arrived_at = _first_arrival(newest)
-        hold = self.ownership.hold_tenant(operation.tenant_id, reason, unread, arrived_at, now=loop_time())
+        hold = self._split_off(newest, HoldReason.OVER_SHARE)
         self._drop(newest)
-        ids = {"business_id": operation.business_id, "location_id": operation.location_id}
-        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **ids)
+        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **newest[0].ids)
         self.make_ready(hold)
 
     def _hold_for(
@@ -368,12 +357,14 @@ class Dispatcher:
         return hold
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: HoldReason) -> Hold:
-        tenant_id = entries[0].operation.tenant_id
-        unread = [entry.unread for entry in entries]
-        hold = self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
-        self.pipeline.forget_homes([tenant_id])
+        hold = self._split_off(entries, reason)
+        self.pipeline.forget_homes([entries[0].operation.tenant_id])
         self._finish(entries)
         return hold
+
+    def _split_off(self, entries: Sequence[QueuedOperation], reason: HoldReason) -> Hold:
+        tenant_id, unread = entries[0].operation.tenant_id, [entry.unread for entry in entries]
+        return self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
 
     def make_ready(self, hold: Hold) -> None:
         """Have a hold caught up as soon as a catch-up is free."""

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
@@ -20,13 +20,12 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, PushedCursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, Pacing, ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.record_decoder import (
-    SHOWN_MAX,
     DecodedRecord,
-    PartitionKeys,
     RecordDecoder,
     RejectionCollector,
+    with_wrong_keys,
 )
 from simplu_worker.consumers.kinesis.holding.ownership import Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
@@ -40,7 +39,6 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import (
     ReaderLease,
     ReaderProgress,
 )
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream
 from simplu_worker.consumers.kinesis.stream.positions import LazyPositions, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
@@ -56,7 +54,8 @@ from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import PartitionKeyRule, StreamReader, StreamShardState
 
 SETTLED_WAIT_S: Final = 0.25
-FINAL_WRITE_S: Final = 0.5  # for all Postgres shards together
+WARNING_INTERVAL_S: Final = 600.0  # of wrong partition keys in one stream shard
+SHOWN_MAX: Final = 64  # characters of a key
 PUBLISH_END_S: Final = 2.0  # at most, until the last records are applied, held or stuck
 
 log = structlog.get_logger(__name__)
@@ -121,15 +120,19 @@ class ReaderView:
         """How many catch-ups run."""
         return len(self._catch_ups.running)
 
-    def lag_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the lag over the *retention*; at 1 the next records are lost. 0 while unknown."""
-        return 0.0 if retention is None else self.least_lag_s / retention.total_seconds()
+    @property
+    def lag_retention_ratio(self) -> float:
+        """The lag over the retention; at 1 the next records are lost. 0 while unknown."""
+        return self._ratio(self.least_lag_s)
 
-    def held_retention_ratio(self, retention: timedelta | None) -> float:
-        """Return the age of the oldest held operation over the *retention*."""
-        if retention is None:
-            return 0.0
-        return max(map(self.held_age_s, self._progress.holds()), default=0.0) / retention.total_seconds()
+    @property
+    def held_retention_ratio(self) -> float:
+        """The age of the oldest held operation over the retention."""
+        return self._ratio(max(map(self.held_age_s, self._progress.holds()), default=0.0))
+
+    def _ratio(self, age_s: float) -> float:
+        retention = self._progress.retention
+        return 0.0 if retention is None else age_s / retention.total_seconds()
 
     def held_age_s(self, hold: Hold) -> float:
         """Return the age of the first operation of a hold."""
@@ -168,16 +171,6 @@ class ReaderView:
     def first_held(self) -> tuple[HeldTarget, ...]:
         """Return the oldest held targets, for the other replicas."""
         return first_held(HeldTarget(hold.title, hold.reason, self.held_age_s(hold)) for hold in self._progress.holds())
-
-    def activity_status(self) -> dict[str, Any]:
-        """Return lag, holds, catch-ups and trouble for the status."""
-        return {
-            "lagSeconds": self.lag_s,
-            "held": dict(Counter(hold.reason for hold in self._progress.holds())),
-            "catchUps": [one.status() for one in self._catch_ups.running],
-            "trouble": self._cursor.trouble,
-            "reads": "fan-out" if self._cursor.is_pushed else "polling",
-        }
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
@@ -226,7 +219,8 @@ class StreamShardReader:
             assignment, services.stream.name, lease, ahead_from_s=settings.ahead_from_s, utc=utc
         )
         start, self._read_after = progress.main_beginning  # until a record after it arrives
-        self._partition_keys = PartitionKeys(settings.partition_key)
+        self._warned_at = float("-inf")  # of wrong partition keys
+        self._unwarned_count = 0  # operations with such, since then
         decoder = RecordDecoder(
             services.stream.name,
             self.stream_shard_id,
@@ -234,8 +228,7 @@ class StreamShardReader:
             list_result_limit=settings.list_result_limit,
             hash_range=assignment.hash_range,
         )
-        self._access = StreamShardAccess(services.stream, decoder, memory, draw)
-        self._pacing = Pacing(self._access.budget, services.schedule)
+        self._access = StreamShardAccess(services.stream, decoder, memory, draw, services.schedule)
         self.cursor = progress.cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
         self._dispatcher = Dispatcher(
             progress,
@@ -246,13 +239,10 @@ class StreamShardReader:
             draw=draw,
             utc=utc,
         )
+        self.shard_positions = self._dispatcher.shard_positions
         self._shares = TenantShares(progress, self._dispatcher)
         self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._shares, self._access, progress)
         self.view = ReaderView(progress, self._dispatcher, self._catch_ups, utc=utc)
-
-    def holds(self) -> list[Hold]:
-        """Return all holds, the oldest first."""
-        return self.progress.ownership.holds()
 
     def retry_holds(self, target: str | None) -> int:
         """Try held targets now: all of them, or *target*; return how many."""
@@ -266,7 +256,12 @@ class StreamShardReader:
             "state": self._activity,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._memory.held_bytes,
-        } | self.view.activity_status()
+            "lagSeconds": self.view.lag_s,
+            "held": dict(Counter(hold.reason for hold in self.progress.holds())),
+            "catchUps": [one.status() for one in self._catch_ups.running],
+            "trouble": self.cursor.trouble,
+            "reads": "fan-out" if self.cursor.is_pushed else "polling",
+        }
 
     @property
     def _activity(self) -> str:
@@ -290,11 +285,6 @@ class StreamShardReader:
         for shard_position in self.shard_positions.invalidate_parent_rows():
             self._dispatcher.pipeline.request_turn(shard_position.shard_id)
         self._dispatcher.has_ready.set()
-
-    @property
-    def shard_positions(self) -> ShardPositions:
-        """The rows of this reader on the Postgres shards."""
-        return self._dispatcher.shard_positions
 
     def start_backfill(self, shard_id: str, unread: Unread) -> None:
         """Read *unread* again for all tenants of a Postgres shard to which nothing was sent yet."""
@@ -337,7 +327,7 @@ class StreamShardReader:
                     await self._read()
                 finally:
                     self.cursor.close()
-                    self._pacing.note_end()
+                    self._access.pacing.note_end()
                 await self._publish_end()
                 while not self.progress.is_finished and not self._stopping.is_set():
                     await self._wait_for_settled()
@@ -355,26 +345,18 @@ class StreamShardReader:
                 while self._dispatcher.pipeline.has_progress and not self._stopping.is_set():
                     await self._wait_for_settled()
         if self.progress.is_at_end and not self._stopping.is_set():
-            await self.write_final_positions()
+            await self.shard_positions.write_final_positions()
             self.progress.has_published_end = True
             await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
-
-    async def write_final_positions(self) -> None:
-        """Write the progress to the Postgres shards that answer at once, after `run`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FINAL_WRITE_S), asyncio.TaskGroup() as tasks:
-                for shard_position in self.shard_positions.current_positions():
-                    work = self.shard_positions.write_final_position(shard_position)
-                    tasks.create_task(work, name=f"final-position:{shard_position.shard_id}")
 
     def _open_cursor(self, start: Start, subscriptions: Subscriptions | None, read_up_to: datetime | None) -> Cursor:
         expires_at = None
         if read_up_to is not None and self.progress.retention is not None:
             expires_at = loop_time() + (read_up_to + self.progress.retention - self._utc()).total_seconds()
-        access, pacing, retention = self._access, self._pacing, self.progress.retention
+        access, retention = self._access, self.progress.retention
         if subscriptions is None:
-            return Cursor(access, start, pacing, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
-        return PushedCursor(access, start, pacing, subscriptions, retention=retention, expires_at=expires_at)
+            return Cursor(access, start, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
+        return PushedCursor(access, start, subscriptions, retention=retention, expires_at=expires_at)
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.progress.is_at_end:
@@ -395,27 +377,25 @@ class StreamShardReader:
 
     async def _dispatch_records(self, records: list[Record]) -> None:
         rejections = RejectionCollector()
-        rejected: list[list[int]] = []
+        rejected: list[int] = []
         arrivals = self._access.decoder.decode(records, after=self._read_after)
         tracker, ownership = self.progress.tracker, self.progress.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
             entries: list[QueuedOperation] = []
             held: list[int] = []
-            rejected_now: list[int] = []
             is_any_held = len(ownership) > 0
             tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
                     rejections.add(operation, record)
-                    rejected_now.append(ticket)
+                    rejected.append(ticket)
                 elif is_any_held and (owner := ownership.owner_of(operation.tenant_id)) is not None:
                     owner.passed_count += 1
                     held.append(ticket)  # a catch-up will read it again
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, tracker))
             self._check_partition_keys([one for _, _, one in decoded if isinstance(one, Operation)])
-            rejected.append(rejected_now)
             tracker.finish(held)
             self._dispatcher.send(entries)
             is_full = len(decoded) == BATCH_MAX_COUNT
@@ -424,24 +404,26 @@ class StreamShardReader:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
         if len(rejections):
             await self._store(rejections.dead_letters(self._utc()))
-            for batch in rejected:  # one batch after the other: rejections are often all of it
-                tracker.finish(batch)
+            tracker.finish(rejected)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
-        if count := self._partition_keys.note(operations):
-            instruments.KINESIS_WRONG_KEYS.inc(count)
-        if (warning := self._partition_keys.take_warning(loop_time())) is not None:
-            last, count = warning
-            log.warning(
-                "partition_key.wrong",
-                stream_shard_id=self.stream_shard_id,
-                business_id=last.business_id,
-                location_id=last.location_id,
-                partition_key=(last.origin.partition_key or "")[:SHOWN_MAX],
-                operations=count,
-                rule=self._settings.partition_key,
-            )
+        if not (wrong := with_wrong_keys(operations, self._settings.partition_key)):
+            return
+        instruments.KINESIS_WRONG_KEYS.inc(len(wrong))
+        self._unwarned_count += len(wrong)
+        if loop_time() < self._warned_at + WARNING_INTERVAL_S:
+            return
+        log.warning(
+            "partition_key.wrong",
+            stream_shard_id=self.stream_shard_id,
+            business_id=wrong[-1].business_id,
+            location_id=wrong[-1].location_id,
+            partition_key=(wrong[-1].origin.partition_key or "")[:SHOWN_MAX],
+            operations=self._unwarned_count,
+            rule=self._settings.partition_key,
+        )
+        self._warned_at, self._unwarned_count = loop_time(), 0
 
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
         # Undecoded records take half the memory, and those decoded together go to the lane as one batch.

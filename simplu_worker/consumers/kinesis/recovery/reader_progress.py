@@ -15,8 +15,8 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, form
 from simplu_worker.consumers.kinesis.stream import positions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
-from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.dead_letter import DeadLetter, dead_letter_of
+from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.operations.tries import GiveUp
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
@@ -40,24 +40,21 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
         return self.operation.tenant_id
 
     @property
+    def ids(self) -> dict[str, str]:
+        """Its business and location, for the log."""
+        return {"business_id": self.operation.business_id, "location_id": self.operation.location_id}
+
+    @property
     def unread(self) -> Unread:
         """The records from the operation on."""
         return Unread(self.tracker.position_before(self.ticket), self.parents)
 
     def dead_letter(self, given_up: GiveUp, *, failed_at: datetime) -> DeadLetter:
         """Return the dead letter of the operation."""
-        return DeadLetter(
-            reason=given_up.reason,
-            error=given_up.error,
-            origin=self.operation.origin,
-            failed_at=failed_at,
-            attempts=given_up.attempts,
-            record=self.record,
-            request_id=self.operation.request_id,
-            resource_id=self.operation.resource_id,
-            business_id=self.operation.business_id,
-            location_id=self.operation.location_id,
-        )
+        one = self.operation
+        ids = (one.business_id, one.location_id, one.request_id, one.resource_id)
+        rejected = RejectedRecord(given_up.reason, given_up.error, one.origin, *ids)
+        return dead_letter_of(rejected, self.record, failed_at=failed_at, attempts=given_up.attempts)
 
 
 class ReaderAssignment(msgspec.Struct, frozen=True):
@@ -135,10 +132,16 @@ class ReaderProgress:
         self.has_published_end = False  # to the Postgres shards that answered
 
     @property
-    def checkpoint(self) -> positions.Position | None:
-        """The position up to which no record is pending, if any."""
+    def safe_position(self) -> positions.RecordPosition | None:
+        """The position up to which no record is pending, as it is stored; None before there is one."""
         position = self.ownership.floor(self.tracker.checkpoint)
-        return None if position is None else position.stored.position
+        return None if position is None else position.stored
+
+    @property
+    def checkpoint(self) -> positions.Position | None:
+        """The safe position as that of a lease."""
+        position = self.safe_position
+        return None if position is None else position.position
 
     @property
     def read_to(self) -> positions.RecordPosition | None:
@@ -231,9 +234,9 @@ class ReaderProgress:
 
     def row(self) -> StreamPosition:
         """Return the position that all tenants have reached, as a row on a Postgres shard contains it."""
-        safe_checkpoint = self.ownership.floor(self.tracker.checkpoint)
-        pending_from = positions.SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
-        return StreamPosition(pending_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
+        safe = self.safe_position
+        pending_from = positions.SHARD_END.checkpoint if self.is_finished else format_position(safe)
+        return StreamPosition(pending_from, None if safe is None else safe.arrived_at)
 
     def row_ahead(self) -> tuple[str, tuple[str, ...]] | None:
         """Return the position that all but the held tenants have reached, and these, as a row contains them."""

@@ -33,23 +33,14 @@ from simplu_worker.shards.types import PositionMerge, StoredPositions, StreamPos
 CLOCK_MARGIN: Final = timedelta(seconds=1)  # arrivals are rounded
 
 
-class Ancestor(msgspec.Struct, frozen=True):
-    """A parent of a stream shard, or a parent's parent, with records that can still be read."""
-
-    parents: frozenset[str]
-    hash_range: positions.HashRange | None
-    started_at: datetime | None  # from which it was read, if not from its beginning
-    checkpoint: positions.Position = positions.SHARD_END  # of its lease
-
-
 class Lineage(msgspec.Struct, frozen=True):
-    """The parents of a stream shard and the parents of these, by id.
+    """The parents of a stream shard, and the leases of these and of their parents that can be read, by id.
 
     *is_ended*: no operation of any of them is pending. *unreadable_parents* are past their retention.
     """
 
     parents: frozenset[str] = frozenset()
-    ancestors: Mapping[str, Ancestor] = msgspec.field(default_factory=dict)
+    ancestors: Mapping[str, Lease] = msgspec.field(default_factory=dict)
     is_ended: bool = True
     unreadable_parents: frozenset[str] = frozenset()
 
@@ -62,15 +53,15 @@ class Lineage(msgspec.Struct, frozen=True):
 
 def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> Lineage:
     """Return the ancestors of a leased stream shard among *leases*, without those of *gone*."""
-    ancestors: dict[str, Ancestor] = {}
+    ancestors: dict[str, Lease] = {}
     waiting = list(lease.parents)
     while waiting:
         key = waiting.pop()
         known = leases.get(key)
         if known is not None and key not in gone and key not in ancestors:
-            ancestors[key] = Ancestor(known.parents, known.hash_range, known.started_at, known.checkpoint)
+            ancestors[key] = known
             waiting += known.parents
-    are_ended = all(leases[key].checkpoint == positions.SHARD_END for key in ancestors)
+    are_ended = all(one.checkpoint == positions.SHARD_END for one in ancestors.values())
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended, lease.parents - ancestors.keys())
 
 
@@ -102,20 +93,6 @@ def is_own_row(row: StreamPosition | None, known_tokens: Collection[str]) -> boo
 def may_lack_writes(row: StreamPosition | None, stored: StoredPositions, known_tokens: Collection[str]) -> bool:
     """Return whether the row has none of the *known_tokens*."""
     return not stored.is_unchanged and (row is None or row.fencing_token not in known_tokens)
-
-
-def compared_position(
-    *,
-    is_first: bool,
-    was_tenant_moved_in: bool,
-    began_behind: positions.RecordPosition | None,
-    read_to: positions.RecordPosition | None,
-) -> positions.RecordPosition | None:
-    """Return the position of a reader with which its row is compared; None is the start of reading.
-
-    A tenant that was moved to the shard since may lack operations that its last shard has.
-    """
-    return began_behind if is_first and not was_tenant_moved_in else read_to
 
 
 def replay_start(
@@ -167,7 +144,7 @@ def missing_parent_records(
         return ()
     first_tenant_at = stored.first_tenant_at
     found = [
-        _missing_records_of(key, lineage.ancestors[key], stored.rows.get(key), first_tenant_at, tenant_wait)
+        _missing_records_of(lineage.ancestors[key], stored.rows.get(key), first_tenant_at - tenant_wait - CLOCK_MARGIN)
         for key in _parents_first(lineage, stored, lineage.parents)
         if key in lineage.ancestors
     ]
@@ -202,23 +179,15 @@ def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[s
     return msgspec.structs.replace(stored, rows=rows)
 
 
-def _missing_records_of(
-    stream_shard_id: str,
-    ancestor: Ancestor,
-    row: StreamPosition | None,
-    first_tenant_at: datetime,
-    tenant_wait: timedelta,
-) -> ParentRecords | None:
+def _missing_records_of(ancestor: Lease, row: StreamPosition | None, first_at: datetime) -> ParentRecords | None:
     if row is not None and row.pending_from == positions.SHARD_END.checkpoint:
         return None
     if row is not None and row.pending_from != positions.TRIM_HORIZON.checkpoint:
         position = parse_position(row.pending_from, HORIZON)
         start: positions.Start = positions.AtSequenceNumber(position.sequence_number)
-        return ParentRecords(stream_shard_id, start, position.position, ancestor.hash_range)
-    since = ancestor.started_at or HORIZON
-    if row is None:
-        since = max(since, first_tenant_at - tenant_wait - CLOCK_MARGIN)
-    return ParentRecords(stream_shard_id, positions.AtTimestamp(since), None, ancestor.hash_range)
+        return ParentRecords(ancestor.lease_key, start, position.position, ancestor.hash_range)
+    since = max(ancestor.started_at or HORIZON, HORIZON if row is not None else first_at)
+    return ParentRecords(ancestor.lease_key, positions.AtTimestamp(since), None, ancestor.hash_range)
 
 
 CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and that of Kinesis
@@ -266,11 +235,6 @@ def has_left_stream(behind: positions.RecordPosition | datetime, oldest: positio
     return isinstance(behind, datetime) or oldest is None or positions.is_after(oldest, behind)
 
 
-def has_read_on(read_to: positions.RecordPosition | None, oldest: positions.RecordPosition | None) -> bool:
-    """Return whether the stream has the record to which earlier owners have read."""
-    return read_to is not None and oldest is not None and not positions.is_after(oldest, read_to)
-
-
 def rows_of_ancestors_behind(
     lineage: Lineage, stored: StoredPositions, stream_shard_id: str, *, is_old: Callable[[StreamPosition], bool]
 ) -> list[tuple[str, StreamPosition]]:
@@ -286,7 +250,7 @@ def rows_of_ancestors_behind(
     ]
 
 
-def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
+def _is_ancestor_behind(row: StreamPosition, ancestor: Lease | None) -> bool:
     if row.has_gap or row.pending_from == positions.SHARD_END.checkpoint:
         return False
     is_beginning = row.pending_from == positions.TRIM_HORIZON.checkpoint

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
@@ -27,6 +26,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     TRIM_HORIZON,
     AtTimestamp,
     RecordPosition,
+    TrimHorizon,
     is_after,
 )
 from simplu_worker.consumers.pipeline.results import LaneStopError
@@ -46,8 +46,10 @@ from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
 WRITE_AFTER_BATCH_S: Final = 1.0  # the same, if the last write was before a batch: for those who ask what is decided
+FINAL_WRITE_S: Final = 0.5  # of the last progress, for all Postgres shards together
 IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`recovery_plan.py`)
 OLDEST_MAX_AGE_S: Final = 10.0
+OLDEST_LOOKS: Final = 3
 AHEAD_MAX_AGE_S: Final = 1.0
 CLOCKS_APART_MOST: Final = timedelta(hours=1)
 FOLLOW_WITHIN_S: Final = 0.5  # the tenants of the target wait; to read a little again takes about as long
@@ -135,6 +137,14 @@ class ShardPosition:
         self.claim.fencing_tokens = []
 
 
+class RowBehindError(LaneStopError):
+    """The reader's row on the shard is behind: the shard may lack *unread*."""
+
+    def __init__(self, unread: Unread) -> None:
+        super().__init__(f"expected the shard to have all before the reader's position, got a row behind: {unread}")
+        self.unread = unread
+
+
 class ShardPositions:
     """The rows of one reader on all Postgres shards."""
 
@@ -160,6 +170,48 @@ class ShardPositions:
         self._highest = progress.checkpoint_at_start  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and until when it is good
 
+    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
+        """Apply *entries* to a shard. Raises `RowBehindError`, `PositionGapError`, and as `ShardGateway.apply`."""
+        shard_position = self.position_on(shard_id)
+        async with shard_position.lock:
+            await self._make_current(shard_position)
+            if not entries:
+                return []
+            claim = self.prepare_claim(shard_position)
+            try:
+                with process_span(partial(_describe, shard_id, entries)) as span:
+                    outcomes = await self._gateway.apply(shard_id, [entry.operation for entry in entries], claim=claim)
+                    span.note_outcomes(outcome.disposition for outcome in outcomes)
+                    return outcomes
+            except PositionChangedError:  # another reader or a move wrote the row, or commits are lost
+                shard_position.invalidate()
+                shard_position.is_changed = True
+                raise
+
+    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
+        """Write the row of an operation that is given up. Raises `RetryableError`."""
+        shard_position = self.position_on(shard_id)
+        async with shard_position.lock:
+            claim = self.prepare_claim(shard_position)
+            outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
+        if outcome.disposition is Disposition.HOLD:
+            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        return outcome
+
+    async def _make_current(self, shard_position: ShardPosition) -> None:
+        # Confirms the lease where another reader may have written the row: each would make the other read again.
+        if shard_position.is_merging and shard_position.is_current:
+            await self.follow_moves(shard_position)
+        shard_position.is_merging = False
+        if shard_position.is_current or await self.follow_moves(shard_position):
+            return
+        if shard_position.is_changed:
+            await self.confirm_lease()
+        unread = await self.reconcile(shard_position)
+        shard_position.is_changed = False
+        if unread is not None:
+            raise RowBehindError(unread)
+
     def position_on(self, shard_id: str) -> ShardPosition:
         """Return the position on a Postgres shard."""
         shard_position = self._positions.get(shard_id)
@@ -167,10 +219,6 @@ class ShardPositions:
             claim = PositionClaim(self._progress.stream_name, self._progress.stream_shard_id)
             shard_position = self._positions[shard_id] = ShardPosition(shard_id, claim)
         return shard_position
-
-    def current_positions(self) -> list[ShardPosition]:
-        """Return the positions on shards with a known row."""
-        return [shard_position for shard_position in self._positions.values() if shard_position.is_current]
 
     def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
         """Return the claim for the next write of the row: where the reader is before that write."""
@@ -184,10 +232,10 @@ class ShardPositions:
         shard_position.written_at, shard_position.rewrite_after_s = loop_time(), WRITE_AFTER_BATCH_S
         return claim
 
-    def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
-        """Return whether a known row was not written for *within_s*, and would change or is old."""
+    def is_write_due(self, shard_position: ShardPosition, *, after_s: float | None = None) -> bool:
+        """Return whether a known row was not written for *after_s*, and would change or is old."""
         age_s = loop_time() - shard_position.written_at
-        if not shard_position.is_current or age_s < (shard_position.rewrite_after_s if within_s is None else within_s):
+        if not shard_position.is_current or age_s < (shard_position.rewrite_after_s if after_s is None else after_s):
             return False
         if age_s >= IDLE_WRITE_AFTER_S:
             return True
@@ -196,7 +244,7 @@ class ShardPositions:
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         progress = self._progress.row()
-        self._note_highest(progress)
+        self._note_highest()
         ahead, read_up_to = self._recent_reach()
         if progress.pending_from == SHARD_END.checkpoint:
             ahead = None
@@ -209,21 +257,23 @@ class ShardPositions:
             progress, read_to=read_to, held=held, parents_done=are_parents_done, read_up_to=read_up_to
         )
 
-    async def write_final_position(self, shard_position: ShardPosition) -> None:
-        """Write the final progress where the shard is up and the row is not locked."""
+    async def write_final_positions(self) -> None:
+        """Write the final progress to the shards that answer at once, and whose row is not locked."""
         self._reach = (0.0, (None, None))
-        is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
-        if not is_free or not self.is_write_due(shard_position, within_s=0.0):
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINAL_WRITE_S), asyncio.TaskGroup() as tasks:
+                for one in self._positions.values():
+                    is_free = self._gateway.is_up(one.shard_id) and not one.lock.locked()
+                    if is_free and self.is_write_due(one, after_s=0.0):
+                        tasks.create_task(self._write_final(one), name=f"final-position:{one.shard_id}")
+
+    async def _write_final(self, shard_position: ShardPosition) -> None:
         async with shard_position.lock:
-            if not shard_position.is_current:
-                return
-            with contextlib.suppress(RetryableError):
-                changed = await self._gateway.positions.write_positions(
-                    shard_position.shard_id, [self.prepare_claim(shard_position)]
-                )
-                if changed:
-                    shard_position.invalidate()
+            if shard_position.is_current:
+                with contextlib.suppress(RetryableError):
+                    claims = [self.prepare_claim(shard_position)]
+                    if await self._gateway.positions.write_positions(shard_position.shard_id, claims):
+                        shard_position.invalidate()
 
     async def confirm_lease(self) -> bool:
         """Return whether the reader still has the lease, as far as the lease table answers."""
@@ -320,12 +370,9 @@ class ShardPositions:
     ) -> Unread | None:
         """Do what `reconcile` does, with rows that were just read."""
         row, reader = stored.rows.get(self._progress.stream_shard_id), self._progress
-        read_to = recovery_plan.compared_position(
-            is_first=not shard_position.was_read,
-            was_tenant_moved_in=self._was_tenant_moved_in(stored),
-            began_behind=reader.began_behind,
-            read_to=reader.read_to,
-        )
+        # A tenant that was moved to the shard since the start may lack operations that its last shard has.
+        is_plain_start = not shard_position.was_read and not self._was_tenant_moved_in(stored)
+        read_to = reader.began_behind if is_plain_start else reader.read_to
         after: RecordPosition | None = None
         start: recovery_plan.ReplayStart = None
         if read_to is not None and recovery_plan.may_lack_writes(row, stored, shard_position.claim.fencing_tokens):
@@ -378,7 +425,7 @@ class ShardPositions:
         behind: recovery_plan.ReplayStart,
     ) -> recovery_plan.Gap | None:
         # The stream is asked only about rows older than its records.
-        self._note_highest(self._progress.row())
+        self._note_highest()
         own, was_read = self._progress.stream_shard_id, shard_position.was_read
         row = stored.rows.get(own)
         is_old = partial(recovery_plan.is_older_than_stream, now=self._utc(), retention=self._progress.retention)
@@ -402,9 +449,7 @@ class ShardPositions:
         if behind is None or row.has_gap or not is_old(row) or not recovery_plan.went_back(row, behind, checkpoint):
             return False
         oldest = await self._find_oldest(self._progress.stream_shard_id)
-        return recovery_plan.has_left_stream(behind, oldest) and (
-            was_read or recovery_plan.has_read_on(self._progress.began_behind, oldest)
-        )
+        return recovery_plan.has_left_stream(behind, oldest) and (was_read or self._has_read_on(oldest))
 
     async def _has_ancestor_left(
         self, key: str, row: StreamPosition, lineage: recovery_plan.Lineage, *, was_read: bool
@@ -416,9 +461,12 @@ class ShardPositions:
                 return False
         if was_read or oldest is not None:
             return True
-        return recovery_plan.has_read_on(
-            self._progress.began_behind, await self._find_oldest(self._progress.stream_shard_id)
-        )
+        return self._has_read_on(await self._find_oldest(self._progress.stream_shard_id))
+
+    def _has_read_on(self, oldest: RecordPosition | None) -> bool:
+        # Whether the stream has the record to which earlier owners have read.
+        read_to = self._progress.began_behind
+        return read_to is not None and not recovery_plan.has_left_stream(read_to, oldest)
 
     async def _keep_gap(self, shard_position: ShardPosition, gap: recovery_plan.Gap, row: StreamPosition) -> None:
         if not row.has_gap:
@@ -464,15 +512,16 @@ class ShardPositions:
     async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
         good_until, oldest = self._oldest.get(stream_shard_id, (0.0, None))
         if loop_time() >= good_until:
-            oldest = await self._access.find_oldest(stream_shard_id)
+            looks = OLDEST_LOOKS  # a reply may look like the end by mistake: the absence has to show several times
+            while (oldest := await self._access.find_first(stream_shard_id, TrimHorizon())) is None and looks > 1:
+                looks -= 1
             self._oldest[stream_shard_id] = loop_time() + OLDEST_MAX_AGE_S, oldest
         return oldest
 
-    def _note_highest(self, progress: StreamPosition) -> None:
-        if progress.pending_from not in {SHARD_END.checkpoint, TRIM_HORIZON.checkpoint}:
-            position = recovery_plan.parse_position(progress.pending_from, progress.pending_since or self._utc())
-            if _is_after(position, self._highest):
-                self._highest = position
+    def _note_highest(self) -> None:
+        position = self._progress.safe_position
+        if _is_after(position, self._highest):
+            self._highest = position
 
     def _was_tenant_moved_in(self, stored: StoredPositions) -> bool:
         return (
@@ -531,80 +580,6 @@ def _arrival(position: RecordPosition | None) -> str | None:
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
     """Return the memory that *entries* count for."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
-
-
-class RowBehindError(LaneStopError):
-    """The reader's row on the shard is behind: the shard may lack *unread*."""
-
-    def __init__(self, unread: Unread) -> None:
-        super().__init__(f"expected the shard to have all before the reader's position, got a row behind: {unread}")
-        self.unread = unread
-
-
-class ClaimedBatches:
-    """The batches of one reader."""
-
-    def __init__(self, gateway: ShardGateway, shard_positions: ShardPositions) -> None:
-        self._gateway = gateway
-        self._shard_positions = shard_positions
-
-    def expect_merge(self, shard_id: str) -> None:
-        """Take the new token of the row before the next batch, after a move."""
-        self._shard_positions.position_on(shard_id).is_merging = True
-
-    def forget(self, shard_id: str) -> None:
-        """Have the row read before the next batch: nothing that is remembered counts."""
-        self._shard_positions.position_on(shard_id).invalidate()
-
-    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
-        """Apply *entries* to a shard. Raises `RowBehindError`, `PositionGapError`, and as `ShardGateway.apply`."""
-        async with self._known_row(shard_id) as shard_position:
-            if not entries:
-                return []
-            claim = self._shard_positions.prepare_claim(shard_position)
-            with process_span(partial(_describe, shard_id, entries)) as span:
-                outcomes = await self._gateway.apply(shard_id, [entry.operation for entry in entries], claim=claim)
-                span.note_outcomes(outcome.disposition for outcome in outcomes)
-                return outcomes
-
-    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
-        """Write the row of an operation that is given up. Raises `RetryableError`."""
-        shard_position = self._shard_positions.position_on(shard_id)
-        async with shard_position.lock:
-            claim = self._shard_positions.prepare_claim(shard_position)
-            outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
-        if outcome.disposition is Disposition.HOLD:
-            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
-        return outcome
-
-    @asynccontextmanager
-    async def _known_row(self, shard_id: str) -> AsyncIterator[ShardPosition]:
-        positions = self._shard_positions
-        shard_position = positions.position_on(shard_id)
-        async with shard_position.lock:
-            if shard_position.is_merging and shard_position.is_current:
-                await positions.follow_moves(shard_position)
-            shard_position.is_merging = False
-            if not shard_position.is_current:
-                await self._reconcile(shard_position)
-            try:
-                yield shard_position
-            except PositionChangedError:  # another reader or a move wrote the row, or commits are lost
-                shard_position.invalidate()
-                shard_position.is_changed = True
-                raise
-
-    async def _reconcile(self, shard_position: ShardPosition) -> None:
-        # Confirms the lease where another reader may have written the row: each would make the other read again.
-        # Raises `RowBehindError`.
-        if await self._shard_positions.follow_moves(shard_position):
-            return
-        if shard_position.is_changed:
-            await self._shard_positions.confirm_lease()
-        unread = await self._shard_positions.reconcile(shard_position)
-        shard_position.is_changed = False
-        if unread is not None:
-            raise RowBehindError(unread)
 
 
 def _describe(shard_id: str, entries: Sequence[QueuedOperation]) -> TracedBatch:

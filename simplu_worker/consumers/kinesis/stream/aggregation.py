@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Any, Final
 
@@ -71,27 +71,35 @@ _DATA: Final = 3 << 3 | _LENGTH_DELIMITED
 _FIELDS_OF_RECORD: Final = frozenset({_PARTITION_KEY_INDEX, _EXPLICIT_HASH_KEY_INDEX, _DATA})
 
 
-class SubRecord(msgspec.Struct, frozen=True, gc=False):
-    """One user record of an aggregate; *sub_sequence_number* counts from 0."""
+class Part(msgspec.Struct, frozen=True, gc=False):
+    """A sub-record of an aggregate, or an operation of a record of several.
+
+    *index* counts from 0 in an array or in lines, of which *parts_behind* follow. *refusal* is why a record of too many
+    parts is none.
+    """
 
     partition_key: str
-    explicit_hash_key: str | None
     data: bytes
-    sub_sequence_number: int
+    sub_sequence_number: int = 0
+    explicit_hash_key: str | None = None
+    index: int | None = None
+    parts_behind: int = 0
+    refusal: str | None = None
+
+    @property
+    def number(self) -> PartNumber:
+        """The place in its record."""
+        return self.sub_sequence_number if self.index is None else (self.sub_sequence_number, self.index)
 
 
 class _MalformedError(ValueError):
     """The bytes are not an AggregatedRecord."""
 
 
-class TooManyPartsError(Exception):
-    """An aggregate has more sub-records than it may."""
+def deaggregate(data: bytes) -> list[Part] | None:
+    """Return the sub-records of an aggregate, of more than PARTS_MAX one more than these.
 
-
-def deaggregate(data: bytes, *, parts_max: int | None = None) -> list[SubRecord] | None:
-    """Return the sub-records of an aggregate; None for a record that is none to the last byte.
-
-    Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
+    None for a record that is no aggregate to the last byte.
     """
     if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
@@ -99,8 +107,8 @@ def deaggregate(data: bytes, *, parts_max: int | None = None) -> list[SubRecord]
     if hashlib.md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:
         return None
     try:
-        return _sub_records(message, parts_max) or None
-    except (_MalformedError, IndexError, UnicodeDecodeError):  # IndexError: bytes that end early, or a bad table index
+        return _sub_records(message) or None
+    except (_MalformedError, LookupError, UnicodeDecodeError):  # LookupError: the end is early, or a field is missing
         return None
 
 
@@ -124,19 +132,14 @@ class AggregatePacker:
         return MAGIC + message + hashlib.md5(message, usedforsecurity=False).digest()
 
 
-def hash_key_of(sub: SubRecord) -> int:
+def hash_key_of(sub: Part) -> int:
     """Return the hash key of a sub-record: the explicit one, else the MD5 of its key."""
     if sub.explicit_hash_key is not None:
         return int(sub.explicit_hash_key)
-    return hash_of(sub.partition_key)
+    return int.from_bytes(hashlib.md5(sub.partition_key.encode(), usedforsecurity=False).digest())
 
 
-def hash_of(partition_key: str) -> int:
-    """Return the hash key of a record without an explicit one."""
-    return int.from_bytes(hashlib.md5(partition_key.encode(), usedforsecurity=False).digest())
-
-
-def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:
+def lies_within(subs: Iterable[Part], hash_range: HashRange | None) -> bool:
     """Return whether all of *subs* belong to the stream shard of *hash_range*; True when that is unknown.
 
     As the KCL's `AggregatorUtil.deaggregate`. Applying others would break the order: later records of their keys are
@@ -148,70 +151,51 @@ def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool
     return all(hash_range.first <= hash_key_of(sub) <= hash_range.last for sub in distinct.values())
 
 
-# The two loops read varints of one byte, nearly all, inline: a call for each would cost as much as the rest.
-
-
-def _sub_records(message: bytes, parts_max: int | None) -> list[SubRecord]:
+def _sub_records(message: bytes) -> list[Part]:
     partition_keys: list[str] = []
     hash_keys: list[str] = []
     records: list[bytes] = []  # decoded at the end: the tables may come after them
-    too_many = None if parts_max is None else parts_max + 1
+    for tag, value in _fields(message, _FIELDS_OF_AGGREGATE):
+        if tag == _RECORD:
+            records.append(value)
+            if len(records) > PARTS_MAX:
+                break
+        elif tag == _PARTITION_KEY:
+            partition_keys.append(value.decode())
+        else:
+            hash_keys.append(_hash_key(value))
+    return [_sub_record(record, number, partition_keys, hash_keys) for number, record in enumerate(records)]
+
+
+def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys: list[str]) -> Part:
+    fields = dict(_fields(record, _FIELDS_OF_RECORD))  # of a repeated field the last value counts, as in protobuf
+    at = fields.get(_EXPLICIT_HASH_KEY_INDEX)
+    hash_key = None if at is None else hash_keys[at]
+    return Part(partition_keys[fields[_PARTITION_KEY_INDEX]], fields[_DATA], number, hash_key)
+
+
+def _fields(message: bytes, wanted: frozenset[int]) -> Iterator[tuple[int, Any]]:
+    # Varints of one byte, nearly all, are read inline: a call for each would cost as much as the rest.
     at, end = 0, len(message)
     while at < end:
         tag = message[at]
         at += 1
         if tag > 0x7F:
             tag, at = _varint(message, at - 1)
-        if tag not in _FIELDS_OF_AGGREGATE:
+        if tag not in wanted:
             at = _after(message, at, tag)
             continue
-        length = message[at]
-        at += 1
-        if length > 0x7F:
-            length, at = _varint(message, at - 1)
-        value = message[at : at + length]
-        at += length
-        if tag == _RECORD:
-            records.append(value)
-            if len(records) == too_many:
-                raise TooManyPartsError
-        elif tag == _PARTITION_KEY:
-            partition_keys.append(value.decode())
-        else:
-            hash_keys.append(_hash_key(value))
-    if at > end:
-        raise _MalformedError
-    return [_sub_record(record, number, partition_keys, hash_keys) for number, record in enumerate(records)]
-
-
-def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys: list[str]) -> SubRecord:
-    key_index: int | None = None
-    hash_key_index: int | None = None
-    data: bytes | None = None
-    at, end = 0, len(record)
-    while at < end:  # of a repeated field the last value counts, as in protobuf
-        tag = record[at]
-        at += 1
-        if tag > 0x7F:
-            tag, at = _varint(record, at - 1)
-        if tag not in _FIELDS_OF_RECORD:
-            at = _after(record, at, tag)
-            continue
-        value = record[at]
+        value = message[at]
         at += 1
         if value > 0x7F:
-            value, at = _varint(record, at - 1)
-        if tag == _DATA:
-            data = record[at : at + value]
-            at += value
-        elif tag == _PARTITION_KEY_INDEX:
-            key_index = value
+            value, at = _varint(message, at - 1)
+        if tag & 7 == _VARINT:
+            yield tag, value
         else:
-            hash_key_index = value
-    if at > end or key_index is None or data is None:
+            yield tag, message[at : at + value]
+            at += value
+    if at > end:
         raise _MalformedError
-    hash_key = None if hash_key_index is None else hash_keys[hash_key_index]
-    return SubRecord(partition_keys[key_index], hash_key, data, number)
 
 
 def _encode_field(tag: int, value: bytes) -> bytes:
@@ -290,26 +274,6 @@ _elements_decoder: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(
 _object_decoder = msgspec.json.Decoder(_AnyObject)
 
 
-class Part(msgspec.Struct, frozen=True, gc=False):
-    """One operation, or what stands in its place.
-
-    *index* counts from 0 in an array or in lines, of which *parts_behind* follow. *refusal* is why a record of too many
-    parts is none.
-    """
-
-    partition_key: str
-    data: bytes
-    sub_sequence_number: int = 0
-    index: int | None = None
-    parts_behind: int = 0
-    refusal: str | None = None
-
-    @property
-    def number(self) -> PartNumber:
-        """The place in its record."""
-        return self.sub_sequence_number if self.index is None else (self.sub_sequence_number, self.index)
-
-
 def unpack(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> list[Part] | None:
     """Return the parts of a record of several operations; None for another record."""
     subs = deaggregate(record)
@@ -318,22 +282,17 @@ def unpack(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> l
     return parts_of_record(record, partition_key, sub_sequence_number)
 
 
-def parts_of_aggregate(subs: Iterable[SubRecord], *, parts_max: int | None = None) -> list[Part]:
-    """Return the parts of an aggregate. Raises TooManyPartsError for more than *parts_max*."""
+def parts_of_aggregate(subs: Iterable[Part]) -> list[Part]:
+    """Return the parts of an aggregate, of more than PARTS_MAX some more than these."""
     parts: list[Part] = []
     for sub in subs:
         data = sub.data
         found = None
         if not data.startswith(b"{") or _NEWLINE in data:
             found = parts_of_record(data, sub.partition_key, sub.sub_sequence_number)
-        if found is None:
-            parts.append(Part(sub.partition_key, data, sub.sub_sequence_number))
-        else:
-            parts += found
-            if parts_max is not None and len(parts) > parts_max:
-                break  # before the next array
-    if parts_max is not None and len(parts) > parts_max:
-        raise TooManyPartsError
+        parts += [sub] if found is None else found
+        if len(parts) > PARTS_MAX:
+            break
     return parts
 
 
@@ -352,7 +311,8 @@ def parts_of_record(record: bytes, partition_key: str, sub_sequence_number: int 
     if count > PARTS_OF_RECORD_MAX:
         return [Part(partition_key, record, sub_sequence_number, refusal=TOO_MANY_OF_RECORD)]
     return [
-        Part(partition_key, data, sub_sequence_number, index, count - 1 - index) for index, data in enumerate(found)
+        Part(partition_key, data, sub_sequence_number, index=index, parts_behind=count - 1 - index)
+        for index, data in enumerate(found)
     ]
 
 
@@ -362,18 +322,7 @@ def _elements(record: bytes) -> Sequence[bytes]:
         raw = msgspec.structs.astuple(parse_record(text, _elements_decoder, levels=1 + RECORD_MAX_DEPTH))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
-    elements = list(map(bytes, takewhile(lambda element: element is not ABSENT, raw)))
-    return elements if text == record else _same_places(elements, text, record)
-
-
-def _same_places(elements: Iterable[bytes], text: bytes, record: bytes) -> list[bytes]:
-    found: list[bytes] = []
-    end = text.index(b"[") + 1
-    for element in elements:  # only spaces and a comma are before it, with which no element begins
-        start = text.index(element, end)
-        end = start + len(element)
-        found.append(record[start:end])
-    return found
+    return list(map(bytes, takewhile(lambda element: element is not ABSENT, raw)))
 
 
 def _lines(record: bytes) -> Sequence[bytes]:

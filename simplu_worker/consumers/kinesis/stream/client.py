@@ -1,13 +1,10 @@
-"""Access to Kinesis: one stream, its stream shards and their records.
-
-The consumers that are registered with a stream for enhanced fan-out.
-"""
+"""Access to Kinesis: one stream, its stream shards, their records, and its consumers for enhanced fan-out."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -38,12 +35,16 @@ class StreamShard(msgspec.Struct, frozen=True):
         return self.ending_sequence_number is None
 
 
-class ChildShard(msgspec.Struct, frozen=True):
+class ChildShard(
+    msgspec.Struct,
+    frozen=True,
+    rename={"stream_shard_id": "ShardId", "parents": "ParentShards", "hash_range": "HashKeyRange"},
+):
     """A stream shard that continues one that is read to its end."""
 
     stream_shard_id: str
-    parents: frozenset[str]
     hash_range: positions.HashRange
+    parents: frozenset[str] = frozenset()
 
 
 class ExpiredIteratorError(RetryableError):
@@ -73,7 +74,12 @@ class Record(
     arrived_at: datetime
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(
+    msgspec.Struct,
+    frozen=True,
+    rename={"millis_behind": "MillisBehindLatest"}
+    | {"records": "Records", "next_iterator": "NextShardIterator", "child_shards": "ChildShards"},
+):
     """The reply of one GetRecords; an empty one is normal, also behind the tip.
 
     *next_iterator* is None at the end of a closed stream shard, together with *child_shards*. *millis_behind* is the
@@ -81,18 +87,33 @@ class Reply(msgspec.Struct, frozen=True):
     """
 
     records: list[Record]
-    next_iterator: str | None
-    millis_behind: int | None
-    child_shards: tuple[ChildShard, ...]
-    size_bytes: int
+    next_iterator: str | None = None
+    millis_behind: int | None = None
+    child_shards: tuple[ChildShard, ...] | None = None
+    size_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        size_bytes = sum([len(record.data) + len(record.partition_key) for record in self.records])
+        msgspec.structs.force_setattr(self, "size_bytes", size_bytes)
 
 
-class StreamSummary(msgspec.Struct, frozen=True):
-    """The state of the stream; *retention* is how long it keeps a record."""
+class StreamSummary(
+    msgspec.Struct,
+    frozen=True,
+    rename={"status": "StreamStatus", "arn": "StreamARN"}
+    | {"retention_hours": "RetentionPeriodHours", "open_stream_shard_count": "OpenShardCount"},
+):
+    """The state of the stream."""
 
     status: str
-    retention: timedelta
+    arn: str
+    retention_hours: float
     open_stream_shard_count: int
+
+    @property
+    def retention(self) -> timedelta:
+        """For how long it keeps a record."""
+        return timedelta(hours=self.retention_hours)
 
 
 class Stream:
@@ -126,12 +147,8 @@ class Stream:
 
     async def describe(self) -> StreamSummary:
         """Return the state of the stream."""
-        raw = await self._describe_summary()
-        return StreamSummary(
-            status=raw["StreamStatus"],
-            retention=timedelta(hours=raw["RetentionPeriodHours"]),
-            open_stream_shard_count=raw["OpenShardCount"],
-        )
+        reply = await self._call("describe_stream_summary", **self._key)
+        return msgspec.convert(reply["StreamDescriptionSummary"], StreamSummary)
 
     async def list_stream_shards(
         self, at: positions.TrimHorizon | positions.Latest | positions.AtTimestamp | None = None
@@ -154,8 +171,7 @@ class Stream:
     async def get_records(self, iterator: str, *, limit: int) -> Reply:
         """Read up to *limit* records (at most 10,000, and 10 MiB). May also raise ExpiredIteratorError."""
         with KINESIS_GET_RECORDS.time():
-            raw = await self._call("get_records", ShardIterator=iterator, Limit=limit, **self._arn)
-        reply = _reply(raw)
+            reply: Reply = (await self._call("get_records", ShardIterator=iterator, Limit=limit, **self._arn))["Reply"]
         log.debug(
             "records.read",
             stream=self.name,
@@ -165,16 +181,27 @@ class Stream:
         )
         return reply
 
+    async def ensure_consumer(self, name: str) -> str:
+        """Return the ARN of the consumer *name*, registered where it is missing; RetryableError until it is active.
+
+        Idempotent, also among replicas.
+        """
+        arn = self._arn.get("StreamARN") or (await self.describe()).arn
+        try:
+            found = await self._call("describe_stream_consumer", StreamARN=arn, ConsumerName=name)
+            consumer = found["ConsumerDescription"]
+        except StreamGoneError:
+            consumer = (await self._call("register_stream_consumer", StreamARN=arn, ConsumerName=name))["Consumer"]
+            log.info("consumer.registered", consumer=name, stream=self.name)
+        if consumer["ConsumerStatus"] != "ACTIVE":
+            raise RetryableError(f"consumer {name}: expected it to be ACTIVE, it is {consumer['ConsumerStatus']}")
+        return str(consumer["ConsumerARN"])
+
     async def _status(self) -> str | None:
         try:
-            return str((await self._describe_summary())["StreamStatus"])
+            return (await self.describe()).status
         except StreamGoneError:
             return None
-
-    async def _describe_summary(self) -> dict[str, Any]:
-        reply = await self._call("describe_stream_summary", **self._key)
-        description: dict[str, Any] = reply["StreamDescriptionSummary"]
-        return description
 
     async def _create(self, stream_shard_count: int) -> None:
         try:
@@ -217,19 +244,8 @@ class _InUseError(RetryableError):
 
 def starting_position(start: positions.Start) -> dict[str, Any]:
     """Return *start* as SubscribeToShard takes it."""
-    match start:
-        case positions.AtSequenceNumber(sequence_number):
-            return {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case positions.AfterSequenceNumber(sequence_number):
-            return {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
-        case positions.TrimHorizon():
-            return {"Type": "TRIM_HORIZON"}
-        case positions.Latest():
-            return {"Type": "LATEST"}
-        case positions.AtTimestamp(instant):
-            return {"Type": "AT_TIMESTAMP", "Timestamp": instant}
-        case _:
-            assert_never(start)
+    position: dict[str, Any] = msgspec.to_builtins(start, builtin_types=[datetime])
+    return position
 
 
 _OF_ITERATOR: Final = {"Type": "ShardIteratorType", "SequenceNumber": "StartingSequenceNumber"}
@@ -252,111 +268,18 @@ def _stream_shard(raw: dict[str, Any]) -> StreamShard:
     return StreamShard(
         stream_shard_id=raw["ShardId"],
         parents=frozenset(parent for parent in parents if parent),
-        hash_range=_hash_range(raw),
+        hash_range=msgspec.convert(raw["HashKeyRange"], positions.HashRange, strict=False),
         starting_sequence_number=sequence_numbers["StartingSequenceNumber"],
         ending_sequence_number=sequence_numbers.get("EndingSequenceNumber"),
     )
 
 
-def child_shard(raw: dict[str, Any]) -> ChildShard:
-    """Return a child shard, as replies and events name it."""
-    return ChildShard(raw["ShardId"], frozenset(raw.get("ParentShards", ())), _hash_range(raw))
-
-
-def _hash_range(raw: dict[str, Any]) -> positions.HashRange:
-    hash_keys = raw["HashKeyRange"]
-    return positions.HashRange(int(hash_keys["StartingHashKey"]), int(hash_keys["EndingHashKey"]))
-
-
-class _GetRecords(msgspec.Struct, rename="pascal"):
-    records: list[Record]
-    next_shard_iterator: str | None = None
-    millis_behind_latest: int | None = None
-    child_shards: list[dict[str, Any]] | None = None
-
-
-_get_records_decoder = msgspec.json.Decoder(_GetRecords, strict=False)  # times are numbers: seconds of the epoch
+_reply_decoder = msgspec.json.Decoder(Reply, strict=False)  # times are numbers, and hash keys text
 
 
 def decode_get_records(body: bytes) -> dict[str, Any]:
-    """Return a reply as botocore would, but with `Record`s as its records. Raises msgspec.DecodeError."""
-    reply = _get_records_decoder.decode(body)
-    return {
-        "Records": reply.records,
-        "NextShardIterator": reply.next_shard_iterator,
-        "MillisBehindLatest": reply.millis_behind_latest,
-        "ChildShards": reply.child_shards,
-    }
+    """Return the reply in place of its members. Raises msgspec.DecodeError."""
+    return {"Reply": _reply_decoder.decode(body)}
 
 
 DECODERS["GetRecords"] = decode_get_records
-
-
-def _reply(raw: dict[str, Any]) -> Reply:
-    records: list[Record] = raw["Records"]
-    return Reply(
-        records=records,
-        # At the end of a closed stream shard the member is null or missing, depending on the server.
-        next_iterator=raw.get("NextShardIterator") or None,
-        millis_behind=raw.get("MillisBehindLatest"),
-        child_shards=tuple(child_shard(child) for child in raw.get("ChildShards") or ()),
-        size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
-    )
-
-
-NOT_FOUND: Final = "ResourceNotFoundException"
-
-
-class StreamConsumer(msgspec.Struct, frozen=True):
-    """A registered consumer; *status* is CREATING, ACTIVE or DELETING."""
-
-    name: str
-    arn: str
-    status: str
-
-
-class StreamConsumers:
-    """The consumers of the stream *name_or_arn*. All methods raise RetryableError or PermanentError."""
-
-    def __init__(self, client: Client, name_or_arn: str) -> None:
-        self._client = client
-        self._name_or_arn = name_or_arn
-        self._stream_arn = name_or_arn if name_or_arn.startswith("arn:") else None
-
-    async def find(self, name: str) -> StreamConsumer | None:
-        """Return the consumer *name*; None where none is registered."""
-        stream_arn = await self._find_stream_arn()
-        try:
-            reply = await self._client.describe_stream_consumer(StreamARN=stream_arn, ConsumerName=name)
-        except AWS_ERRORS as exc:
-            if error_code(exc) == NOT_FOUND:
-                return None
-            raise translate(exc) from exc
-        return _consumer(reply["ConsumerDescription"])
-
-    async def ensure(self, name: str) -> StreamConsumer:
-        """Return the consumer *name*, registered where it is missing. Idempotent, also among replicas."""
-        found = await self.find(name)
-        if found is not None:
-            return found
-        reply = await self._call("register_stream_consumer", StreamARN=await self._find_stream_arn(), ConsumerName=name)
-        registered = _consumer(reply["Consumer"])
-        log.info("consumer.registered", consumer=name, stream=self._name_or_arn)
-        return registered
-
-    async def _find_stream_arn(self) -> str:
-        if self._stream_arn is None:
-            reply = await self._call("describe_stream_summary", StreamName=self._name_or_arn)
-            self._stream_arn = str(reply["StreamDescriptionSummary"]["StreamARN"])
-        return self._stream_arn
-
-    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
-        except AWS_ERRORS as exc:
-            raise translate(exc) from exc
-        return reply
-
-
-def _consumer(raw: dict[str, Any]) -> StreamConsumer:
-    return StreamConsumer(raw["ConsumerName"], raw["ConsumerARN"], raw["ConsumerStatus"])

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
+
+from simplu_worker.operations.operation import Origin
 
 # Kinesis API reference, SequenceNumber: 0|([1-9]\d{0,128}).
 _SEQUENCE_NUMBER = re.compile(r"0|[1-9][0-9]{0,128}")
@@ -18,7 +20,7 @@ _BEYOND_EVERY_SEQUENCE_NUMBER = 10**129
 BEFORE_SUB_RECORDS: Final = -1  # in place of a sub-sequence number
 
 
-class HashRange(msgspec.Struct, frozen=True, gc=False):
+class HashRange(msgspec.Struct, frozen=True, gc=False, rename={"first": "StartingHashKey", "last": "EndingHashKey"}):
     """The hash keys of a stream shard, both ends inclusive."""
 
     first: int
@@ -61,26 +63,6 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
         return self.number in _SENTINEL_NAMES
 
 
-class HasPosition(Protocol):
-    """A record with its position and its arrival, as an `Origin` from Kinesis is."""
-
-    @property
-    def sequence_number(self) -> str | None:
-        """Decimal digits, as Kinesis sends them."""
-
-    @property
-    def sub_sequence_number(self) -> int:
-        """Its number in an aggregate."""
-
-    @property
-    def parts_behind(self) -> int:
-        """The number of parts behind it in its record of several operations."""
-
-    @property
-    def arrived_at(self) -> datetime:
-        """The approximate arrival, by Kinesis."""
-
-
 class RecordPosition(msgspec.Struct, frozen=True, gc=False):
     """The position of a record as Kinesis sends it, and the arrival of the record."""
 
@@ -90,9 +72,9 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
     parts_behind: int = 0
 
     @classmethod
-    def from_record(cls, record: HasPosition) -> RecordPosition:
-        """Return the position of *record*."""
-        return cls(record.sequence_number or "", record.sub_sequence_number, record.arrived_at, record.parts_behind)
+    def from_origin(cls, origin: Origin) -> RecordPosition:
+        """Return the position of a record or a part, by its origin in Kinesis."""
+        return cls(origin.sequence_number or "", origin.sub_sequence_number, origin.arrived_at, origin.parts_behind)
 
     @classmethod
     def from_position(cls, position: Position, arrived_at: datetime) -> RecordPosition:
@@ -123,27 +105,31 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number, -self.parts_behind
 
 
-class AtSequenceNumber(msgspec.Struct, frozen=True):
+class _Start(msgspec.Struct, frozen=True, tag_field="Type", rename="pascal"):
+    """Where to start, with the members and tags of StartingPosition (API reference, SubscribeToShard)."""
+
+
+class AtSequenceNumber(_Start, frozen=True, tag="AT_SEQUENCE_NUMBER"):
     """Start with this record."""
 
     sequence_number: str
 
 
-class AfterSequenceNumber(msgspec.Struct, frozen=True):
+class AfterSequenceNumber(_Start, frozen=True, tag="AFTER_SEQUENCE_NUMBER"):
     """Start with the record after this one."""
 
     sequence_number: str
 
 
-class TrimHorizon(msgspec.Struct, frozen=True):
+class TrimHorizon(_Start, frozen=True, tag="TRIM_HORIZON"):
     """Start with the oldest record that the stream keeps."""
 
 
-class Latest(msgspec.Struct, frozen=True):
+class Latest(_Start, frozen=True, tag="LATEST"):
     """Start with the next record to arrive."""
 
 
-class AtTimestamp(msgspec.Struct, frozen=True):
+class AtTimestamp(_Start, frozen=True, tag="AT_TIMESTAMP", rename={"instant": "Timestamp"}):
     """Start with the first record of this instant (with a time zone) or later."""
 
     instant: datetime
@@ -155,14 +141,14 @@ Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest
 class LazyPositions(Sequence[RecordPosition]):
     """The positions of records, each created on access: most are never accessed."""
 
-    def __init__(self, records: Sequence[HasPosition]) -> None:
-        self._records = records
+    def __init__(self, origins: Sequence[Origin]) -> None:
+        self._origins = origins
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._origins)
 
     def __getitem__(self, index: int) -> RecordPosition:  # type: ignore[override]  # no slices
-        return RecordPosition.from_record(self._records[index])
+        return RecordPosition.from_origin(self._origins[index])
 
 
 def is_after(one: RecordPosition, other: RecordPosition | None) -> bool:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections import deque
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.stream.client import (
-    NOT_FOUND,
-    Record,
     Reply,
-    StreamConsumers,
-    child_shard,
+    Stream,
     starting_position,
 )
 from simplu_worker.consumers.kinesis.stream.positions import Start
@@ -41,40 +37,24 @@ class MessageBuffer:
     """The received bytes of which no message was made yet."""
 
     def __init__(self) -> None:
-        self._parts: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._received = bytearray()
 
     def add(self, part: bytes) -> None:
         """Add received bytes."""
-        if part:
-            self._parts.append(part)
-            self._held_bytes += len(part)
+        self._received += part
 
     def next_size(self) -> int | None:
         """Return the size of the next message; None before its prelude."""
-        if self._held_bytes < PRELUDE_BYTES:
-            return None
-        while len(self._parts[0]) < PRELUDE_BYTES:
-            first = self._parts.popleft()
-            self._parts[0] = first + self._parts[0]
-        return int.from_bytes(self._parts[0][:4])
+        return int.from_bytes(self._received[:4]) if len(self._received) >= PRELUDE_BYTES else None
 
     def take(self) -> EventMessage | None:
         """Return the next message; None before all of it is there."""
         size_bytes = self.next_size()
-        if size_bytes is None or self._held_bytes < size_bytes:
+        if size_bytes is None or len(self._received) < size_bytes:
             return None
-        parts: list[bytes] = []
-        missing_bytes = size_bytes
-        while missing_bytes:
-            part = self._parts.popleft()
-            if len(part) > missing_bytes:
-                self._parts.appendleft(part[missing_bytes:])
-                part = part[:missing_bytes]
-            parts.append(part)
-            missing_bytes -= len(part)
-        self._held_bytes -= size_bytes
-        return _parse(b"".join(parts))
+        message = bytes(self._received[:size_bytes])
+        del self._received[:size_bytes]
+        return _parse(message)
 
 
 def _parse(message: bytes) -> EventMessage:
@@ -90,7 +70,9 @@ def _parse(message: bytes) -> EventMessage:
 
 
 OPEN_TIMEOUT_S = 5.0  # until the answer begins; AWS answers within a few tenths
-IN_USE = "ResourceInUseException"
+IN_USE: Final = "ResourceInUseException"
+NOT_FOUND: Final = "ResourceNotFoundException"
+SHOWN_BYTES: Final = 300  # of the payload of an exception: a message
 
 
 class TakenOverError(RetryableError):
@@ -110,9 +92,10 @@ class Body(Protocol):
 class Subscriptions:
     """Subscribes to stream shards as the consumer *name*, registered when it is first needed."""
 
-    def __init__(self, client: Client, consumers: StreamConsumers, name: str) -> None:
+    def __init__(self, client: Client, stream: Stream, name: str) -> None:
+        """*stream* has a client of its own, whose answers end."""
         self._client = client
-        self._consumers = consumers
+        self._stream = stream
         self._name = name
         self._arn: str | None = None
         self._finding = asyncio.Lock()
@@ -141,10 +124,7 @@ class Subscriptions:
     async def _find_arn(self) -> str:
         async with self._finding:
             if self._arn is None:
-                consumer = await self._consumers.ensure(self._name)
-                if consumer.status != "ACTIVE":
-                    raise RetryableError(f"consumer {self._name}: expected it to be ACTIVE, it is {consumer.status}")
-                self._arn = consumer.arn
+                self._arn = await self._stream.ensure_consumer(self._name)
             return self._arn
 
 
@@ -176,7 +156,7 @@ class Subscription:
         except AWS_ERRORS as exc:
             raise translate(exc) from exc
         if not part:
-            raise EndOfSubscriptionError("the subscription has ended")
+            raise RetryableError("the subscription has ended")  # after its five minutes, or before
         self._buffer.add(part)
         return True
 
@@ -203,23 +183,11 @@ class Subscription:
         self._body.close()
 
 
-class EndOfSubscriptionError(RetryableError):
-    """The subscription has ended: after its five minutes, or before."""
+class _Event(Reply, frozen=True):
+    next_iterator: str | None = msgspec.field(default=None, name="ContinuationSequenceNumber")
 
 
-class _PushedEvent(msgspec.Struct, rename="pascal"):
-    records: list[Record]
-    continuation_sequence_number: str | None = None
-    millis_behind_latest: int | None = None
-    child_shards: list[dict[str, Any]] | None = None
-
-
-class _Failure(msgspec.Struct):
-    message: str = ""
-
-
-_event_decoder = msgspec.json.Decoder(_PushedEvent, strict=False)  # times are numbers: seconds of the epoch
-_failure_decoder = msgspec.json.Decoder(_Failure)
+_event_decoder = msgspec.json.Decoder(_Event, strict=False)
 
 
 def decode_event(message: EventMessage) -> Reply | None:
@@ -229,23 +197,11 @@ def decode_event(message: EventMessage) -> Reply | None:
         raise _error_of(message)
     if headers.get(":event-type") != "SubscribeToShardEvent":
         return None  # such as initial-response
-    event = _event_decoder.decode(message.payload)
-    return Reply(
-        records=event.records,
-        next_iterator=event.continuation_sequence_number or None,
-        millis_behind=event.millis_behind_latest,
-        child_shards=tuple(child_shard(child) for child in event.child_shards or ()),
-        size_bytes=sum([len(record.data) + len(record.partition_key) for record in event.records]),
-    )
+    return _event_decoder.decode(message.payload)
 
 
 def _error_of(message: EventMessage) -> Exception:
     code = message.headers.get(":exception-type") or message.headers.get(":error-code") or "an error without a code"
-    text = message.headers.get(":error-message", "")
-    if message.headers.get(":message-type") == "exception":
-        text = _failure_decoder.decode(message.payload).message
-    if code == IN_USE:
-        return TakenOverError(f"SubscribeToShard: {code}: {text}")
-    if code == NOT_FOUND:
-        return PermanentError(f"SubscribeToShard: {code}: {text}")
-    return RetryableError(f"SubscribeToShard: {code}: {text}")
+    text = message.headers.get(":error-message") or bytes(message.payload[:SHOWN_BYTES]).decode(errors="replace")
+    kinds: dict[str, type[Exception]] = {IN_USE: TakenOverError, NOT_FOUND: PermanentError}
+    return kinds.get(code, RetryableError)(f"SubscribeToShard: {code}: {text}")

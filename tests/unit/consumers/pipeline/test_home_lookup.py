@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from simulation.virtual_time import VirtualLoop
 from structlog.testing import capture_logs
-from support.queued_operations import UnclaimedBatches, progress_of, queued_operation
+from support.queued_operations import UnclaimedPositions, progress_of, queued_operation
 
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
@@ -79,7 +79,7 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
         draw=lambda: 0.0,
         utc=lambda: NOW,
     )
-    dispatcher._batches.__class__ = UnclaimedBatches
+    dispatcher.shard_positions.__class__ = UnclaimedPositions
     ending = asyncio.Event()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         dispatcher.pipeline.start(tasks, ending)

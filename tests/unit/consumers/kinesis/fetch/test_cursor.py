@@ -10,12 +10,11 @@ from structlog.testing import capture_logs
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, PrefetchMemory, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record, Stream, StreamGoneError
+from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record, Reply, Stream, StreamGoneError
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start, TrimHorizon
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import StreamReader
 
 RECORD = Record(sequence_number="7", partition_key="key", data=b"{}", arrived_at=datetime(2026, 3, 1, tzinfo=UTC))
@@ -37,34 +36,27 @@ class ScriptedKinesis:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        records = [answer] if isinstance(answer, Record) else []
-        millis_behind = 0 if records else answer
-        return {
-            "Records": records,
-            "NextShardIterator": "next",
-            "ChildShards": None,
-            "MillisBehindLatest": millis_behind,
-        }
+        if isinstance(answer, Record):
+            return {"Reply": Reply([answer], next_iterator="next", millis_behind=0)}
+        return {"Reply": Reply([], next_iterator="next", millis_behind=answer)}
 
 
 async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: timedelta | None = None) -> Cursor:
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(kinesis, "stream"), DECODER, memory, random.random)
-    with ReadBudget().open_catch_up(loop_time()) as pacing:
-        cursor = Cursor(access, cursor_of, pacing, kind=StreamReader.CATCH_UP, retention=retention)
-        while kinesis.answers:
-            await cursor.read(asyncio.Event())
+    cursor = Cursor(access, cursor_of, kind=StreamReader.CATCH_UP, retention=retention)
+    while kinesis.answers:
+        await cursor.read(asyncio.Event())
     return cursor
 
 
 async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released() -> None:
     quota = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(ScriptedKinesis(RECORD), "stream"), DECODER, quota, random.random)
-    with ReadBudget().open_catch_up(loop_time()) as pacing:
-        cursor = Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP)
-        assert await cursor.read(asyncio.Event()) is not None
-        held_bytes = quota.held_bytes
-        cursor.release_memory()
+    cursor = Cursor(access, TrimHorizon(), kind=StreamReader.CATCH_UP)
+    assert await cursor.read(asyncio.Event()) is not None
+    held_bytes = quota.held_bytes
+    cursor.release_memory()
 
     assert (held_bytes, quota.held_bytes) == (len(b"{}") + len("key") + RECORD_OVERHEAD_BYTES, 0)
     failed = await read_all(TrimHorizon(), ScriptedKinesis(RetryableError("no answer")))

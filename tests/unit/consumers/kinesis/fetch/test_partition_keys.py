@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import WARNING_INTERVAL_S, PartitionKeys, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder, with_wrong_keys
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
 from simplu_worker.vocabulary import PartitionKeyRule
@@ -45,17 +45,4 @@ def put(key: str, content: bytes | None = None) -> list[Operation]:
 def test_key_is_wrong_when_it_is_not_that_of_the_rule(
     rule: PartitionKeyRule, key: str, content: bytes, count: int
 ) -> None:
-    assert PartitionKeys(rule).note(put(key, content)) == count
-
-
-def test_warning_is_due_at_once_and_then_once_in_a_while() -> None:
-    keys = PartitionKeys(PartitionKeyRule.RESOURCE_TYPE)
-    keys.note(put("a-x-class"))
-    assert keys.take_warning(0.0) is None
-
-    keys.note([*(wrong := put("a-x")), *put("a-x-class")])
-    assert keys.take_warning(1.0) == (wrong[0], 1)
-    keys.note([*put("a-x"), *(last := put("a-y"))])
-    assert keys.take_warning(0.9 + WARNING_INTERVAL_S) is None
-    assert keys.take_warning(1.0 + WARNING_INTERVAL_S) == (last[0], 2)
-    assert keys.take_warning(2.0 + 2 * WARNING_INTERVAL_S) is None
+    assert len(with_wrong_keys(put(key, content), rule)) == count

@@ -60,16 +60,6 @@ def test_quota_is_short_when_a_read_would_be_a_small_one(held: list[int], short:
     assert [quota.is_short for quota in quotas] == short
 
 
-def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
-    prefetch = PrefetchMemory(MAX)
-    (quota,) = quotas_holding(prefetch, 100)
-    quota.correct(100, 20)
-    quota.reserve(50)
-    quota.correct(50, 80)
-
-    assert (quota.held_bytes, prefetch.used_bytes) == (100, 100)
-
-
 def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
     prefetch = PrefetchMemory(MAX)
     first, second = quotas_holding(prefetch, 0, 0)
@@ -108,7 +98,7 @@ class PrefetchMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def reply(self, data: st.DataObject) -> None:
         quota, expected = self.reserved.pop(data.draw(st.integers(0, len(self.reserved) - 1)))
-        quota.correct(expected, data.draw(st.integers(0, expected)))
+        quota.release(data.draw(st.integers(0, expected)))
 
     @precondition(lambda self: self.quotas)
     @rule(data=st.data())

@@ -78,7 +78,7 @@ def test_groups_are_full_again_after_readers_have_left() -> None:
     schedule = ReadSchedule()
     slots = [schedule.open_slot() for _ in range(2 * READERS_TOGETHER)]
     for slot in slots[::2]:
-        slot.close()
-        slot.close()
+        schedule.close_slot(slot)
+        schedule.close_slot(slot)
 
     assert {slot.shift for slot in slots[1::2]} == {0.0}

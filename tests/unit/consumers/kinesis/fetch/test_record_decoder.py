@@ -54,7 +54,7 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
 
 
 def places(arrivals: Sequence[DecodedRecord]) -> list[Position]:
-    return [RecordPosition.from_record(place).position for place, _, _ in arrivals]
+    return [RecordPosition.from_origin(place).position for place, _, _ in arrivals]
 
 
 def hash_key(partition_key: str) -> int:
@@ -99,7 +99,7 @@ def test_decoder_rejects_invalid_bytes(content: bytes, reason: DeadLetterReason)
     arrivals = list(decoder(WHOLE).decode([record(1, content), record(2, whole)]))
 
     rejected = [
-        (RecordPosition.from_record(place).position, decoded.reason, record)
+        (RecordPosition.from_origin(place).position, decoded.reason, record)
         for place, record, decoded in arrivals
         if isinstance(decoded, RejectedRecord)
     ]
@@ -109,7 +109,7 @@ def test_decoder_rejects_invalid_bytes(content: bytes, reason: DeadLetterReason)
 
 @pytest.mark.parametrize("outside", [{0}, {1}, {2}, {0, 1, 2}])
 def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside: set[int]) -> None:
-    """One dead letter with all its bytes, at the position of its last part, and none of its operations.
+    """One dead letter with all its bytes, behind its last part, and none of its operations.
 
     A reader that finished some of its parts, before the hash range was known, gets it as well.
     """
@@ -122,16 +122,15 @@ def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside
 
     arrivals = list(decoder(here).decode([record(1, content, key="inside"), record(2, data("r9"))]))
 
-    assert places(arrivals) == [Position(1, 2), Position(2)]
-    assert places(list(decoder(here).decode([record(1, content, key="inside")], after=Position(1, 1)))) == [
-        Position(1, 2)
-    ]
+    beyond = Position(1, len(content))
+    assert places(arrivals) == [beyond, Position(2)]
+    assert places(list(decoder(here).decode([record(1, content, key="inside")], after=Position(1, 1)))) == [beyond]
     _, bytes_of_all, refused = arrivals[0]
     assert bytes_of_all == content
     assert isinstance(refused, RejectedRecord)
     assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
     assert refused.origin.sub_sequence_number == 0
-    assert RecordPosition.from_record(arrivals[0][0]).arrived_at == START + timedelta(seconds=1)
+    assert RecordPosition.from_origin(arrivals[0][0]).arrived_at == START + timedelta(seconds=1)
     assert refused.error == OUTSIDE
 
 

@@ -82,7 +82,7 @@ def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection
         ((place, content, decoded),) = decoder().decode([bomb], after=after)
         assert isinstance(decoded, RejectedRecord)
         assert (decoded.reason, decoded.error, content) == (DeadLetterReason.INVALID_MESSAGE, TOO_MANY, bomb.data)
-        assert RecordPosition.from_record(place).position > Position(7, BOMB_COUNT - 1)
+        assert RecordPosition.from_origin(place).position > Position(7, BOMB_COUNT - 1)
     last = Position(7, len(bomb.data))
     assert list(decoder().decode([bomb], after=last)) == []
 

@@ -5,21 +5,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
+from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCKS_MARGIN,
-    Ancestor,
     Lineage,
     has_left_stream,
-    has_read_on,
     is_older_than_stream,
     rows_of_ancestors_behind,
     went_back,
 )
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition
 from simplu_worker.shards.positions import timed_token
 from simplu_worker.shards.types import StoredPositions, StreamPosition
 
@@ -102,17 +99,10 @@ def test_record_has_left_the_stream(
     assert has_left_stream(behind, oldest) is expected
 
 
-@given(st.integers(0, 1000), st.one_of(st.none(), st.integers(0, 1000)))
-def test_fleet_has_read_on_where_the_record_of_the_checkpoint_is_there(checkpoint: int, oldest: int | None) -> None:
-    first = None if oldest is None else at(oldest, -1)
-    assert has_read_on(at(checkpoint), first) is not has_left_stream(at(checkpoint), first)
-    assert not has_read_on(None, first)
-
-
 FAMILY = {
-    "left": Ancestor(frozenset(["old"]), None, None),
-    "right": Ancestor(frozenset(["old"]), None, None, Position(7)),
-    "old": Ancestor(frozenset(["gone"]), None, None),
+    "left": Lease("left", SHARD_END, parents=frozenset(["old"])),
+    "right": Lease("right", Position(7), parents=frozenset(["old"])),
+    "old": Lease("old", SHARD_END, parents=frozenset(["gone"])),
 }
 
 

@@ -12,10 +12,8 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCK_MARGIN,
-    Ancestor,
     Lineage,
     ReplayStart,
-    compared_position,
     format_position,
     ignoring_pending,
     is_own_row,
@@ -104,19 +102,6 @@ def test_row_with_an_unknown_token_may_lack_writes(
     assert not may_lack_writes(found, StoredPositions(rows, MADE_AT, is_unchanged=True), known_tokens)
 
 
-@pytest.mark.parametrize(
-    ("is_first", "was_tenant_moved_in", "expected"),
-    [(True, False, at(3)), (True, True, at(7)), (False, False, at(7)), (False, True, at(7))],
-)
-def test_first_read_of_a_row_is_compared_with_where_reading_began(
-    expected: RecordPosition, *, is_first: bool, was_tenant_moved_in: bool
-) -> None:
-    found = compared_position(
-        is_first=is_first, was_tenant_moved_in=was_tenant_moved_in, began_behind=at(3), read_to=at(7)
-    )
-    assert found == expected
-
-
 @given(marks)
 def test_position_in_a_row_is_the_one_that_was_written(position: RecordPosition) -> None:
     assert parse_position(format_position(position), SINCE) == position
@@ -202,16 +187,16 @@ def test_place_is_never_behind_what_the_row_says(
 # A family: `child` continues `left` and `right`, which both continue `old`.
 
 FAMILY = {
-    "left": Ancestor(frozenset(["old"]), LOWER, None),
-    "right": Ancestor(frozenset(["old"]), UPPER, None),
-    "old": Ancestor(frozenset(), None, None),
+    "left": Lease("left", SHARD_END, parents=frozenset(["old"]), hash_range=LOWER),
+    "right": Lease("right", SHARD_END, parents=frozenset(["old"]), hash_range=UPPER),
+    "old": Lease("old", SHARD_END),
 }
 
 
 def unread(
     rows: Mapping[str, StreamPosition],
     *,
-    ancestors: Mapping[str, Ancestor] = FAMILY,
+    ancestors: Mapping[str, Lease] = FAMILY,
     parents: tuple[str, ...] = ("left", "right"),
     first_tenant_at: datetime | None = MADE_AT,
     waited_for: frozenset[str] = frozenset(),
@@ -302,7 +287,7 @@ def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
 def test_ancestor_is_not_read_again_before_where_it_was_read(
     found: StreamPosition | None, started_at: datetime, expected: datetime
 ) -> None:
-    ancestors = {"left": Ancestor(frozenset(), LOWER, started_at)}
+    ancestors = {"left": lease("left", started_at=started_at)}
     rows = {} if found is None else {"left": found}
     assert unread(rows, ancestors=ancestors, parents=("left",)) == [("left", AtTimestamp(expected), None)]
 
@@ -317,8 +302,8 @@ row_texts = st.sampled_from(["none", "TRIM_HORIZON", "SHARD_END", "8/0"])
 def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
     tree: dict[int, frozenset[int]], contents: dict[int, tuple[str, bool]]
 ) -> None:
-    parents_of = {key: frozenset(str(one) for one in some if one < key) for key, some in tree.items()}
-    ancestors = {str(key): Ancestor(parents, None, None) for key, parents in parents_of.items()}
+    parents_of = {str(key): frozenset(str(one) for one in some if one < key) for key, some in tree.items()}
+    ancestors = {key: lease(key, *parents) for key, parents in parents_of.items()}
     rows = {str(key): row(text, parents_done=done) for key, (text, done) in contents.items() if text != "none"}
     lineage = Lineage(frozenset(ancestors), ancestors)
     stored = StoredPositions({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
@@ -350,15 +335,8 @@ def test_lineage_has_all_that_can_still_be_read() -> None:
     }
     lineage = lineage_of(lease("child", "left", "right", "gone"), leases, ["gone"])
 
-    assert lineage == Lineage(
-        frozenset(["left", "right"]),
-        {
-            "left": Ancestor(frozenset(["old", "unleased"]), LOWER, None),
-            "right": Ancestor(frozenset(["old"]), LOWER, SINCE),
-            "old": Ancestor(frozenset(["gone"]), LOWER, None),
-        },
-        unreadable_parents=frozenset(["gone"]),
-    )
+    readable = {key: leases[key] for key in ("left", "right", "old")}
+    assert lineage == Lineage(frozenset(["left", "right"]), readable, unreadable_parents=frozenset(["gone"]))
     assert lineage.stream_shard_ids == ["gone", "left", "old", "right", "unleased"]
 
 

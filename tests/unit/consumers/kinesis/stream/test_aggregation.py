@@ -9,8 +9,7 @@ from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_fi
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     AggregatePacker,
-    SubRecord,
-    TooManyPartsError,
+    Part,
     deaggregate,
     hash_key_of,
     lies_within,
@@ -47,7 +46,7 @@ def changed_in_one_byte(data: bytes) -> list[bytes]:
     ]
 
 
-def assert_is_sound(subs: list[SubRecord] | None) -> None:
+def assert_is_sound(subs: list[Part] | None) -> None:
     if subs is None:
         return
     assert [sub.sub_sequence_number for sub in subs] == list(range(len(subs)))
@@ -55,8 +54,8 @@ def assert_is_sound(subs: list[SubRecord] | None) -> None:
     assert lies_within(subs, WHOLE_STREAM)
 
 
-def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
+def sub_records(packed: Sequence[Packed]) -> list[Part]:
+    return [Part(key, data, number, hash_key) for number, (key, hash_key, data) in enumerate(packed)]
 
 
 def test_aggregate_is_taken_apart_when_written_byte_by_byte() -> None:
@@ -87,14 +86,14 @@ def test_nothing_is_raised_when_the_message_is_anything(message: bytes) -> None:
 @pytest.mark.parametrize(
     ("sub", "expected"),
     [
-        (SubRecord("a", None, b"", 0), MD5_OF_A),
-        (SubRecord("", None, b"", 0), 0xD41D8CD98F00B204E9800998ECF8427E),  # RFC 1321, A.5
-        (SubRecord("a", "0", b"", 0), 0),
-        (SubRecord("a", "007", b"", 0), 7),
-        (SubRecord("a", str(HASH_KEY_MAX), b"", 0), HASH_KEY_MAX),
+        (Part("a", b"", 0, None), MD5_OF_A),
+        (Part("", b"", 0, None), 0xD41D8CD98F00B204E9800998ECF8427E),  # RFC 1321, A.5
+        (Part("a", b"", 0, "0"), 0),
+        (Part("a", b"", 0, "007"), 7),
+        (Part("a", b"", 0, str(HASH_KEY_MAX)), HASH_KEY_MAX),
     ],
 )
-def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: SubRecord, expected: int) -> None:
+def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: Part, expected: int) -> None:
     assert hash_key_of(sub) == expected
 
 
@@ -117,7 +116,7 @@ def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: SubRe
 def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
     subs: list[tuple[str, str | None]], hash_range: HashRange, *, expected: bool
 ) -> None:
-    packed = [SubRecord(key, hash_key, b"", number) for number, (key, hash_key) in enumerate(subs)]
+    packed = [Part(key, b"", number, hash_key) for number, (key, hash_key) in enumerate(subs)]
     assert lies_within(packed, hash_range) is expected
     assert lies_within(packed, None) is True
 
@@ -128,16 +127,6 @@ def test_packer_packs_what_is_unpacked_again() -> None:
     for key, data in packed:
         packer.add(key, data)
     assert packer.seal() == aggregate([(key, None, data) for key, data in packed])
-
-
-@pytest.mark.parametrize(("count", "is_too_many"), [(2, False), (3, False), (4, True)])
-def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool) -> None:
-    data = aggregate([("k", None, b"x")] * count)
-    if is_too_many:
-        with pytest.raises(TooManyPartsError):
-            deaggregate(data, parts_max=3)
-    else:
-        assert len(deaggregate(data, parts_max=3) or ()) == count
 
 
 @pytest.mark.parametrize(
@@ -154,9 +143,9 @@ def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool)
 )
 def test_field_that_is_unknown_is_passed_over(field: bytes) -> None:
     for message in (field + KEYS + ONE, KEYS + field + ONE, KEYS + ONE + field):
-        assert deaggregate(sealed(message)) == [SubRecord("k0", None, b"one", 0)]
+        assert deaggregate(sealed(message)) == [Part("k0", b"one", 0, None)]
     record = packed_record(0, None, b"one", field)
-    assert deaggregate(sealed(KEYS + record)) == [SubRecord("k0", None, b"one", 0)]
+    assert deaggregate(sealed(KEYS + record)) == [Part("k0", b"one", 0, None)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +185,7 @@ def test_field_of_no_protobuf_makes_it_an_ordinary_record(field: bytes) -> None:
 )
 def test_hash_key_is_a_number_of_128_bits(hash_key: str, *, is_one: bool) -> None:
     found = deaggregate(aggregate([("k", hash_key, b"x")]))
-    assert found == ([SubRecord("k", hash_key, b"x", 0)] if is_one else None)
+    assert found == ([Part("k", b"x", 0, hash_key)] if is_one else None)
 
 
 @pytest.mark.parametrize("length", [127, 128, 129, 16_383, 16_384])

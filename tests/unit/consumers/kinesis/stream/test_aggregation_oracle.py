@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.aws.kpl_aggregates import Packed, aggregate, bytes_field, number_field, packed_record, sealed, varint
 from support.requires import require
 
-from simplu_worker.consumers.kinesis.stream.aggregation import SubRecord, deaggregate
+from simplu_worker.consumers.kinesis.stream.aggregation import Part, deaggregate
 
 hash_keys = st.integers(0, 2**128 - 1).map(str)
 
@@ -41,7 +41,7 @@ class Oracle:
         assert isinstance(data, bytes)
         return data
 
-    def parse(self, message: bytes) -> list[SubRecord] | None:
+    def parse(self, message: bytes) -> list[Part] | None:
         parsed = self._deaggregator.messages_pb2.AggregatedRecord()
         try:
             parsed.ParseFromString(message)
@@ -49,10 +49,10 @@ class Oracle:
         except (self._deaggregator.google.protobuf.message.DecodeError, IndexError, UnicodeDecodeError):
             return None
 
-    def _sub_record(self, parsed: Any, number: int, record: Any) -> SubRecord:
+    def _sub_record(self, parsed: Any, number: int, record: Any) -> Part:
         has_hash_key = record.HasField("explicit_hash_key_index")
         hash_key = parsed.explicit_hash_key_table[record.explicit_hash_key_index] if has_hash_key else None
-        return SubRecord(parsed.partition_key_table[record.partition_key_index], hash_key, record.data, number)
+        return Part(parsed.partition_key_table[record.partition_key_index], record.data, number, hash_key)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def oracle() -> Oracle:
     return Oracle()
 
 
-def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
+def sub_records(packed: Sequence[Packed]) -> list[Part]:
+    return [Part(key, data, number, hash_key) for number, (key, hash_key, data) in enumerate(packed)]
 
 
 @given(packed=packed_with(st.none() | hash_keys))

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.consumers.kinesis.stream import aggregation
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_OF_RECORD_MAX,
     TOO_MANY_OF_RECORD,
-    TooManyPartsError,
     deaggregate,
     parts_of_aggregate,
     parts_of_record,
@@ -34,8 +34,7 @@ def texts(record: bytes) -> list[bytes] | None:
         (b" \r\n\t[ %b ,\n%b ]\n" % (ONE, TWO), [ONE, TWO]),
         (b'[%b,[%b],7,null,"text",[]]' % (ONE, TWO), [ONE, b"[%b]" % TWO, b"7", b"null", b'"text"', b"[]"]),
         (b'[{"a":"],[{"},%b]' % ONE, [b'{"a":"],[{"}', ONE]),
-        (b'[1,"\\ud800",{"b":"\\udc00"},%b]' % ONE, [b"1", b'"\\ud800"', b'{"b":"\\udc00"}', ONE]),
-        (b'["\\u0000","\\ud800"]', [b'"\\u0000"', b'"\\ud800"']),
+        (b'[1,"\\u0000","\\ud800",{"b":"\\udc00"}]', [b"1", b'"\\u0000"', b'"\\u0000"', b'{"b":"\\u0000"}']),
         (b"%b\n%b" % (ONE, TWO), [ONE, TWO]),
         (b"%b\r\n\r\n  \n%b\r\n" % (ONE, TWO), [ONE, TWO]),
         (b"\n %b\n\t%b \n\n" % (ONE, TWO), [ONE, TWO]),
@@ -157,12 +156,13 @@ def test_array_deeper_than_a_record_may_be_is_none() -> None:
     assert texts(b"[[%b]]" % deepest) is None
 
 
-def test_all_parts_of_an_aggregate_are_counted() -> None:
-    subs = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, b"[1,2,3]")]))
-    assert subs is not None
-    assert len(parts_of_aggregate(subs, parts_max=6)) == 6
-    ordinary = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, ONE)]))
-    assert ordinary is not None
-    for too_many, parts_max in ((subs, 5), (ordinary, 3)):
-        with pytest.raises(TooManyPartsError):
-            parts_of_aggregate(too_many, parts_max=parts_max)
+@pytest.mark.parametrize(
+    ("packed", "sub_count", "part_count"),
+    [([b"[1,2,3]"] * 3, 3, 6), ([b"[1,2,3]", ONE, ONE], 3, 5), ([ONE] * 5, 5, 5), ([ONE] * 8, 6, 6)],
+)
+def test_no_part_is_looked_at_behind_one_too_many(
+    packed: list[bytes], sub_count: int, part_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aggregation, "PARTS_MAX", 5)
+    subs = deaggregate(aggregate([("a", None, part) for part in packed])) or []
+    assert (len(subs), len(parts_of_aggregate(subs))) == (sub_count, part_count)

@@ -18,6 +18,8 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     is_after,
     lowest_position,
 )
+from simplu_worker.operations.operation import Origin
+from simplu_worker.vocabulary import Source
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
 positions = st.one_of(
@@ -129,6 +131,10 @@ def test_position_of_a_part_is_the_same_both_ways() -> None:
 
 
 def test_positions_of_records_are_made_when_they_are_read() -> None:
-    marks = [RecordPosition(str(number), 2, datetime(2026, 1, 2, tzinfo=UTC), 1) for number in (5, 6)]
-    lazy = LazyPositions(marks)
-    assert (len(lazy), lazy[1]) == (2, marks[1])
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    origins = [
+        Origin(Source.KINESIS, "stream", at, sequence_number=number, sub_sequence_number=2, parts_behind=1)
+        for number in ("5", "6")
+    ]
+    lazy = LazyPositions(origins)
+    assert (len(lazy), lazy[1]) == (2, RecordPosition("6", 2, at, 1))

@@ -6,7 +6,7 @@ import pytest
 
 from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
 from simplu_worker.consumers.kinesis.stream.client import Reply
-from simplu_worker.consumers.kinesis.stream.subscriptions import EndOfSubscriptionError, Subscription, TakenOverError
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 
 EVENT = "SubscribeToShardEvent"
@@ -39,13 +39,13 @@ async def test_event_is_the_reply_that_get_records_would_give() -> None:
     (record,) = reply.records
     assert (record.sequence_number, record.partition_key, record.data) == ("12", "key", b"{}")
     assert record.arrived_at.timestamp() == 1700000000.5
-    assert (reply.next_iterator, reply.millis_behind, reply.child_shards, reply.size_bytes) == ("13", 7, (), 5)
+    assert (reply.next_iterator, reply.millis_behind, reply.child_shards, reply.size_bytes) == ("13", 7, None, 5)
 
 
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", EndOfSubscriptionError),
+        (b"", RetryableError),
         (encode_exception("ResourceInUseException", b'{"message":"taken"}', ""), TakenOverError),
         (encode_exception("ResourceNotFoundException", b'{"message":"gone"}', ""), PermanentError),
         (encode_exception("InternalFailureException", b"{}", ""), RetryableError),
