@@ -141,7 +141,7 @@ class Dispatcher:
         match returned:
             case Waited(tenant_id=tenant_id, entries=entries, reason=reason, cause=why):
                 error = None if why is None else str(why)
-                log.warning("tenant.held", reason=reason, error=error, **entries[0].ids)
+                log.warning("tenant.held", reason=reason, error=error, **_ids_of(entries[0]))
                 if returned.shard_id is not None:
                     self.hold_shard(returned.shard_id, entries)
                     self.pipeline.lookup.forget(tenant_id)
@@ -200,7 +200,7 @@ class Dispatcher:
             outcome = await self.shard_positions.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
             failing.note_letter(entry.operation)
-            log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **entry.ids)
+            log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **_ids_of(entry))
             return
         failing.note_given_up(entry.operation, outcome, given_up, shard_id=shard_id, now=self._utc())
         if hold.is_waiting:
@@ -339,7 +339,7 @@ class Dispatcher:
         """Hold a tenant over its share from its *newest* operations on, and catch it up at once."""
         hold = self._split_off(newest, HoldReason.OVER_SHARE)
         self._drop(newest)
-        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **newest[0].ids)
+        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **_ids_of(newest[0]))
         self.make_ready(hold)
 
     def _hold_for(
@@ -374,3 +374,7 @@ class Dispatcher:
 
 def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:
     return min(entry.operation.origin.arrived_at for entry in entries)
+
+
+def _ids_of(entry: QueuedOperation) -> dict[str, str]:
+    return {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}

@@ -40,11 +40,6 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
         return self.operation.tenant_id
 
     @property
-    def ids(self) -> dict[str, str]:
-        """Its business and location, for the log."""
-        return {"business_id": self.operation.business_id, "location_id": self.operation.location_id}
-
-    @property
     def unread(self) -> Unread:
         """The records from the operation on."""
         return Unread(self.tracker.position_before(self.ticket), self.parents)
