@@ -49,20 +49,19 @@ def run_command(
     env_file: Path | None,
     *,
     as_json: bool,
-    is_check: bool = False,
+    for_run: bool = False,
 ) -> int:
     """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
 
-    A check has the settings of the worker's parts too, and reports misspelt variables itself.
+    *for_run*: with the settings of the worker's parts too.
     """
-    settings = read_settings(env_file, for_run=is_check)
+    settings = read_settings(env_file, for_run=for_run)
     configure_logging(
         settings.log_level if os.environ.get("LOG_LEVEL") else "warning",
         settings.log_format if os.environ.get("LOG_FORMAT") else "console",
         stream=cast("TextIO", _Stderr()),
     )
-    if not is_check:
-        log_misspellings()
+    log_misspellings()
     try:
         return run_until_interrupted(show(command(settings), as_json=as_json))
     except (ConfigurationError, UsageError):

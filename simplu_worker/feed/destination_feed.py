@@ -19,7 +19,7 @@ from simplu_worker.feed import types
 from simplu_worker.feed.events import ReadRow, lets_through, reset_event
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import Budget, Finished, RefusedForGood, Window, WindowEvent
+from simplu_worker.feed.window import Budget, RefusedForGood, Window, WindowEvent
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedStop, OnRefusal, TargetKind
@@ -177,16 +177,11 @@ class DestinationFeed:
                 raise NotPublisherError
             try:
                 await self._deliver(window, due, keep_refusal)
-            except RetryableError as exc:  # of the shard, which did not take a refused event
-                log.debug(
-                    "feed.refusal_deferred",
-                    shard_id=self._shard_id,
-                    destination=self.terms.name,
-                    error=str(exc),
-                )
-            except Exception as exc:
-                if isinstance(exc, NotPublisherError):
-                    raise
+            except NotPublisherError:
+                raise
+            except RetryableError:
+                pass  # the shard did not take a refused event, which is due again
+            except Exception as exc:  # noqa: BLE001  (unforeseen: the trouble of this destination)
                 note_trouble(TargetKind.FEED, self.terms.name, "feed", exc)
                 self._paused_until = loop_time() + troubles.next_delay_s(self._draw())
 
@@ -196,9 +191,16 @@ class DestinationFeed:
         counts = Counter(OUTCOMES[type(one)] for one in deliveries)
         for outcome, count in counts.items():
             instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
-        finished = window.settle(due, deliveries, rules=self._rules, now=now, draw=self._draw())
+        all_finished = window.settle(due, deliveries, rules=self._rules, now=now, draw=self._draw())
         self._note_availability(due, deliveries, now)
-        await self._note_finished(window, finished, keep_refusal)
+        for finished in sorted(all_finished, key=lambda one: isinstance(one, RefusedForGood)):
+            match finished:
+                case WindowEvent():
+                    self._note_passed(finished.event)
+                case types.Disabled():
+                    self._stop(FeedStop.DISABLED, finished.error)
+                case RefusedForGood():
+                    await self._refuse(window, finished, keep_refusal)
         self._note_tries(due[0], deliveries[0])
         if self._is_reset_due and not len(self.window):
             self._reset_in = self.publication.incarnation
@@ -217,19 +219,6 @@ class DestinationFeed:
                 event_id=first.event.id,
                 error=delivery.error,
             )
-
-    async def _note_finished(self, window: Window, all_finished: Sequence[Finished], keep_refusal: KeepRefusal) -> None:
-        refused: list[RefusedForGood] = []
-        for finished in all_finished:
-            match finished:
-                case WindowEvent():
-                    self._note_passed(finished.event)
-                case RefusedForGood():
-                    refused.append(finished)
-                case types.Disabled():
-                    self._stop(FeedStop.DISABLED, finished.error)
-        for one_refused in refused:
-            await self._refuse(window, one_refused, keep_refusal)
 
     def _note_availability(self, due: Sequence[WindowEvent], deliveries: Sequence[types.Delivery], now: float) -> None:
         """Leave a destination alone that takes nothing now, or asks for it."""

@@ -31,7 +31,7 @@ from simplu_worker.feed.cloud_events import CONTENT_TYPE, encode_event, encode_n
 from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, parse_address
 from simplu_worker.feed.types import Delivered, Delivery, Destination, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.network_errors import network_cause
-from simplu_worker.timing.clock import parse_http_date, utc_now
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DestinationKind
 
 TOO_LARGE: Final = Refused("it is too large for the destination, even without its data")
@@ -42,8 +42,8 @@ GONE: Final = 410  # Standard Webhooks: the receiver wants no more
 RETRY_AFTER_MAX_S: Final = 3600.0
 
 
-def delivery_of(place: str, status: int, retry_after: str | None, *, now: datetime) -> Delivery:
-    """Return what an answer of *place*, a host and its port, means for its event."""
+def delivery_of(place: str, status: int, retry_after: str | None) -> Delivery:
+    """Return what an answer of *place*, a host and its port, means for its event; *retry_after* may have seconds."""
     if 200 <= status < 300:
         return Delivered()
     if status == GONE:
@@ -53,17 +53,8 @@ def delivery_of(place: str, status: int, retry_after: str | None, *, now: dateti
     error = f"{place}: expected a status 2xx, got {status}"
     if 400 <= status < 500 and status not in PASSING:
         return Refused(error)
-    return RetryLater(error, retry_after_s(retry_after, now=now))
-
-
-def retry_after_s(header: str | None, *, now: datetime) -> float | None:
-    """Return the seconds of a `Retry-After`, an hour at most; None if it cannot be read."""
-    if header is None:
-        return None
-    if header.isascii() and header.isdecimal():
-        return min(float(header[:10]), RETRY_AFTER_MAX_S)
-    until = parse_http_date(header)
-    return None if until is None else min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    is_number = retry_after is not None and retry_after.isascii() and retry_after.isdecimal()
+    return RetryLater(error, min(float(retry_after or 0), RETRY_AFTER_MAX_S) if is_number else None)
 
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -223,7 +214,7 @@ class HttpDestination:
                             break
         except REQUEST_ERRORS as exc:
             return RetryLater(f"{self._place}: {cause_of(exc)}")
-        return delivery_of(self._place, status, retry_after, now=self._utc())
+        return delivery_of(self._place, status, retry_after)
 
 
 @contextlib.asynccontextmanager

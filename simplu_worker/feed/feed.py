@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -146,12 +147,10 @@ class Feed:
         return ShardFeed(shard_id, self._services, lambda: self.published_count)
 
     async def _list_shards(self) -> list[str]:
-        try:
+        with contextlib.suppress(RetryableError, PermanentError):  # then those that are known
             for shard in await self._locator.list_shards():
                 if shard.refusal is None:
                     self._pools.ensure_pool(shard)
-        except (RetryableError, PermanentError) as exc:
-            log.debug("feed.shards_unknown", error=str(exc))
         return list(self._pools.by_shard_id())
 
     def _measure(self) -> None:

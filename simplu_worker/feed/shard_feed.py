@@ -414,8 +414,7 @@ class ShardFeed:
                 if server is not None:
                     await self._commits.wait_for_transaction(source, server)
                 return server is not None
-        except (RetryableError, TimeoutError) as exc:
-            log.debug("feed.source_unknown", shard_id=self.shard_id, source_shard_id=source, error=repr(exc))
+        except (RetryableError, TimeoutError):
             return False
 
     @property

@@ -141,16 +141,6 @@ class ShardLookups:
         return Absence.UNREGISTERED if is_other else found
 
     @of_tenant
-    async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
-        """Return the rows of the stream shards in *stream* on a tenant's shard, or why it has none."""
-
-        async def read(shard: ShardAddress) -> ShardPositionRows | None:
-            row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
-            return None if row is None else _positions_in(row["positions"])
-
-        return await self._directory.ask_home(tenant_id, read)
-
-    @of_tenant
     async def is_decided(self, tenant_id: str, business_id: str, request_id: str) -> bool:
         """Return whether an operation has an outcome, a rejection too; False of a tenant without a home."""
         if not (is_storable(tenant_id) and is_storable(request_id)):

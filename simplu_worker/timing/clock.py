@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -48,12 +47,3 @@ def shard_problem(ahead_s: float) -> str | None:
     return (
         f"its clock is {abs(ahead_s):.0f} s {direction} this machine's; set both by NTP, until then the shard is held"
     )
-
-
-def parse_http_date(text: str) -> datetime | None:
-    """Return the instant of an HTTP `Date` header; None if it is invalid."""
-    try:
-        written = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # a year of many digits
-        return None
-    return written.replace(tzinfo=written.tzinfo or UTC)

@@ -550,10 +550,10 @@ async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, s
 
 
 async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
-    status, output, _ = await run_top(world, "--once")
+    status, output, _ = await run_top(world)
     as_json, text, _ = await run_top(world, "--json")
     viewed, shown, _ = await run_top(world, "--url", world.url, API_TOKEN=VIEWER_TOKEN)
-    refused, _, errors = await run_top(world, "--once", API_TOKEN="another")
+    refused, _, errors = await run_top(world, API_TOKEN="another")
     assert (status, as_json, viewed, refused) == (0, 0, 0, 1)
     assert "\x1b" not in output
     assert f"tenant {world.unregistered.tenant_id}" in output

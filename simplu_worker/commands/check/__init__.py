@@ -8,8 +8,6 @@ from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
 def check(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Contact every dependency once; print the answers, and everything odd about the configuration."""
     from simplu_worker.commands.check.checking import check
-    from simplu_worker.commands.running import given_misspellings, run_command
+    from simplu_worker.commands.running import run_command
 
-    return run_command(
-        lambda settings: check(settings, given_misspellings()), common.env_file, as_json=common.as_json, is_check=True
-    )
+    return run_command(check, common.env_file, as_json=common.as_json, for_run=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -76,9 +75,9 @@ class CheckReport(msgspec.Struct, frozen=True):
     odd: list[Finding]
 
 
-async def check(settings: Settings, misspellings: Mapping[str, str]) -> Answer:
+async def check(settings: Settings) -> Answer:
     """Check all dependencies that *settings* name; it fails if one failed."""
-    report = await check_dependencies(settings, misspellings)
+    report = await check_dependencies(settings)
     rows = [
         (one.dependency, one.address, one.status, one.result, f"{one.seconds * 1000:.0f} ms")
         for one in report.dependencies
@@ -101,7 +100,7 @@ def verdict_on(report: CheckReport) -> str:
     return "nothing failed; see what is odd" if report.odd else "nothing odd"
 
 
-async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
+async def check_dependencies(settings: Settings) -> CheckReport:
     """Contact all dependencies. A failure is in the report."""
     checks = DependencyChecks(settings)
     services = {"kinesis": None, "sqs": None, "dynamodb": settings.dynamodb_endpoint}
@@ -129,7 +128,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
         CheckedDependency(one.name, one.variable, CheckStatus.OFF, f"not configured, no {one.brings} are read", 0.0)
         for one in unset_sources(settings)
     ]
-    odd = find_oddities(checks.facts, settings, misspellings)
+    odd = find_oddities(checks.facts, settings)
     return CheckReport(
         dependencies, [Finding(scrub_text(one.about), scrub_text(one.problem), one.advice) for one in odd]
     )

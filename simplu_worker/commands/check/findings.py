@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.config.settings import SOURCES, Settings, set_of
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
-
-RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -39,35 +36,24 @@ class CheckFacts:
     shard_count: int = 0
 
 
-def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[str, str]) -> list[Finding]:
+def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
     """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
         *_retention_findings(facts, settings),
         *_settings_findings(facts, settings),
-        *(
-            Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
-            for name, nearest in misspellings.items()
-        ),
     ]
 
 
 def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     rules = RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
-        policy = parse_redrive_policy(queue.redrive_policy)
-        if policy is None:
+        if parse_redrive_policy(queue.redrive_policy) is None:
             yield Finding(
                 name,
                 "no redrive policy",
                 "nothing to do: the worker stores dead letters itself, and only a message that crashes it comes back "
                 "without end",
-            )
-        elif policy.max_receive_count > RECEIVES_MAX:
-            yield Finding(
-                name,
-                f"maxReceiveCount {policy.max_receive_count}, a message that crashes the worker does so that often",
-                f"set {RECEIVES_MAX} or fewer",
             )
         for problem in redrive_problems(queue, facts.redrive_targets.get(name), rules):
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
@@ -95,11 +81,6 @@ def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findi
 
 
 def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    if set_of(settings, *SOURCES) == ["SQS_SHARD_CREATION_QUEUE_URL"]:
-        operations = " or ".join(name for name in SOURCES if name != "SQS_SHARD_CREATION_QUEUE_URL")
-        yield Finding(
-            "sources", f"expected a source of operations, {operations}, got the control queue alone", "set one"
-        )
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(

@@ -79,14 +79,8 @@ def tap(
     return common.run(tap_operations, url, query, as_json=common.as_json)
 
 
-def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Show a fleet in the terminal: problems with their advice, replicas, stream shards, tenants that take most time.
+def top(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Show a fleet in the terminal: problems with advice, replicas, stream shards, tenants that take most time."""
+    from simplu_worker.commands.fleet.actions import show_top
 
-    Parameters
-    ----------
-    once
-        Print it once, and end. So it is without a terminal.
-    """
-    from simplu_worker.commands.fleet.top_screen import show_top
-
-    return common.run(show_top, url, once=once, as_json=common.as_json)
+    return common.run(show_top, url, as_json=common.as_json)

@@ -1,17 +1,28 @@
-"""`fleet show`, `fleet release`, `fleet retry` and `tap`, over HTTP."""
+"""`fleet show`, `fleet retry`, `tap` and `top`, over HTTP."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import msgspec
+from rich.live import Live
 
 from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.commands.fleet.top_screen import draw
-from simplu_worker.commands.output import Answer, Line, print_json_line, print_line, print_note, table_of
+from simplu_worker.commands.output import (
+    Answer,
+    Line,
+    print_json_line,
+    print_line,
+    print_note,
+    stdout_console,
+    table_of,
+)
 from simplu_worker.config.settings import Settings
+from simplu_worker.errors import WorkerError
 from simplu_worker.vocabulary import StreamShardState
 
 
@@ -51,6 +62,7 @@ def _describe(event: Mapping[str, Any]) -> str:
     return f"{line}  {event['content']}" if "content" in event else line
 
 
+POLL_EVERY_S: Final = 2.0
 NOTHING_IS_HELD: Final = "nothing is held"
 
 Json = Mapping[str, Any]
@@ -103,6 +115,27 @@ async def show_fleet(settings: Settings, url: str | None) -> Answer:
     held = named_held(fleet)
     lines = held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds)
     return Answer(fleet, [draw(fleet, expand=False), table_of(HELD_COLUMNS, held) if held else None, *map(Line, lines)])
+
+
+async def show_top(settings: Settings, url: str | None, *, as_json: bool) -> Answer | int:
+    """Show the screen until interrupted; without a terminal, and as JSON, what `fleet show` prints.
+
+    Raises WorkerError without a first answer.
+    """
+    console = stdout_console()
+    if as_json or not console.is_terminal:
+        return await show_fleet(settings, url)
+    notice = ""
+    async with open_replica(settings, url) as replica:
+        fleet = await replica.ask("GET", "/fleet")
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+            while True:
+                live.update(draw(fleet, notice), refresh=True)
+                await asyncio.sleep(POLL_EVERY_S)
+                try:
+                    fleet, notice = await replica.ask("GET", "/fleet"), ""
+                except WorkerError as exc:
+                    notice = f"{exc}; the values are the last known"
 
 
 async def retry_held(settings: Settings, url: str | None, target: str | None) -> Answer:

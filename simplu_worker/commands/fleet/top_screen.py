@@ -1,24 +1,18 @@
-"""`top`: the answer of `/fleet` in a terminal, the worst first."""
+"""The screen of `top`: the answer of `/fleet`, the worst first."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from simplu_worker.commands.fleet.replica_client import ReplicaClient, open_replica
-from simplu_worker.commands.output import Answer, escape_unprintable, stdout_console
-from simplu_worker.config.settings import Settings
-from simplu_worker.errors import WorkerError
+from simplu_worker.commands.output import escape_unprintable
 from simplu_worker.status.words import Severity
 
-POLL_EVERY_S: Final = 2.0
 LAG_WARN_S: Final = 10.0
 LAG_BAD_S: Final = 60.0
 LATENCY_MAX_S: Final = 900.0  # the end of the last step but one
@@ -29,29 +23,6 @@ UNKNOWN: Final = "–"
 Json = Mapping[str, Any]
 Cell = tuple[object, str] | object  # with a style
 Column = str | Callable[[Json], Cell]  # a member, or what is shown of several
-
-
-async def show_top(settings: Settings, url: str | None, *, once: bool, as_json: bool) -> Answer | int:
-    """Show the fleet; once without a terminal, and as JSON. Raises WorkerError without a first answer."""
-    console = stdout_console()
-    async with open_replica(settings, url) as replica:
-        fleet = await replica.ask("GET", "/fleet")
-        if once or as_json or not console.is_terminal:
-            return Answer(fleet, [draw(fleet, expand=False)])
-        await _follow(replica, console, fleet)
-    return 0
-
-
-async def _follow(replica: ReplicaClient, console: Console, fleet: Json) -> None:
-    notice = ""
-    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            live.update(draw(fleet, notice), refresh=True)
-            await asyncio.sleep(POLL_EVERY_S)
-            try:
-                fleet, notice = await replica.ask("GET", "/fleet"), ""
-            except WorkerError as exc:
-                notice = f"{exc}; the values are the last known"
 
 
 def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> Group:

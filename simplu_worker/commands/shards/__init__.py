@@ -71,12 +71,7 @@ def query_shards(
 
 
 @shards.command(name="upgrade")
-def upgrade_shards(
-    *shard: str,
-    apply: Apply = False,
-    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 600,
-    common: CommonOptions = NO_OPTIONS,
-) -> int:
+def upgrade_shards(*shard: str, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
     """Upgrade the schema of shards while workers run, or create it on an empty shard that is named.
 
     An upgrade that was interrupted is completed.
@@ -85,12 +80,10 @@ def upgrade_shards(
     ----------
     shard
         The shards to upgrade; all of them if none is named.
-    timeout
-        Try to get the locks of one step for at most this many seconds.
     """
     from simplu_worker.commands.shards.upgrade import upgrade_shards
 
-    return common.run(upgrade_shards, shard, apply=apply, timeout_s=timeout)
+    return common.run(upgrade_shards, shard, apply=apply)
 
 
 @shards.command(name="route")

@@ -34,9 +34,8 @@ class RowPrinter:
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._columns: list[str] | None = None
-        self._first_shard = ""
-        self._rows: list[tuple[str, list[str]]] = []  # of the table
+        self._first: tuple[str, list[str]] | None = None  # the first shard, and its columns
+        self._rows: list[tuple[str, ...]] = []  # of the table
         self._count = 0
 
     def add(self, shard_id: str, answer: questions.ShardAnswer) -> None:
@@ -48,22 +47,20 @@ class RowPrinter:
             sys.stdout.buffer.write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows).encode())
             sys.stdout.buffer.flush()
             return
-        if self._columns is None:
-            self._columns, self._first_shard = answer.columns, shard_id
-        elif self._columns != answer.columns:
+        first_shard, columns = self._first = self._first or (shard_id, answer.columns)
+        if columns != answer.columns:
             raise PermanentError(
-                f"expected the columns of shard {self._first_shard}, {', '.join(self._columns)}, "
+                f"expected the columns of shard {first_shard}, {', '.join(columns)}, "
                 f"got {', '.join(answer.columns)}; name the columns in place of *"
             )
         self._count += len(answer.rows)
         for row in answer.rows[: TABLE_MAX - len(self._rows)]:
-            self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
+            self._rows.append((shard_id, *(shorten(cell or "", CELL_MAX) for cell in row)))
 
     def finish(self) -> bool:
         """Print the table, if it is one; return whether all rows are printed."""
-        if self._columns is not None:
-            rows = sorted(self._rows, key=itemgetter(0))
-            print_table(["shard", *self._columns], [[shard_id, *cells] for shard_id, cells in rows])
+        if self._first is not None:
+            print_table(["shard", *self._first[1]], sorted(self._rows, key=itemgetter(0)))
         if self._count > len(self._rows):
             print_note(f"and {self._count - len(self._rows)} more; --json prints all")
         return self._count == len(self._rows)
@@ -84,28 +81,18 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 def read_statement(text: str) -> str:
-    """Return the statement that *text* is, or that the file has. Raises UsageError."""
+    """Return the statement that *text* is, or that the file has, whose name may end in .sql. Raises UsageError."""
     expected = f"expected a statement that begins with {', '.join(questions.KEYWORDS[:-1])} or {questions.KEYWORDS[-1]}"
-    if questions.is_question(text) and not _is_file(text):
+    if questions.is_question(text) and not text.endswith(".sql"):
         return text
     try:
         statement = Path(text).read_text("utf-8-sig")
     except (OSError, ValueError):
-        raise UsageError(f"{expected}, or a readable file of UTF-8 with one, got {_shown(text)}") from None
+        shown = repr(scrub_text(shorten(text, SHOWN_MAX)))
+        raise UsageError(f"{expected}, or a readable file of UTF-8 with one, got {shown}") from None
     if not questions.is_question(statement):
-        raise UsageError(f"{expected} in {text}, got {_shown(statement)}")
+        raise UsageError(f"{expected} in {text}, got {scrub_text(shorten(statement, SHOWN_MAX))!r}")
     return statement
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # longer than a path may be
-        return False
-
-
-def _shown(text: str) -> str:
-    return repr(scrub_text(text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"))
 
 
 async def query_shards(settings: Settings, question: questions.ShardQuestion, asked: Asked, *, as_json: bool) -> int:

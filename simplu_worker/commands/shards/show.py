@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output import Answer, Table, first_rows
+from simplu_worker.commands.output import Answer, first_rows, table_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -19,20 +19,20 @@ from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, loca
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
 
-COLUMNS: Final = (
-    "shard",
-    "place",
-    "state",
-    "role",
-    "response",
-    "PostgreSQL",
-    "schema",
-    "tenants",
-    "usage",
-    "connections",
-    "lag",
-    "odd",
-)
+COLUMNS: Final = {
+    "shardId": "shard",
+    "place": "place",
+    "state": "state",
+    "role": "role",
+    "response": "response",
+    "serverVersion": "PostgreSQL",
+    "schemaVersion": "schema",
+    "tenantCount": "tenants",
+    "usage": "usage",
+    "connections": "connections",
+    "lag": "lag",
+    "told": "odd",
+}
 
 
 async def list_shards(settings: Settings) -> Answer:
@@ -42,33 +42,26 @@ async def list_shards(settings: Settings) -> Answer:
         asked = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["is_drained"])
         drained = {shard_id for shard_id, row in asked.rows if row["is_drained"]}
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
-    rows = [_row(shard, drained) for shard in listed]
-    return Answer({"shards": [_members(shard, drained) for shard in listed]}, [Table(COLUMNS, rows)], silent)
+    views = [_view(shard, drained) for shard in listed]
+    rows = [view | _texts(shard, view) for shard, view in zip(listed, views, strict=True)]
+    return Answer({"shards": views}, [table_of(COLUMNS, rows)], silent)
 
 
-def _members(shard: InspectedShard, drained: Collection[str]) -> dict[str, Any]:
+def _view(shard: InspectedShard, drained: Collection[str]) -> dict[str, Any]:
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
     view |= {"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {}
     return view | ({"drained": True} if shard.address.shard_id in drained else {})
 
 
-def _row(shard: InspectedShard, drained: Collection[str]) -> tuple[object, ...]:
-    view = _members(shard, drained)
+def _texts(shard: InspectedShard, view: Mapping[str, Any]) -> dict[str, str | None]:
     odd = [*view.get("odd", ()), *(["drained: takes no tenants"] if "drained" in view else [])]
-    return (
-        view["shardId"],
-        view["place"],
-        shard.health.state,
-        view.get("role"),
-        None if "responseMs" not in view else f"{view['responseMs']:.1f} ms",
-        view.get("serverVersion"),
-        view.get("schemaVersion"),
-        view.get("tenantCount"),
-        _format_usage(shard.address),
-        f"{view['connectionsUsed']}/{view['connectionsMax']}" if "connectionsMax" in view else None,
-        _format_lag(view),
-        "; ".join(odd),
-    )
+    return {
+        "response": f"{view['responseMs']:.1f} ms" if "responseMs" in view else None,
+        "usage": _format_usage(shard.address),
+        "connections": f"{view['connectionsUsed']}/{view['connectionsMax']}" if "connectionsMax" in view else None,
+        "lag": _format_lag(view),
+        "told": "; ".join(odd),
+    }
 
 
 def _format_usage(shard: ShardAddress) -> str | None:
@@ -76,7 +69,7 @@ def _format_usage(shard: ShardAddress) -> str | None:
     return None if ratio is None else f"{ratio:.0%} of {shard.business_max} businesses"
 
 
-def _format_lag(view: dict[str, Any]) -> str | None:
+def _format_lag(view: Mapping[str, Any]) -> str | None:
     parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
     if view.get("standbys"):
         parts.append(f"{view['standbys']} standby" + ("s" if view["standbys"] > 1 else ""))

@@ -65,14 +65,14 @@ class UpgradeReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     works_from: int | None = None
 
 
-async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float) -> Answer:
+async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply: bool) -> Answer:
     """Return what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them.
 
     An empty shard gets its schema only if it is named: its database may be a wrong one, or one that was lost.
     """
     async with open_known_shards(settings) as (_, known), Pools(size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) as pools:
         addresses = [known_shard(known, one) for one in sorted(set(shard_ids) or {one.shard_id for one in known})]
-        run = _Run(pools, len(addresses), applies=apply, creates=bool(shard_ids), timeout_s=timeout_s)
+        run = _Run(pools, len(addresses), applies=apply, creates=bool(shard_ids))
         with run.line:
             rows = await run_at_once(run.handle, addresses, most=UPGRADED_AT_ONCE if apply else READ_AT_ONCE)
     is_plan = not apply and any(report.state is UpgradeStatus.BEHIND for report in rows)
@@ -87,11 +87,11 @@ async def upgrade_shards(settings: Settings, shard_ids: Sequence[str], *, apply:
 
 
 class _Run:
-    def __init__(self, pools: Pools, total: int, *, applies: bool, creates: bool, timeout_s: float) -> None:
+    def __init__(self, pools: Pools, total: int, *, applies: bool, creates: bool) -> None:
         self.line = ProgressLine(f"0 of {total} shards are done", every_s=REPORT_INTERVAL_S)
         self._pools = pools
         self._total, self._done_count = total, 0
-        self._applies, self._creates, self._timeout_s = applies, creates, timeout_s
+        self._applies, self._creates = applies, creates
 
     async def handle(self, address: ShardAddress) -> UpgradeReport:
         """Return what a shard lacks, or has got."""
@@ -119,7 +119,7 @@ class _Run:
                 done = f"{self._done_count} of {self._total} shards are done"
                 self.line.tell(f"{done}; {address.shard_id}: {_describe_activity(activity)}")
 
-        upgrade = await Upgrader(pool, report=show, patience_s=self._timeout_s).run()
+        upgrade = await Upgrader(pool, report=show).run()
         return _report(address, upgrade, done=UpgradeStatus.UPGRADED)
 
     async def _read(self, pool: ShardPool) -> Upgrade | None:

@@ -7,10 +7,10 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import open_shards
@@ -147,7 +147,9 @@ async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply:
         rules = reader_settings(settings)
         sink = ReplaySink(shards.gateway, totals, tenant_wait=rules.retries.tenant_wait, apply=apply)
         leases = {lease.lease_key: lease for lease in await table.scan()}
-        totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
+        oldest = utc_now() - (await stream.describe()).retention
+        if chosen.start < oldest:
+            totals.left[f"records before {oldest.isoformat(timespec='seconds')}"] = "the stream keeps no older ones"
         memory = PrefetchMemory(settings.prefetch_max_bytes)
         progress = stack.enter_context(ProgressLine("no record read yet"))
         stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals, progress)
@@ -163,19 +165,7 @@ async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply:
         None if apply else "nothing was applied; with --apply the operations that would_apply are",
         *(f"{target}: left: {reason}" for target, reason in sorted(totals.left.items())),
     ]
-    return Answer(_members(totals, apply=apply), parts, is_failed=bool(totals.left))
-
-
-def _left_the_stream(chosen: replay_rules.ReplayRange, retention: timedelta) -> dict[str, str]:
-    oldest = utc_now() - retention
-    if chosen.start >= oldest:
-        return {}
-    hours = retention.total_seconds() / 3600
-    return {f"records before {oldest.isoformat(timespec='seconds')}": f"the stream keeps records for {hours:g} h"}
-
-
-def _members(totals: replay_rules.ReplayTotals, *, apply: bool) -> dict[str, Any]:
-    return {
+    members = {
         "applied": apply,
         "records": totals.record_count,
         "outcomes": totals.outcomes,
@@ -184,6 +174,7 @@ def _members(totals: replay_rules.ReplayTotals, *, apply: bool) -> dict[str, Any
         "left": totals.left,
         "leftWaiting": len(totals.left),
     }
+    return Answer(members, parts, is_failed=bool(totals.left))
 
 
 @dataclass
@@ -197,7 +188,6 @@ class _StreamReplay:
     totals: replay_rules.ReplayTotals
     progress: ProgressLine
     has_failed: bool = False  # a stream shard could not be read
-    lags_s: dict[str, float] = field(default_factory=dict)  # of the stream shards that are being read
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
         """Read these stream shards concurrently, each to its tip, its end, or the end of the range."""
@@ -212,7 +202,6 @@ class _StreamReplay:
             start = await self._find_start(shard, access)
             cursor = Cursor(access, start, kind=StreamReader.MAIN)
             while not await self._read_reply(cursor, access.decoder):
-                self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
                 self._show_progress(cursor)
             cursor.release_memory()
         except StreamGoneError:
@@ -222,7 +211,6 @@ class _StreamReplay:
             self.totals.left[f"stream shard {shard.stream_shard_id}"] = str(exc)
         finally:
             quota.close()
-            self.lags_s.pop(shard.stream_shard_id, None)
 
     async def _read_reply(self, cursor: Cursor, decoder: RecordDecoder) -> bool:
         reply = await cursor.read(asyncio.Event())
@@ -260,8 +248,6 @@ class _StreamReplay:
 
     def _show_progress(self, cursor: Cursor) -> None:
         decided = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.totals.outcomes.items()))
+        text = f"{self.totals.record_count} records read ({decided or 'no outcome yet'})"
         trouble = f"; {cursor.trouble}" if cursor.trouble else ""
-        behind_s = max(self.lags_s.values(), default=0.0)
-        self.progress.tell(
-            f"{self.totals.record_count} records read ({decided or 'no outcome yet'}), {behind_s:.0f} s to go{trouble}"
-        )
+        self.progress.tell(f"{text}, {(cursor.millis_behind or 0) / 1000:.0f} s to go{trouble}")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer, CountProgress, Facts, Line, Part, Table, describe_silent, print_note
 from simplu_worker.commands.running import parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
-from simplu_worker.shards.lookups import LoggedOperation, RejectedRequest
+from simplu_worker.shards.lookups import FoundOperation, LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.words import RequestStatus
@@ -54,52 +54,45 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         "".join([request_id, *(tenant or ())]).encode()
     except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
         raise PermanentError("request id, tenant: expected UTF-8") from None
-    tenant_id = None if tenant is None else tenant_id_of(*tenant)
+    tenant_id, undecided = None if tenant is None else tenant_id_of(*tenant), Undecided()
     async with open_shards(settings) as shards:
-        found: LoggedOperation | RejectedRequest | Absence | None
-        found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
-        undecided = Undecided()
-        if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            undecided = await find_undecided(settings, shards, tenant_id)
-            found, silent, _ = await shards.gateway.lookups.find_operation(request_id, tenant_id, names=tenant)
+        lookups = shards.gateway.lookups
+        answer = await lookups.find_operation(request_id, tenant_id, names=tenant)
+        found: LoggedOperation | RejectedRequest | Absence | None = answer.operation
+        if not isinstance(found, LoggedOperation) and tenant is not None:
+            answer, undecided = await _find_undecided(settings, shards.gateway, request_id, tenant)
+            found = answer.operation
         if not isinstance(found, LoggedOperation):
-            found = await shards.gateway.lookups.find_rejection(request_id, tenant_id, names=tenant) or found
+            found = await lookups.find_rejection(request_id, tenant_id, names=tenant) or found
         if isinstance(found, Absence):
             undecided, found = Undecided(found) if undecided.reason is None else undecided, None
         errors = pool_errors(shards.pools)
     status = RequestStatus.UNKNOWN if undecided.reason is None else RequestStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
     part = Line(_describe_absent(request_id, undecided)) if found is None else Facts(shown)
-    parts = [part, describe_silent({one: errors.get(one, "") for one in silent}) if silent else None]
+    silent = {one: errors.get(one, "") for one in answer.silent_shard_ids}
+    parts = [part, describe_silent(silent) if silent else None]
     return Answer(shown | {"shardsWithoutAnswer": list(silent)}, parts, is_failed=found is None)
 
 
-async def find_undecided(settings: Settings, shards: Shards, tenant_id: str) -> Undecided:
-    """Return the state of a tenant; less of it where a service does not answer.
+async def _find_undecided(
+    settings: Settings, gateway: ShardGateway, request_id: str, names: tuple[str, str]
+) -> tuple[FoundOperation, Undecided]:
+    """Ask the log again, and return the state of the tenant as it was before.
 
-    Ask before the log is read: an operation applied in between must not count as decided and absent.
+    An operation that is applied in between must not count as decided and absent.
     """
     from simplu_worker.consumers.kinesis.fleet.fleet_report import hold_reason, read_status
 
-    leases = await _read_leases(settings)
+    tenant_id, leases = tenant_id_of(*names), await _read_leases(settings)
     status = read_status(leases, tenant_id)
-    stream_name = (settings.kinesis_stream_name or "").rpartition("/")[2]
-    gateway = shards.gateway
-    try:
-        found = await gateway.lookups.read_positions_at_home(
-            tenant_id, StreamShards(stream_name, status.stream_shard_ids)
-        )
-    except WorkerError:  # the survey of the shards has named every server without an answer
-        shard_id, undecided = None, Undecided()
-        with contextlib.suppress(WorkerError):
-            address = await shards.locator.locate(tenant_id)
-            shard_id = None if address is None else address.shard_id
-    else:
-        absence = found if isinstance(found, Absence) else None
-        reason = hold_reason(absence, status, is_paused=gateway.paused_s(tenant_id) > 0)
-        read_up_to = None if reason or isinstance(found, Absence) else status.up_to([found])
-        shard_id, undecided = gateway.cached_shard_id(tenant_id), Undecided(reason, read_up_to)
-    return with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
+    stream = StreamShards((settings.kinesis_stream_name or "").rpartition("/")[2], status.stream_shard_ids)
+    answer = await gateway.lookups.find_operation(request_id, tenant_id, names=names, stream=stream)
+    absence = answer.operation if isinstance(answer.operation, Absence) else None
+    reason = hold_reason(absence, status, is_paused=gateway.paused_s(tenant_id) > 0)
+    undecided = Undecided(reason, None if reason else status.up_to(answer.positions))
+    shard_id = gateway.cached_shard_id(tenant_id)
+    return answer, with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
 
 
 def with_report(

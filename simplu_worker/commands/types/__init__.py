@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions
 
@@ -19,7 +19,6 @@ def apply_types(
     *,
     apply: Apply = False,
     remove: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 60,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Write business types to all shards while workers run, each from a file NAME.json of a folder.
@@ -30,12 +29,10 @@ def apply_types(
     ----------
     remove
         Remove a type that no tenant has, with its views; may be given again.
-    timeout
-        Try to get the locks of a shard for at most this many seconds.
     """
     from simplu_worker.commands.types.business_types import apply_types
 
-    return common.run(apply_types, folder, remove, apply=apply, timeout_s=timeout)
+    return common.run(apply_types, folder, remove, apply=apply)
 
 
 @types.command(name="show")

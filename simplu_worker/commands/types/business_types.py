@@ -23,7 +23,6 @@ from simplu_worker.shards.apply import judging
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.shard_query import LIMITS as ANSWER_LIMITS
 from simplu_worker.shards.routing.shard_query import QueryLimits, fetch_from_shard, query_with_causes
 from simplu_worker.shards.schema.type_files import (
     OWN_NAMES,
@@ -149,6 +148,8 @@ LEFT: Final = (
 )
 # Workers read the types again every few seconds, and write under the names of before until then.
 REREAD_S: Final = 2 * judging.REREAD_S
+PATIENCE_S: Final = 60.0  # for the locks of a shard
+APPLY_LIMITS: Final = QueryLimits(answer_s=PATIENCE_S + 15.0, all_s=2 * PATIENCE_S + 30.0)
 MOVE_LIMITS: Final = QueryLimits(answer_s=86_400.0, all_s=86_400.0)
 
 
@@ -175,9 +176,7 @@ class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
     moved: int = 0
 
 
-async def apply_types(
-    settings: Settings, folder: Path, remove: Collection[str], *, apply: bool, timeout_s: float
-) -> Answer:
+async def apply_types(settings: Settings, folder: Path, remove: Collection[str], *, apply: bool) -> Answer:
     """Return what the types of *folder* change on each shard; with *apply* write them, in one transaction a shard.
 
     Resources under other names are moved after that. It fails if a shard refuses or does not answer, or some were not.
@@ -187,13 +186,12 @@ async def apply_types(
         raise ConfigurationError(f"{folder}: expected a file NAME.json for each business type, got none")
     if both := sorted(files.keys() & set(remove)):
         raise ConfigurationError(f"--remove: expected types without a file in {folder}, got {', '.join(both)}")
-    limits = QueryLimits(answer_s=timeout_s + ANSWER_LIMITS.all_s, all_s=2 * (timeout_s + ANSWER_LIMITS.all_s))
     async with open_known_shards(settings) as (_, known), Pools(size=2, timeouts=UPGRADE_TIMEOUTS) as pools:
 
         async def ask(address: ShardAddress) -> ApplyReport:
             pool = pools.ensure_pool(address)
             if apply:
-                plan = await Upgrader(pool, patience_s=timeout_s).apply_types(files, remove=remove)
+                plan = await Upgrader(pool, patience_s=PATIENCE_S).apply_types(files, remove=remove)
             else:
                 plan = await plan_on(pool, files, remove=remove)
             others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
@@ -205,7 +203,7 @@ async def apply_types(
             others = await find_other_names(pool, files)
             return msgspec.structs.replace(reports[address.shard_id], moved=moved, other_names=others)
 
-        reports, silent = await query_with_causes(known, ask, limits=limits)
+        reports, silent = await query_with_causes(known, ask, limits=APPLY_LIMITS)
         due = [one for one in known if one.shard_id in reports and reports[one.shard_id].other_names]
         if apply and due:
             await asyncio.sleep(REREAD_S)

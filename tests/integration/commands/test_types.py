@@ -46,7 +46,7 @@ class Terminal:
 
     async def apply(self, *, apply: bool = True, remove: tuple[str, ...] = ()) -> Answer:
         status, answer = await self._run(
-            lambda settings: show(apply_types(settings, self.types, remove, apply=apply, timeout_s=10), as_json=True)
+            lambda settings: show(apply_types(settings, self.types, remove, apply=apply), as_json=True)
         )
         return status, answer | {shard["shardId"]: shard for shard in answer["shards"]}
 

@@ -23,7 +23,7 @@ async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, *shard_ids: str, apply: bool = False
 ) -> tuple[int, dict[str, Any]]:
     capfd.readouterr()
-    status = await show(upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10), as_json=True)
+    status = await show(upgrade_shards(settings, shard_ids, apply=apply), as_json=True)
     answer = json.loads(capfd.readouterr().out)
     assert answer["schemaVersion"] == SCHEMA_VERSION
     assert answer["applied"] == apply
@@ -75,7 +75,7 @@ async def test_upgrade_creates_the_schema_of_a_named_empty_shard(
     named, other = await make_shard("a-named", is_empty=True), await make_shard("b-other", is_empty=True)
     settings = settings_of(tmp_path, named, other)
 
-    assert await show(upgrade_shards(settings, ["a-named"], apply=False, timeout_s=60), as_json=False) == 0
+    assert await show(upgrade_shards(settings, ["a-named"], apply=False), as_json=False) == 0
     assert "to create it: simplu-worker shards upgrade a-named --apply" in capfd.readouterr().err
     status, created = await answer_of(capfd, settings, "a-named", apply=True)
     assert (status, created["a-named"]["state"], created["a-named"]["schemaVersion"]) == (0, "created", SCHEMA_VERSION)

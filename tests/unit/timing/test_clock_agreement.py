@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 from support.clocks import APART
 
-from simplu_worker.timing.clock import parse_http_date, shard_problem
+from simplu_worker.timing.clock import shard_problem
 
 
 @pytest.mark.parametrize(
@@ -22,17 +20,3 @@ from simplu_worker.timing.clock import parse_http_date, shard_problem
 )
 def test_problem_names_the_difference_and_the_remedy(ahead_s: float, expected: str | None) -> None:
     assert shard_problem(ahead_s) == expected
-
-
-@pytest.mark.parametrize(
-    ("date", "expected"),
-    [
-        ("Sun, 01 Mar 2026 12:00:31 GMT", datetime(2026, 3, 1, 12, 0, 31, tzinfo=UTC)),
-        ("Sun, 01 Mar 2026 11:00:00 -0000", datetime(2026, 3, 1, 11, tzinfo=UTC)),
-        ("yesterday", None),
-        ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
-        ("", None),
-    ],
-)
-def test_date_header_is_an_instant_or_nothing(date: str, expected: datetime | None) -> None:
-    assert parse_http_date(date) == expected

@@ -20,10 +20,6 @@ pg_catalog.concat_ws(
     WHERE stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[])
 ) AS positions
 
--- name: read_positions_at_home
--- Those, if the tenant $3 lives here; no row if not.
-SELECT :positions_document FROM public.tenants WHERE tenants.id = $3 AND :lives_here;
-
 -- name: read_positions
 -- The rows of the stream $1 and its stream shards $2, all of them for null.
 SELECT

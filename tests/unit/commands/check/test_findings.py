@@ -58,7 +58,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             {},
             ["queue q: moved keeps messages for 86400 s"],
         ),
-        (CheckFacts(queues={"queue q": queue_with(receives=1001)}), {}, ["queue q: maxReceiveCount 1001, "]),
         (CheckFacts(queues={"queue q": queue_with(visibility_s=24)}), {}, ["queue q: visibility timeout 24 s"]),
         (CheckFacts(queues={"queue q": queue_with(visibility_s=25)}), {}, []),
         (CheckFacts(retentions={"stream s": 336 * HOUR}), {}, []),
@@ -73,27 +72,14 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
         (CheckFacts(shard_count=50), {}, []),
         (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
         (CheckFacts(), {"api_token": None}, ["API_TOKEN: not set"]),
-        (
-            CheckFacts(),
-            {"sqs_shard_creation_queue_url": "https://sqs/control"},
-            ["sources: expected a source of operations, KINESIS_STREAM_NAME or SQS_ORDER_EVENTS_QUEUE_URL or "],
-        ),
-        (CheckFacts(), {"sqs_shard_creation_queue_url": "https://sqs/c", "kinesis_stream_name": "s"}, []),
         (CheckFacts(), {}, []),
     ],
 )
 def test_findings_name_what_is_odd_and_nothing_else(
     facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
-    found = [str(finding) for finding in find_oddities(facts, settings_with(**changes), {})]
+    found = [str(finding) for finding in find_oddities(facts, settings_with(**changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
-
-
-def test_misspelt_variable_is_odd() -> None:
-    found = find_oddities(CheckFacts(), settings_with(), {"LOG_LVL": "LOG_LEVEL"})
-    assert [str(finding) for finding in found] == [
-        "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
-    ]
 
 
 ODD = [Finding("queue q", "no redrive policy", "nothing to do")]
