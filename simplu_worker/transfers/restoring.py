@@ -65,7 +65,7 @@ from simplu_worker.transfers.moving.copying import (
     find_end,
     write_changes,
 )
-from simplu_worker.transfers.moving.undoing import DROP_ROWS
+from simplu_worker.transfers.moving.sides import DROP_ROWS
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 
@@ -301,11 +301,11 @@ class Restorer(TransferEngine[RestoreCertificate]):
             await run_until_won(self._release, tries=RELEASE_TRIES)
         epoch, server = await self._read_end()
         paused_s = loop_time() - self._fenced_at
-        await self._commits.wait_for_transaction(self._restore.shard_id, server)
-        log.info("restore.done", tenant_id=self._restore.tenant_id, shard_id=self._restore.shard_id)
+        await self._commits.wait_for_transaction(self._shard.address.shard_id, server)
+        log.info("restore.done", tenant_id=self._tenant_id, shard_id=self._shard.address.shard_id)
         return RestoreCertificate(
-            tenant=self._restore.tenant_id,
-            shard=self._restore.shard_id,
+            tenant=self._tenant_id,
+            shard=self._shard.address.shard_id,
             mode=self._restore.mode,
             epoch=epoch,
             export=self._detail.get("export"),
@@ -377,8 +377,8 @@ class Restorer(TransferEngine[RestoreCertificate]):
             async with self._writing(TransferStep.OPEN, budget=StatementBudget.KEY_RANGE) as connection:
                 await self._set_fence(connection, FENCE_S)
                 answer_s = loop_time() - began_at
-                end = await find_end(connection, table, self._restore.tenant_id, after, row_count)
-                parts, count = await _read_rows(connection, table, self._restore.tenant_id, after, end)
+                end = await find_end(connection, table, self._tenant_id, after, row_count)
+                parts, count = await _read_rows(connection, table, self._tenant_id, after, end)
             file.add(table, parts, count)
             self._tell("export", sum(file.counts.values()))
             return Chunk(end, count, answer_s)
@@ -389,14 +389,14 @@ class Restorer(TransferEngine[RestoreCertificate]):
         self, connection: Connection, seconds: float | None, *, token: int | None = None, former: int | None = None
     ) -> None:
         tokens = former or self._token, token or self._token
-        status = await connection.execute(QUERIES["set_restore_fence"], self._restore.tenant_id, seconds, *tokens)
+        status = await connection.execute(QUERIES["set_restore_fence"], self._tenant_id, seconds, *tokens)
         if affected_count(status) != 1:
             raise LostRaceError("a worker has ended the fence")
 
     async def _end_fence(self) -> None:
         if self._step is TransferStep.OPEN:
             async with self._shard.transaction() as connection:
-                await connection.execute(QUERIES["end_own_fence"], self._restore.tenant_id, self._token)
+                await connection.execute(QUERIES["end_own_fence"], self._tenant_id, self._token)
 
     # Replace
 
@@ -421,9 +421,9 @@ class Restorer(TransferEngine[RestoreCertificate]):
         async def drop(limit: int) -> int:
             nonlocal dropped
             async with self._writing(TransferStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
-                count = affected_count(await connection.execute(QUERIES[name], self._restore.tenant_id, limit))
+                count = affected_count(await connection.execute(QUERIES[name], self._tenant_id, limit))
                 if name == "drop_resources":
-                    await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE)
+                    await mark_bulk_change(connection, BulkChange.COPIED, self._tenant_id, BulkOrigin.RESTORE)
             dropped += count
             self._tell("delete", dropped)
             return count
@@ -431,15 +431,13 @@ class Restorer(TransferEngine[RestoreCertificate]):
         await run_in_pages(drop, limit=DROP_ROWS)
 
     async def _copy(self, table: CopiedTable) -> None:
-        tenant_id = self._restore.tenant_id
-
         async def copy(after: RowKey, row_count: int) -> Chunk:
             async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                end = await find_end(connection, table, tenant_id, after, row_count)
+                end = await find_end(connection, table, self._tenant_id, after, row_count)
             found_at = loop_time()
             async with self._writing(TransferStep.REPLACING) as connection:
                 answer_s = loop_time() - found_at
-                chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
+                chunk = await copy_chunk(self._backup, connection, table, self._tenant_id, after, end)
             self._row_count += chunk.row_count
             self._tell("copy", self._row_count)
             return Chunk(end, chunk.row_count, answer_s)
@@ -448,17 +446,17 @@ class Restorer(TransferEngine[RestoreCertificate]):
 
     async def _add_log(self) -> None:
         """Add the rows of the log that only the backup has, as the stream may not have them."""
-        tenant_id, last, seen = self._restore.tenant_id, "", 0
+        last, seen = "", 0
 
         async def compare(limit: int) -> int:
             nonlocal last, seen
             async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                page = await connection.fetch(QUERIES["list_logged_requests"], tenant_id, last, limit, None)
+                page = await connection.fetch(QUERIES["list_logged_requests"], self._tenant_id, last, limit, None)
             if not page:
                 return 0
             end = page[-1]["key"]
             async with self._shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                found = await connection.fetch(QUERIES["list_logged_requests"], tenant_id, last, None, end)
+                found = await connection.fetch(QUERIES["list_logged_requests"], self._tenant_id, last, None, end)
             missing = {row["key"] for row in page}.difference(row["key"] for row in found)
             await self._add_logged(sorted(missing))
             last, seen = end, seen + len(page)
@@ -471,9 +469,9 @@ class Restorer(TransferEngine[RestoreCertificate]):
         async def add(limit: int) -> int:
             page = keys[:limit]
             async with self._backup.connection() as connection:
-                rows = await connection.fetch(QUERIES["read_logged_requests"], self._restore.tenant_id, page)
+                rows = await connection.fetch(QUERIES["read_logged_requests"], self._tenant_id, page)
             async with self._writing(TransferStep.REPLACING) as connection:
-                await write_changes(connection, self._restore.tenant_id, Changes(rows))
+                await write_changes(connection, self._tenant_id, Changes(rows))
             del keys[:limit]
             return len(page)
 
@@ -501,8 +499,8 @@ class Restorer(TransferEngine[RestoreCertificate]):
 
     async def _read_end(self) -> tuple[int, Server]:
         async with self._shard.transaction() as connection:
-            tenant = await read_tenant(connection, self._restore.tenant_id)
-            journal = await read_transfer(connection, self._restore.tenant_id, TransferKind.RESTORE)
+            tenant = await read_tenant(connection, self._tenant_id)
+            journal = await read_transfer(connection, self._tenant_id, TransferKind.RESTORE)
             server = await note_server(connection)
         if (
             tenant is None
@@ -536,8 +534,6 @@ class Restorer(TransferEngine[RestoreCertificate]):
         self._writes += 1
 
     async def _note(self, connection: Connection, step: TransferStep, detail: dict[str, Any] | None) -> None:
-        tenant = await connection.fetchrow(
-            QUERIES["lock_tenant_for"], self._restore.tenant_id, TenantState.FENCED, self._token
-        )
+        tenant = await connection.fetchrow(QUERIES["lock_tenant_for"], self._tenant_id, TenantState.FENCED, self._token)
         if tenant is None or not await self._journal.note(connection, step, detail, writes=self._writes):
             raise LostRaceError("the journal on the shard is not as this command has left it")

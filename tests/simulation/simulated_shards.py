@@ -43,7 +43,7 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.transfers.moving.undoing import UNREAD_POLL_S, UNREAD_S
+from simplu_worker.transfers.moving.sides import UNREAD_POLL_S, UNREAD_S
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, Inability, TenantState
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id

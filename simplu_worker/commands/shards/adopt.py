@@ -103,23 +103,8 @@ def plan_members(plan: AdoptionPlan, refusals: list[str]) -> dict[str, Any]:
         "rows": plan.row_count,
         "tenants": [_tenant_members(plan, owner) for owner in plan.resolved],
         "unresolved": [_tenant_members(plan, owner) | {"reason": owner.problem} for owner in plan.unresolved],
-        "duplicates": {
-            "count": plan.duplicate_count,
-            "first": [
-                {
-                    "tenant": plan.owners[rows.source_key].name,
-                    "resourceType": rows.resource_type,
-                    "resourceId": rows.resource_id,
-                    "rows": rows.row_count,
-                    "oldIds": rows.old_ids,
-                }
-                for rows in found.duplicates
-            ],
-        },
-        "faulty": {
-            "count": found.fault_counts.total(),
-            "first": [{"oldId": row.old_id, "reason": row.fault} for row in found.faulty],
-        },
+        "duplicates": {"count": plan.duplicate_count, "first": msgspec.to_builtins(found.duplicates)},
+        "faulty": {"count": found.fault_counts.total(), "first": msgspec.to_builtins(found.faulty)},
         "namesInTheWay": found.conflicting_names,
         "refusals": refusals,
     }

@@ -130,8 +130,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     moves = [
         balance.BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"]) for shard_id, row in journal
     ]
-    capacities = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})
-    known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
+    known = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})  # each move asks again
     full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun, stuck = balance.sort_begun_moves(found, moves, {shard.shard_id for shard in targets})

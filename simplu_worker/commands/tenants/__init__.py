@@ -78,8 +78,7 @@ def move_tenant(
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Move a tenant to another shard while workers run. A move that was interrupted goes on."""
-    from simplu_worker.commands.moves import MoveRequest
-    from simplu_worker.commands.tenants.moves import move_tenant
+    from simplu_worker.commands.moves import MoveRequest, move_tenant
 
     request = MoveRequest(business, location, to)
     return common.run(move_tenant, request, bounds, apply=apply, as_json=common.as_json)
@@ -150,7 +149,7 @@ def verify_tenant(
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since."""
-    from simplu_worker.commands.tenants.moves import verify_tenant
+    from simplu_worker.commands.moves import verify_tenant
 
     return common.run(verify_tenant, (business, location))
 
@@ -173,7 +172,7 @@ def rollback_tenant(
     stay
         Only delete copies, also that of a rollback that was stopped: the tenant stays on its shard.
     """
-    from simplu_worker.commands.tenants.moves import rollback_tenant
+    from simplu_worker.commands.moves import rollback_tenant
 
     tenant = business, location
     return common.run(rollback_tenant, tenant, bounds, apply=apply, stay=stay, as_json=common.as_json)
@@ -192,7 +191,7 @@ def clean_up_tenants(
     differing
         Also rows of moves that ended with other rows on the new shard: nothing is left to compare these with.
     """
-    from simplu_worker.commands.tenants.moves import clean_up_tenants
+    from simplu_worker.commands.moves import clean_up_tenants
 
     return common.run(clean_up_tenants, older_than, differing=differing, apply=apply)
 
@@ -220,14 +219,13 @@ def restore_tenant(
     export
         Write the rows that are overwritten to this new file, one JSON object a line.
     """
-    from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
+    from simplu_worker.commands.tenants.restore import restore_tenant
     from simplu_worker.transfers.restoring import RestoreMode
 
     if catch_up == as_of_backup:
         raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
     mode = RestoreMode.CATCH_UP if catch_up else RestoreMode.AS_OF_BACKUP
-    command = RestoreCommand(business, location, mode, export, apply=apply)
-    return common.run(restore_tenant, command)
+    return common.run(restore_tenant, (business, location), mode, export, apply=apply)
 
 
 @tenants.command(name="audit")
@@ -270,11 +268,11 @@ def import_tenants(
     leave_refused
         Activate tenants with rows that cannot be taken; these rows stay in the source.
     discard
-        Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply and --source.
+        Give up: delete the tenants of imports that are not active yet, with their rows; takes --apply and --source.
     source
-        With --discard: those of the source with this name, as a refusal prints it; IMPORT_SOURCE_URL is not asked.
+        With --discard: only those of the source with this name, as a refusal and the plan print it.
     """
-    from simplu_worker.commands.tenants.importing import ImportCommand, discard_imports, import_tenants
+    from simplu_worker.commands.tenants.importing import discard_imports, import_tenants
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
@@ -289,8 +287,7 @@ def import_tenants(
     if follow and not apply:
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
     options = ImportOptions(business_type, parallel, max_rows_per_second, leave_refused)
-    command = ImportCommand(queries, options, apply=apply, follow=follow)
-    return common.run(import_tenants, command)
+    return common.run(import_tenants, queries, options, apply=apply, follow=follow)
 
 
 @tenants.command

@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import (
@@ -35,6 +33,7 @@ from simplu_worker.transfers.importing.importer import (
     ImportOptions,
     ImportResult,
     ImportShards,
+    discard_tenants,
 )
 from simplu_worker.transfers.importing.queries import FILE_MAX_BYTES, SourceQuery, parse_queries
 from simplu_worker.transfers.importing.rules import TROUBLES, ImportState, RefusedRow, TenantReport
@@ -48,16 +47,9 @@ COLUMNS: Final = ("tenant", "type", "shard", "rows", "bytes", "refused", "state"
 UNPLACED: Final = "(at --apply)"  # the shard of a tenant that the locator has not registered yet
 
 
-class ImportCommand(msgspec.Struct, frozen=True):
-    """The arguments of `tenants import`."""
-
-    queries: Path
-    options: ImportOptions
-    apply: bool = False
-    follow: bool = False
-
-
-async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
+async def import_tenants(
+    settings: Settings, path: Path, options: ImportOptions, *, apply: bool, follow: bool
+) -> Answer:
     """Return the plan of an import, or carry it out; it fails if a row or a tenant cannot be taken."""
     require_settings(settings, routes=True)
     refused, refused_count = list[RefusedRow](), 0
@@ -67,14 +59,14 @@ async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
         refused_count += 1
         refused.extend([row] if refused_count <= TABLE_MAX else ())
 
-    queries, address = read_queries(command.queries), given_address(settings, SOURCE, "the database to import")
-    with CountProgress("rows copied" if command.apply else "rows read", 0) as progress:
+    queries, address = read_queries(path), given_address(settings, SOURCE, "the database to import")
+    with CountProgress("rows copied" if apply else "rows read", 0) as progress:
         callbacks = CopyCallbacks(refuse, progress.begin, progress.add)
-        async with _opened_importer(settings, address, queries, command.options, callbacks) as importer:
-            if command.follow:
+        async with _opened_importer(settings, address, queries, options, callbacks) as importer:
+            if follow:
                 result = await _follow(importer)
             else:
-                result = await (importer.apply() if command.apply else importer.plan())
+                result = await (importer.apply() if apply else importer.plan())
     members = {
         "source": result.source.place,
         "snapshotAt": result.source.taken_at,
@@ -85,25 +77,23 @@ async def import_tenants(settings: Settings, command: ImportCommand) -> Answer:
         "refused": {"count": refused_count, "first": refused},
     }
     is_failed = bool(refused) or any(report.state in TROUBLES for report in result.reports)
-    return Answer(members, _describe(result, refused, refused_count, is_plan=not command.apply), is_failed=is_failed)
+    return Answer(members, _describe(result, refused, refused_count, is_plan=not apply), is_failed=is_failed)
 
 
 async def discard_imports(settings: Settings, source: str | None, *, apply: bool) -> Answer:
-    """Return the tenants of a source that are not active yet; with *apply* delete them. It fails if one is left."""
+    """Return the tenants of imports that are not active yet; with *apply* delete them. It fails if one is left."""
     require_settings(settings, routes=True)
-    address = given_address(settings, SOURCE, "the database to import")
-    async with _opened_importer(settings, address, (), ImportOptions(), CopyCallbacks()) as importer:
-        result = await importer.discard(apply=apply, identity=source)
-    rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in result.reports]
-    counted = ", ".join(f"{count} {state}" for state, count in _counts(result.reports).items()) or "nothing to discard"
+    async with open_shards(settings) as shards:
+        reports, silent = await discard_tenants(shards.locator, shards.pools, source, apply=apply)
+    rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in reports]
+    counted = ", ".join(f"{count} {state}" for state, count in _counts(reports).items()) or "nothing to discard"
     parts = [
         Table(("tenant", "type", "shard", "rows deleted", "state", "detail"), rows) if rows else None,
-        Line(f"{result.source}: {counted}"),
+        Line(counted),
         "nothing was deleted; with --apply these tenants are, with their rows" if rows and not apply else None,
     ]
-    is_failed = any(report.state in TROUBLES for report in result.reports)
-    members = {"source": result.source, "applied": apply, "tenants": result.reports}
-    return Answer(members, parts, result.silent, is_failed)
+    is_failed = any(report.state in TROUBLES for report in reports)
+    return Answer({"applied": apply, "tenants": reports}, parts, silent, is_failed)
 
 
 async def _follow(importer: Importer) -> ImportResult:
@@ -145,7 +135,7 @@ async def _opened_importer(
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         business_info = None
-        if queries and options.business_type is None:
+        if options.business_type is None:
             opening = open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS)
             business_info = await stack.enter_async_context(opening)
         access = ImportShards(shards.locator, shards.pools, business_info)

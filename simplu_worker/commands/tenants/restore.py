@@ -6,13 +6,10 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from simplu_worker.assembly.aws import open_leases, open_stream
 from simplu_worker.assembly.shards import open_shards
@@ -31,7 +28,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.positions import read_position_rows
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.schema.migrations import ShardSchema, refusal_of
+from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, read_schema
 from simplu_worker.shards.settling import Transfer, read_transfer
 from simplu_worker.shards.types import StreamPosition
@@ -50,21 +47,15 @@ BACKUP_CONNECTIONS = 2
 IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may have a time from before its last one
 
 
-@dataclass(frozen=True)
-class RestoreCommand:
-    """What the command line asks for; *export* is the file for the overwritten rows."""
+async def restore_tenant(
+    settings: Settings, tenant: tuple[str, str], mode: RestoreMode, export: Path | None = None, *, apply: bool
+) -> Answer:
+    """Return what a restore would do; with *apply* do it and return a certificate. Raises `PermanentError`.
 
-    business: str
-    location: str
-    mode: RestoreMode
-    export: Path | None
-    apply: bool
-
-
-async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
-    """Return what a restore would do; with `apply`, do it and return a certificate. Raises `PermanentError`."""
-    require_settings(settings, routes=True, stream=command.mode is RestoreMode.CATCH_UP)
-    tenant_id = parse_tenant_id(command.business, command.location)
+    *export* is the file for the overwritten rows.
+    """
+    require_settings(settings, routes=True, stream=mode is RestoreMode.CATCH_UP)
+    tenant_id = parse_tenant_id(*tenant)
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         live = shards.pools.pool_of(await find_home(shards, tenant_id))
@@ -73,12 +64,12 @@ async def restore_tenant(settings: Settings, command: RestoreCommand) -> Answer:
         backups = await stack.enter_async_context(Pools(size=BACKUP_CONNECTIONS))
         backup = backups.ensure_pool(given_address(settings, "BACKUP_URL", "a restored backup", live.address.shard_id))
         try:
-            plan = await _plan(settings, command, tenant_id, live, backup)
-            if not command.apply:
+            plan = await _plan(settings, tenant_id, mode, export, live, backup)
+            if not apply:
                 return Answer({"plan": plan}, _describe_plan(plan))
             if plan["repeats"] is not None:
                 raise PermanentError(f"{tenant_id}: {plan['repeats']}")
-            restore = Restore(tenant_id, plan["shard"], command.mode, Path(plan["export"]))
+            restore = Restore(tenant_id, plan["shard"], mode, Path(plan["export"]))
             await wait_for_killed(shards, plan["shard"], tenant_id, TransferKind.RESTORE)
             with TransferProgress() as progress:
                 show = partial(show_status, progress, tenant_id)
@@ -108,27 +99,29 @@ async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
 
 
 async def _plan(
-    settings: Settings, command: RestoreCommand, tenant_id: str, live: ShardPool, backup: ShardPool
+    settings: Settings, tenant_id: str, mode: RestoreMode, export: Path | None, live: ShardPool, backup: ShardPool
 ) -> dict[str, Any]:
     """Return what a restore would do; None is what takes long to count. `repeats` says why `--apply` is refused."""
-    stream_name = settings.kinesis_stream_name
-    content = await read_backup(backup, stream_name and stream_name.rpartition("/")[2])
-    if content is None:
-        raise PermanentError("BACKUP_URL: expected a shard, got an empty database; restore the backup again")
-    refusal = refusal_of(content.schema, worker_version=SCHEMA_VERSION)
+    stream_name = (settings.kinesis_stream_name or "").rpartition("/")[2]
     async with backup.connection() as of_backup, live.connection() as of_live:
+        schema = await read_schema(of_backup, live.address.shard_id)
+        if schema is None:
+            raise PermanentError("BACKUP_URL: expected a shard, got an empty database; restore the backup again")
+        refusal = refusal_of(schema, worker_version=SCHEMA_VERSION)
+        (content,) = await of_backup.fetch(QUERIES["describe_content"])
+        positions = await read_position_rows(of_backup, stream_name) if stream_name else {}
         databases = [dict(await one.fetchrow(QUERIES["describe_database"]) or {}) for one in (of_backup, of_live)]
         if (wrong := refusal_of_database(*databases)) is not None:
             raise PermanentError(f"BACKUP_URL: {wrong}")
         in_backup, now = await _read_tenant(of_backup, tenant_id), await _read_tenant(of_live, tenant_id)
         if now is None:
             raise RetryableError(f"{tenant_id}: its row has gone from shard {live.address.shard_id}")
-        refusal = refusal or refusal_of_rows(in_backup, now, command.mode)
+        refusal = refusal or refusal_of_rows(in_backup, now, mode)
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
         journal = await read_transfer(of_live, tenant_id, TransferKind.RESTORE)
     there, here = [await count_rows(one, tenant_id) for one in (backup, live)]
-    last_at = there.get("last_applied_at", content.last_applied_at and content.last_applied_at - IN_DOUBT)
+    last_at = there.get("last_applied_at", content["last_applied_at"] and content["last_applied_at"] - IN_DOUBT)
     since = await live.count(QUERIES["count_logged_since"], tenant_id, last_at)
     async with live.connection() as connection:
         erased = await connection.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
@@ -137,35 +130,43 @@ async def _plan(
     return {
         "tenant": tenant_id,
         "shard": live.address.shard_id,
-        "mode": command.mode,
+        "mode": mode,
         "backup": backup.address.place,
         "lastOperationInBackup": there.get("last_applied_at"),
         "resourcesInBackup": there.get("resources"),
         "resourcesNow": here.get("resources"),
         "sinceBackup": None if since is None else {row["source"]: row["operation_count"] for row in since},
         "erasedSinceBackup": [f"{row['resource_type']} {row['resource_id']}" for row in erased],
-        "readAgainSeconds": await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
-        "export": str(_export_path(command.export, tenant_id, journal if goes_on else None)),
+        "readAgainSeconds": await _judge_stream(
+            settings, mode, tenant_id, positions, content["first_tenant_at"], goes_on=goes_on
+        ),
+        "export": str(_export_path(export, tenant_id, journal if goes_on else None)),
         "goesOn": goes_on,
-        "repeats": refusal_of_repetition(journal, command.mode, command.export),
+        "repeats": refusal_of_repetition(journal, mode, export),
     }
 
 
 async def _judge_stream(
-    settings: Settings, command: RestoreCommand, tenant_id: str, content: BackupContent, *, goes_on: bool
+    settings: Settings,
+    mode: RestoreMode,
+    tenant_id: str,
+    positions: Mapping[str, StreamPosition],
+    first_tenant_at: datetime | None,
+    *,
+    goes_on: bool,
 ) -> float | None:
     """Return the age of the oldest record that will be read again; None if none will. Raises `PermanentError`.
 
     A restore that goes on is not refused any more: its tenant is fenced.
     """
-    if command.mode is not RestoreMode.CATCH_UP:
+    if mode is not RestoreMode.CATCH_UP:
         return None
     kept = timedelta(hours=settings.operation_retention_hours)
     async with open_stream(settings) as stream, open_leases(settings) as (table, _):
         retention = (await stream.describe()).retention
         facts = BackupFacts(
-            rows=content.rows,
-            first_tenant_at=content.first_tenant_at,
+            rows=positions,
+            first_tenant_at=first_tenant_at,
             stream_shards=await stream.list_stream_shards(),
             leases={lease.lease_key: lease for lease in await table.scan()},
             tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
@@ -226,23 +227,3 @@ def _describe_certificate(certificate: RestoreCertificate) -> Line:
         f"{certificate.operations_before} operations overwritten are in {certificate.export}; "
         f"paused for {certificate.paused_s:.1f} s"
     )
-
-
-class BackupContent(msgspec.Struct, frozen=True):
-    """The content of a backup; *rows* are by stream shard, of one stream."""
-
-    schema: ShardSchema
-    first_tenant_at: datetime | None
-    last_applied_at: datetime | None
-    rows: dict[str, StreamPosition] = {}
-
-
-async def read_backup(pool: ShardPool, stream_name: str | None) -> BackupContent | None:
-    """Return the content of the database of *pool*; None if it is empty. Raises `ShardUnavailableError`."""
-    async with pool.connection() as connection:
-        schema = await read_schema(connection, pool.address.shard_id)
-        if schema is None:
-            return None
-        (content,) = await connection.fetch(QUERIES["describe_content"])
-        rows = {} if stream_name is None else await read_position_rows(connection, stream_name)
-        return BackupContent(schema, **dict(content), rows=rows)

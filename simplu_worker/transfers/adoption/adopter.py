@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -39,7 +39,6 @@ from simplu_worker.transfers.adoption.plan import (
     OldContents,
     OldTenant,
     Owner,
-    SourceLookup,
     layout_of,
     owner_of,
     without_collisions,
@@ -104,14 +103,12 @@ async def _read_contents(connection: Connection) -> OldContents:
     return contents
 
 
-async def read_duplicates(connection: Connection, contents: OldContents) -> OldContents:
-    """Return *contents* with the duplicates, once the owners are written; reads the whole table."""
+async def _read_duplicates(connection: Connection, contents: OldContents, owners: Mapping[str, Owner]) -> OldContents:
+    """Return *contents* with the duplicates, once the *owners* are written; reads the whole table."""
     found = msgspec.structs.replace(contents, duplicates=[], duplicate_counts=Counter())
     async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
-        ids = [int(one) for one in row["ids"]]
-        found.add_duplicate(
-            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], ids)
-        )
+        names = owners[row["source"]].name, row["resource_type"], row["resource_id"]
+        found.add_duplicate(row["source"], DuplicateRows(*names, row["row_count"], [int(one) for one in row["ids"]]))
     return found
 
 
@@ -126,8 +123,8 @@ async def _find_owner(source: OldTenant, shard_id: str, locator: Locator, busine
     named = None
     if any(isinstance(business, Business) for business in businesses.values()):
         named = await locator.locate(tenant_id_of(*source.candidates[0]))
-    lookup = SourceLookup(businesses, None if named is None else named.shard_id)
-    return owner_of(source, lookup, shard_id=shard_id, types=BUSINESS_TYPES)
+    named_id = None if named is None else named.shard_id
+    return owner_of(source, businesses, named_id, shard_id=shard_id, types=BUSINESS_TYPES)
 
 
 def source_of(row: Any) -> OldTenant | None:
@@ -231,7 +228,7 @@ class Adopter:
 
         async def read(connection: Connection) -> OldContents:
             await self._write_owners(connection)
-            return await read_duplicates(connection, contents)
+            return await _read_duplicates(connection, contents, self._owners)
 
         contents = await self._rehearse(read, is_begun=is_begun)
         return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)

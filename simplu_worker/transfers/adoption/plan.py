@@ -51,13 +51,6 @@ class OldTenant(msgspec.Struct, frozen=True):
         return [(self.key[:index], self.key[index + 1 :]) for index in dashes]
 
 
-class SourceLookup(msgspec.Struct, frozen=True):
-    """The candidate businesses of a source by id (a text: unreadable), and the shard of its tenant."""
-
-    businesses: Mapping[str, Business | str | None]
-    named_shard_id: str | None
-
-
 class Owner(msgspec.Struct, frozen=True):
     """The tenant of a source; or, with *problem*, why its rows cannot be adopted."""
 
@@ -82,21 +75,21 @@ class Owner(msgspec.Struct, frozen=True):
         return self.source.key
 
 
-class DuplicateRows(msgspec.Struct, frozen=True):
-    """Several old rows of one resource, with the ids of the first ones, oldest first."""
+class DuplicateRows(msgspec.Struct, frozen=True, rename="camel"):
+    """Several old rows of one resource of *tenant*, with the ids of the first ones, oldest first."""
 
-    source_key: str
+    tenant: str
     resource_type: str
     resource_id: str
-    row_count: int
+    rows: int
     old_ids: Sequence[int]
 
 
-class FaultyRow(msgspec.Struct, frozen=True):
+class FaultyRow(msgspec.Struct, frozen=True, rename="camel"):
     """An old row that cannot be a resource, and why."""
 
     old_id: int
-    fault: str
+    reason: str
 
 
 class AdoptionChoices(msgspec.Struct, frozen=True):
@@ -125,9 +118,9 @@ class OldContents(msgspec.Struct):
             self.row_counts[source.key] += row_count
             self.sources[source.key] = source
 
-    def add_duplicate(self, rows: DuplicateRows) -> None:
+    def add_duplicate(self, source_key: str, rows: DuplicateRows) -> None:
         """Count, and perhaps name, a resource with several rows."""
-        self.duplicate_counts[rows.source_key] += 1
+        self.duplicate_counts[source_key] += 1
         if len(self.duplicates) < NAMED_MAX:
             self.duplicates.append(rows)
 
@@ -198,14 +191,23 @@ def layout_of(columns: Mapping[str, str]) -> Layout | str:
     return layout
 
 
-def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: Iterable[str]) -> Owner:
-    """Return the tenant of *source*: the only pair in business-info, if it is routed to this shard."""
+def owner_of(
+    source: OldTenant,
+    businesses: Mapping[str, Business | str | None],
+    named_shard_id: str | None,
+    *,
+    shard_id: str,
+    types: Iterable[str],
+) -> Owner:
+    """Return the tenant of *source*: the only pair in business-info, if it is routed to this shard.
+
+    *businesses* are the candidates by id (a text: unreadable), *named_shard_id* is that of its tenant.
+    """
 
     def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
         business_id, location_id = pair or (source.business_id, source.location_id)
         return Owner(source, business_id, location_id, problem=problem)
 
-    businesses = lookup.businesses
     for business_id, _ in source.candidates:
         if isinstance(problem := businesses.get(business_id), str):
             return unresolved(problem)
@@ -223,10 +225,10 @@ def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: I
         return unresolved(
             f"its type in business-info, {business.business_type[:64]!r}, is none of {', '.join(sorted(types))}", pair
         )
-    if lookup.named_shard_id is None:
+    if named_shard_id is None:
         return unresolved("it is not registered; register it on this shard", pair)
-    if lookup.named_shard_id != shard_id:
-        return unresolved(f"it is routed to shard {lookup.named_shard_id}; route it to this one", pair)
+    if named_shard_id != shard_id:
+        return unresolved(f"it is routed to shard {named_shard_id}; route it to this one", pair)
     return Owner(source, *pair, business.business_type)
 
 

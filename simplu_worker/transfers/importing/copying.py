@@ -218,27 +218,17 @@ class FollowRound(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Follower:
-    """Follows *source* for *tenants*."""
+class Follower(msgspec.Struct):
+    """Follows *source* for *tenants*; *failures* are of those that another run has, or with no note in the end."""
 
-    def __init__(
-        self,
-        source: ImportSource,
-        queries: Sequence[SourceQuery],
-        tenants: Iterable[FollowedTenant],
-        callbacks: CopyCallbacks,
-        pace: Pacer,
-        locator: Locator,
-        pools: Pools,
-    ) -> None:
-        self._source = source
-        self._queries = queries
-        self._tenants = {one.source.key: one for one in tenants}
-        self._callbacks = callbacks
-        self._pace = pace
-        self._locator = locator
-        self._pools = pools
-        self.failures: dict[tuple[str, str], str] = {}  # of tenants that another run has, or with no note in the end
+    source: ImportSource
+    queries: Sequence[SourceQuery]
+    tenants: dict[tuple[str, str], FollowedTenant]
+    callbacks: CopyCallbacks
+    pace: Pacer
+    locator: Locator
+    pools: Pools
+    failures: dict[tuple[str, str], str] = {}
 
     async def run(
         self, stopping: asyncio.Event, report: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
@@ -253,15 +243,15 @@ class Follower:
         self.failures |= await self._note()
 
     async def _follow(self) -> FollowRound:
-        times = [one.followed_to for one in self._tenants.values()] or [datetime.max.replace(tzinfo=UTC)]
+        times = [one.followed_to for one in self.tenants.values()] or [datetime.max.replace(tzinfo=UTC)]
         try:
             if min(times) < max(times):  # a shard did not answer
-                await find_addresses(self._locator, self._pools)
-            async with self._source.open_snapshot() as snapshot:
+                await find_addresses(self.locator, self.pools)
+            async with self.source.open_snapshot() as snapshot:
                 changed = set[tuple[str, str]]()
-                for query in self._queries:
+                for query in self.queries:
                     async for page in snapshot.reader.read_pages(list_changed_tenants(query, min(times) - OVERLAP)):
-                        changed |= {(row["business_id"], row["location_id"]) for row in page} & self._tenants.keys()
+                        changed |= {(row["business_id"], row["location_id"]) for row in page} & self.tenants.keys()
                 count, errors = await self._copy_changes(snapshot, sorted(changed))
                 return FollowRound(datetime.fromisoformat(snapshot.facts.taken_at), count, text_of(errors))
         except WorkerError as exc:
@@ -270,10 +260,10 @@ class Follower:
     async def _copy_changes(
         self, snapshot: SourceSnapshot, changed: Sequence[tuple[str, str]]
     ) -> tuple[int, list[str]]:
-        copier = TenantCopier(snapshot, self._queries, self._callbacks, self._pace)
+        copier = TenantCopier(snapshot, self.queries, self.callbacks, self.pace)
         count, failed, errors = 0, set(), []
         for key in changed:
-            one = self._tenants[key]
+            one = self.tenants[key]
             try:
                 count += await copier.copy_changes(one.source, one.followed_to - OVERLAP, one.target)
             except (SourceUnavailableError, SourceRefusedError):
@@ -284,15 +274,15 @@ class Follower:
             except WorkerError as exc:
                 errors.append(f"{' '.join(key)}: {exc}")
                 failed.add(key)
-        self._tenants = {key: one for key, one in self._tenants.items() if key not in self.failures}
-        for key in self._tenants.keys() - failed:
-            self._tenants[key].followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
+        self.tenants = {key: one for key, one in self.tenants.items() if key not in self.failures}
+        for key in self.tenants.keys() - failed:
+            self.tenants[key].followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
         return count, errors
 
     async def _note(self) -> dict[tuple[str, str], str]:
         errors = {}
-        for key, one in self._tenants.items():
-            state = FollowState(digest_of(self._queries), one.followed_to)
+        for key, one in self.tenants.items():
+            state = FollowState(digest_of(self.queries), one.followed_to)
             try:
                 await one.target.note(TransferStep.FOLLOWING, state)
             except WorkerError as exc:
@@ -324,8 +314,8 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
     return [HomeFacts(**dict(row) | {"shard_id": shard_id, "state": TenantState(row["state"])}) for row in rows]
 
 
-async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
-    """Return the tenants that an import from *source* has not activated. Raises `RetryableError`."""
+async def read_open_imports(pool: ShardPool, source: str | None) -> list[dict[str, Any]]:
+    """Return the tenants that an import, from *source* if given, has not activated. Raises `RetryableError`."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []

@@ -66,7 +66,6 @@ from simplu_worker.transfers.importing.rules import (
     TenantReport,
     followed_since,
     name_tenant,
-    parse_certificate,
     place_of,
     report_of,
     without_collisions,
@@ -78,7 +77,6 @@ from simplu_worker.vocabulary import TransferStep
 LOOKUPS_AT_ONCE: Final = 16
 MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
-OTHER_QUERIES: Final = "by other queries: nothing was taken by these"
 TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 
 log = structlog.get_logger(__name__)
@@ -126,7 +124,8 @@ class _Placer:
             return report_of(tenant, ImportState.REFUSED, detail=tenant.problem)
         state, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
         if home is not None:
-            certificate = parse_certificate(home.detail) if state is ImportState.THERE else None
+            is_there = state is ImportState.THERE and home.detail is not None
+            certificate = msgspec.json.decode(home.detail or "", type=ImportCertificate) if is_there else None
             return report_of(tenant, state, home.shard_id, problem, certificate)
         if homes.silence is not None:
             return report_of(tenant, ImportState.FAILED, detail=homes.silence)
@@ -220,14 +219,6 @@ class ImportResult(msgspec.Struct, frozen=True):
     reports: list[TenantReport]
 
 
-class DiscardResult(msgspec.Struct, frozen=True):
-    """The tenants that were discarded, or not, and the shards that did not answer."""
-
-    source: str
-    reports: list[TenantReport]
-    silent: list[str]
-
-
 class ImportShards(msgspec.Struct, frozen=True):
     """The access of an import to the shards, and to business-info if that has the types of tenants."""
 
@@ -295,7 +286,7 @@ class Importer:
 
         `apply` activates them later. The first round that is reported is the copy. Raises as `plan`.
         """
-        followed: list[FollowedTenant] = []
+        followed: dict[tuple[str, str], FollowedTenant] = {}
 
         async def begin(run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
             target = self._target(tenant, report)
@@ -304,7 +295,7 @@ class Importer:
                 return with_taken(report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
             taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
             await target.note(TransferStep.FOLLOWING, FollowState(run.digest, taken_at))
-            followed.append(FollowedTenant(tenant, target, taken_at))
+            followed[tenant.key] = FollowedTenant(tenant, target, taken_at)
             return with_taken(report, ImportState.FOLLOWED, taken)
 
         async with self._opened() as run:
@@ -326,34 +317,6 @@ class Importer:
             for one in result.reports
         ]
         return msgspec.structs.replace(result, reports=reports)
-
-    async def discard(self, *, apply: bool, identity: str | None = None) -> DiscardResult:
-        """Delete the tenants of the source that no run has activated; without *apply* list them.
-
-        Of the source with *identity*, if given: the database may have another one by now, or be gone.
-        """
-        reports: list[TenantReport] = []
-        place = identity
-        if identity is None:
-            async with self._source.open_snapshot() as snapshot:
-                identity, place = snapshot.facts.identity, snapshot.facts.place
-
-        async def read(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await read_open_imports(self._shards.pools.ensure_pool(shard), identity)
-
-        known = await self._shards.locator.list_shards()
-        found = await query_all_shards(known, read)
-        for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
-            state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, None, 0
-            try:
-                if apply:
-                    pool = self._shards.pools.pool_of(shard_id)
-                    count = await TargetTenant(pool, row["id"], token=self._token).discard()
-            except WorkerError as exc:
-                state, detail = ImportState.FAILED, str(exc)
-            names = row["business_id"], row["location_id"], row["business_type"]
-            reports.append(TenantReport(state, " ".join(names[:2]), *names, shard_id, rows=count, detail=detail))
-        return DiscardResult(place or identity, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[_Opened]:
@@ -393,10 +356,7 @@ class Importer:
         async def work_on(placed: tuple[SourceTenant, TenantReport]) -> TenantReport:
             tenant, report = placed
             if report.state not in TO_IMPORT:
-                certificate = report.certificate
-                if certificate is None or certificate.queries == run.digest:
-                    return report
-                return msgspec.structs.replace(report, detail=OTHER_QUERIES)
+                return report
             try:
                 return await work(run, tenant, report)
             except WorkerError as exc:
@@ -450,6 +410,33 @@ class Importer:
             row_count=certificate.rows,
         )
         return msgspec.structs.replace(with_taken(report, ImportState.IMPORTED, taken), certificate=certificate)
+
+
+async def discard_tenants(
+    locator: Locator, pools: Pools, source: str | None, *, apply: bool
+) -> tuple[list[TenantReport], list[str]]:
+    """Delete the tenants that no run has activated, without *apply* list them; return the silent shards too.
+
+    Of one source, if given: its name is in the details.
+    """
+    token = f"0/{uuid4()}"
+    reports: list[TenantReport] = []
+
+    async def read(shard: ShardAddress) -> list[dict[str, Any]]:
+        return await read_open_imports(pools.ensure_pool(shard), source)
+
+    known = await locator.list_shards()
+    found = await query_all_shards(known, read)
+    for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
+        state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, f"of {row['place']}", 0
+        try:
+            if apply:
+                count = await TargetTenant(pools.pool_of(shard_id), row["id"], token=token).discard()
+        except WorkerError as exc:
+            state, detail = ImportState.FAILED, str(exc)
+        names = row["business_id"], row["location_id"], row["business_type"]
+        reports.append(TenantReport(state, " ".join(names[:2]), *names, shard_id, rows=count, detail=detail))
+    return reports, sorted({shard.shard_id for shard in known} - found.keys())
 
 
 async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) -> list[SourceTenant]:

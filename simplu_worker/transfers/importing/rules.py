@@ -274,16 +274,6 @@ def report_of(
     return TenantReport(state, *names, shard_id, rows, size, detail=detail, certificate=certificate)
 
 
-def parse_certificate(text: str | None) -> ImportCertificate | None:
-    """Return the certificate in the journal's details; None if they have none."""
-    if text is None:
-        return None
-    try:
-        return msgspec.json.decode(text, type=ImportCertificate)
-    except msgspec.ValidationError:
-        return None
-
-
 # A row has the time at which its transaction set the column, and is seen only after the commit. Transactions that took
 # longer than this are found by the comparison at the cut-over.
 OVERLAP: Final = timedelta(minutes=5)
@@ -300,8 +290,5 @@ def followed_since(step: str, detail: Mapping[str, Any], *, queries: str) -> dat
     """Return since when rows may have changed that were not copied; None to copy the tenant whole."""
     if step != TransferStep.FOLLOWING:
         return None
-    try:
-        state = msgspec.convert(detail, FollowState)
-    except msgspec.ValidationError:
-        return None
+    state = msgspec.convert(detail, FollowState)
     return state.followed_to - OVERLAP if state.queries == queries else None

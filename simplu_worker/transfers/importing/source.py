@@ -138,22 +138,19 @@ class SourceReader:
             yield part
 
 
-class SourceSnapshot:
-    """A snapshot of the source: its facts, one reader, and further ones of the same snapshot."""
+class SourceSnapshot(msgspec.Struct, frozen=True):
+    """A snapshot of the source with this *id*: its facts, one reader, and further ones of the same snapshot."""
 
-    def __init__(
-        self, source: ImportSource, place: HostPort, reader: SourceReader, facts: SourceFacts, id_: str
-    ) -> None:
-        self._source = source
-        self._place = place
-        self.reader = reader
-        self.facts = facts
-        self._id = id_
+    source: ImportSource
+    place: HostPort
+    reader: SourceReader
+    facts: SourceFacts
+    id: str
 
     @contextlib.asynccontextmanager
     async def open_reader(self) -> AsyncIterator[SourceReader]:
         """Open another connection within the snapshot."""
-        async with self._source.connect_to(self._place, snapshot_id=self._id) as connection:
+        async with self.source.connect_to(self.place, snapshot_id=self.id) as connection:
             yield SourceReader(connection)
 
 

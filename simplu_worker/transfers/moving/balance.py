@@ -309,30 +309,24 @@ def plan_by_map(
     A tenant that was pinned because shards were added moves to the added one. *left* are tenants with shards that they
     have moved away from.
     """
-    follower = _PinFollower(shard_map, left)
+    unpinned = shard_map.without_pins()
+    places = {shard.shard_id: place for place, shard in enumerate(shard_map.shards)}
+
+    def added_shard_of(tenant: WeighedTenant) -> str:
+        tenant_id, home = tenant.tenant_id, tenant.shard_id
+        hashed = unpinned.shard_of(tenant_id).shard_id
+        if places[hashed] <= places[home] or (tenant_id, hashed) in left:
+            return home
+        return hashed if home in {shard.shard_id for shard in unpinned.possible_homes(tenant_id)} else home
+
     plan = []
     for tenant in sorted(tenants):
         named = shard_map.shard_of(tenant.tenant_id).shard_id
         if named == tenant.shard_id:
-            named = follower.added_shard_of(tenant)
+            named = added_shard_of(tenant)
         if named != tenant.shard_id and named in targets:
             plan.append(PlannedTransfer(tenant, named))
     return plan
-
-
-class _PinFollower:
-    def __init__(self, shard_map: ShardMap, left: Collection[tuple[str, str]]) -> None:
-        self._unpinned = shard_map.without_pins()
-        self._places = {shard.shard_id: place for place, shard in enumerate(shard_map.shards)}
-        self._left = left
-
-    def added_shard_of(self, tenant: WeighedTenant) -> str:
-        tenant_id, home = tenant.tenant_id, tenant.shard_id
-        hashed = self._unpinned.shard_of(tenant_id).shard_id
-        if self._places[hashed] <= self._places[home] or (tenant_id, hashed) in self._left:
-            return home
-        earlier = {shard.shard_id for shard in self._unpinned.possible_homes(tenant_id)}
-        return hashed if home in earlier else home
 
 
 LEFT = frozenset({TenantState.MOVED, TenantState.DESTROYED})

@@ -30,7 +30,6 @@ from simplu_worker.transfers.moving.copying import (
 from simplu_worker.vocabulary import TenantState
 
 AnswerT = TypeVar("AnswerT")
-KeyT = TypeVar("KeyT", str, RowKey)
 Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the target
 
 RANGE_S: Final = 0.02  # of both servers at once, for the rows that are compared by one statement
@@ -88,14 +87,6 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
         return sum(one.byte_count for one in self.source.values())
 
 
-class _ComparedLog(msgspec.Struct, frozen=True):
-    """The log from *since* until *until*, without *requests*."""
-
-    since: datetime
-    until: datetime
-    requests: Collection[str]
-
-
 async def compare_shards(
     source: ShardPool,
     target: ShardPool,
@@ -119,23 +110,15 @@ async def compare_shards(
             ):
                 keys, requests = await read_changed_keys(live_connection, tenant_id, since)
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
-                log = _ComparedLog(since - log_kept, since, requests)
-                return await compare(pair, tenant_id, keys, log, walker)
+                sums, differing = await _compare_resources(pair, tenant_id, keys, walker)
+                logs = await _sum_logs(pair, tenant_id, (since - log_kept, since), requests, walker)
         except StatementFailedError:
             continue  # in smaller ranges
-
-
-async def compare(
-    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], compared_log: _ComparedLog, walker: Walker
-) -> Comparison:
-    """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
-    sums, differing = await _compare_resources(pair, tenant_id, changed, walker)
-    logs = await _sum_logs(pair, tenant_id, compared_log, walker)
-    of_both = [
-        {name: one for name, one in resources.items() if one.row_count} | {LOG: log}
-        for resources, log in zip(sums, logs, strict=True)
-    ]
-    return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(changed))
+        of_both = [
+            {name: one for name, one in resources.items() if one.row_count} | {LOG: log}
+            for resources, log in zip(sums, logs, strict=True)
+        ]
+        return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(keys))
 
 
 async def _compare_resources(
@@ -143,12 +126,8 @@ async def _compare_resources(
 ) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
     sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
-    excluded, excluded_count = sorted(changed), 0
 
-    async def add(after: RowKey, end: RowKey | None) -> None:
-        nonlocal excluded_count
-        excluded_before, excluded_count = excluded_count, _count_up_to(end, excluded)
-        left_out = excluded[excluded_before:excluded_count]
+    async def add(after: RowKey, end: RowKey | None, left_out: Sequence[RowKey]) -> None:
         parts = await _of_both([sum_range(one, tenant_id, after, end, left_out) for one in pair])
         for total, part in zip(sums, parts, strict=True):
             for name, one in part.items():
@@ -157,7 +136,7 @@ async def _compare_resources(
             hashes = await _of_both([_hash_range(one, tenant_id, after, end, left_out) for one in pair])
             differing.extend(sorted({key for key, _ in hashes[0] ^ hashes[1]}))
 
-    await _walk_both(walker, RESOURCES, pair, tenant_id, add)
+    await _walk_both(walker, RESOURCES, pair, tenant_id, changed, add)
     return sums, differing
 
 
@@ -166,39 +145,41 @@ async def _walk_both(
     table: CopiedTable,
     pair: Pair,
     tenant_id: str,
-    add: Callable[[RowKey, RowKey | None], Awaitable[None]],
+    excluded: Collection[RowKey],
+    add: Callable[[RowKey, RowKey | None, Sequence[RowKey]], Awaitable[None]],
 ) -> None:
-    """Call *add* with ranges of as many rows as both shards compare in `RANGE_S`: the keys before and at the end."""
+    """Call *add* with ranges of as many rows as both shards compare in `RANGE_S`, and what is *excluded* of each.
+
+    A range has the keys before it and at its end.
+    """
+    keys, passed = sorted(excluded), 0
 
     async def handle(after: RowKey, row_count: int) -> Chunk:
+        nonlocal passed
         began_at = loop_time()
         end, _ = await _of_both(
             [find_end(pair[0], table, tenant_id, after, row_count), pair[1].fetchval(QUERIES["read_clock"])]
         )
         answer_s = loop_time() - began_at
-        await add(after, end)
+        before, passed = passed, len(keys) if end is None else bisect_right(keys, end)
+        await add(after, end, keys[before:passed])
         return Chunk(end, row_count, answer_s)
 
     await walker.walk(handle, within_transaction=True)
 
 
-async def _sum_logs(pair: Pair, tenant_id: str, compared: _ComparedLog, walker: Walker) -> list[TypeSum]:
+async def _sum_logs(
+    pair: Pair, tenant_id: str, period: tuple[datetime, datetime], requests: Collection[str], walker: Walker
+) -> list[TypeSum]:
     sums = [TypeSum(), TypeSum()]
-    excluded, excluded_count = sorted(compared.requests), 0
 
-    async def add(after: RowKey, end: RowKey | None) -> None:
-        nonlocal sums, excluded_count
-        excluded_before, excluded_count = excluded_count, _count_up_to(None if end is None else end[0], excluded)
-        left_out = excluded[excluded_before:excluded_count]
-        parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
+    async def add(after: RowKey, end: RowKey | None, left_out: Sequence[RowKey]) -> None:
+        nonlocal sums
+        parts = await _of_both([_sum_log(one, tenant_id, after, end, period, left_out) for one in pair])
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
 
-    await _walk_both(walker, OPERATIONS, pair, tenant_id, add)
+    await _walk_both(walker, OPERATIONS, pair, tenant_id, [(key, "") for key in requests], add)
     return sums
-
-
-def _count_up_to(end: KeyT | None, keys: Sequence[KeyT]) -> int:
-    return len(keys) if end is None else bisect_right(keys, end)
 
 
 async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
@@ -237,13 +218,12 @@ async def _sum_log(
     tenant_id: str,
     after: RowKey,
     end: RowKey | None,
-    compared: _ComparedLog,
-    left_out: Sequence[str],
+    period: tuple[datetime, datetime],
+    left_out: Sequence[RowKey],
 ) -> TypeSum:
     keys = (*after, *(end or (None, None)))
-    row = await connection.fetchrow(
-        QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
-    )
+    requests = [key for key, _ in left_out]
+    row = await connection.fetchrow(QUERIES["checksum_log"], tenant_id, *keys, *period, requests)
     return TypeSum(row["row_count"], 0, int(row["checksum"]))
 
 

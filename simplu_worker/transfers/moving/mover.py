@@ -151,12 +151,12 @@ class Mover(TransferEngine[Certificate]):
                 pass
             case Situation.GONE:
                 raise TransferRefusedError(
-                    f"{self._move.tenant_id}: the tenant is destroyed; "
+                    f"{self._tenant_id}: the tenant is destroyed; "
                     "run: simplu-worker tenants rollback --apply, to delete its copy"
                 )
             case Situation.ELSEWHERE:
                 raise TransferRefusedError(
-                    f"{self._move.tenant_id}: its home is neither shard {self._move.source_id} nor shard "
+                    f"{self._tenant_id}: its home is neither shard {self._move.source_id} nor shard "
                     f"{self._move.target_id}; run: simplu-worker tenants show"
                 )
         return await self._certify()
@@ -174,9 +174,9 @@ class Mover(TransferEngine[Certificate]):
 
     async def _copy(self, progress: Progress) -> Progress:
         self._enter(MovePhase.COPY)
-        tenant_id = self._move.tenant_id
+        tenant_id = self._tenant_id
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
-            row_total = await sum_counts(self._source.shard, tenant_id)
+            row_total = await sum_counts(self._shard, tenant_id)
             self.status = msgspec.structs.replace(self.status, row_total=row_total)
         for table in TABLES:
 
@@ -189,7 +189,7 @@ class Mover(TransferEngine[Certificate]):
             await self._walker.walk(copy, progress.cursors.get(table.name, FIRST))
         if NOTES in progress.cursors:
             return progress
-        async with self._source.shard.connection() as connection:
+        async with self._shard.connection() as connection:
             async for notes in read_notes(connection, tenant_id):
                 await self._target.write(notes)
         progress = msgspec.structs.replace(progress, cursors={**progress.cursors, NOTES: None})
@@ -199,7 +199,7 @@ class Mover(TransferEngine[Certificate]):
     async def _copy_chunk(
         self, progress: Progress, table: CopiedTable, after: RowKey, row_count: int
     ) -> tuple[Progress, Chunk]:
-        source, target, tenant_id, began_at = self._source.shard, self._target, self._move.tenant_id, self._clock()
+        source, target, tenant_id, began_at = self._shard, self._target, self._tenant_id, self._clock()
         async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
             await read_tenant(connection, tenant_id)
             answered_at = self._clock()
@@ -225,8 +225,8 @@ class Mover(TransferEngine[Certificate]):
             began_at = page_began_at = self._clock()
             barrier = await self._source.set_barrier(progress)
             known, count, rested_s = set[LogKey](), 0, 0.0
-            async with self._source.shard.connection() as connection:
-                async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
+            async with self._shard.connection() as connection:
+                async for changes in read_changes(connection, self._tenant_id, progress.barrier, self._known):
                     count += changes.count
                     await self._target.write(changes)
                     known |= keys_of(changes.log)
@@ -251,17 +251,15 @@ class Mover(TransferEngine[Certificate]):
         comparison = await self._compare(progress.barrier, live_on_source=True)
         if not comparison.is_equal:
             raise TransferRefusedError(
-                f"{self._move.tenant_id}: the rows on both shards differ: "
+                f"{self._tenant_id}: the rows on both shards differ: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback --stay --apply"
             )
 
     async def _compare(self, since: datetime, *, live_on_source: bool) -> Comparison:
-        shards = (self._source.shard, self._target.shard)
+        shards = (self._shard, self._target.shard)
         log_kept = self._options.log_kept * LOG_KEPT_SHARE
-        return await compare_shards(
-            *shards, self._move.tenant_id, since, live_on_source=live_on_source, log_kept=log_kept
-        )
+        return await compare_shards(*shards, self._tenant_id, since, live_on_source=live_on_source, log_kept=log_kept)
 
     # Switch
 
@@ -279,7 +277,7 @@ class Mover(TransferEngine[Certificate]):
                 shard = self._target.shard
                 async with shard.transaction(is_rehearsal=True, budget=StatementBudget.PAUSE) as connection:
                     await self._target.make_ready(connection, fenced)
-                    await activate_in(connection, self._move.tenant_id, self._source.token)
+                    await activate_in(connection, self._tenant_id, self._source.token)
             statement_s = self._clock() - began_at
             if standby_s + statement_s <= max_pause_s:
                 return progress
@@ -311,19 +309,19 @@ class Mover(TransferEngine[Certificate]):
             return await run_until_won(partial(self._source.fence, progress, self._known), tries=FENCE_TRIES)
         except LostRaceError as exc:  # a batch takes longer than others may wait for it
             raise PauseTooLongError(
-                f"{self._move.tenant_id}: in {FENCE_TRIES} tries a batch kept the fence waiting for too long; "
+                f"{self._tenant_id}: in {FENCE_TRIES} tries a batch kept the fence waiting for too long; "
                 f"{self.describe_state()}"
             ) from exc
 
     async def _copy_rest(self, progress: Progress) -> None:
         """Make the tenant ready again, from a source that it has left: its rows are as of the fence."""
-        async with self._source.shard.connection() as connection:
-            source = await read_tenant(connection, self._move.tenant_id)
-            departure = await read_transfer(connection, self._move.tenant_id, TransferKind.DEPARTURE)
+        async with self._shard.connection() as connection:
+            source = await read_tenant(connection, self._tenant_id)
+            departure = await read_transfer(connection, self._tenant_id, TransferKind.DEPARTURE)
             if source is None or departure is None:
                 raise RetryableError("the tenant's row has gone from its shard")
             self._source.check(source, progress)
-            changes = await read_last_changes(connection, self._move.tenant_id, progress.barrier)
+            changes = await read_last_changes(connection, self._tenant_id, progress.barrier)
         progress = msgspec.structs.replace(progress, positions=departure.positions)
         ready = await self._finish_copy(Fenced(self._clock(), source, progress, changes))
         await self._commits.wait_for_transaction(self._move.target_id, ready)
@@ -343,7 +341,7 @@ class Mover(TransferEngine[Certificate]):
 
     async def _activate(self, committed: Server | None) -> None:
         self._enter(MovePhase.ACTIVATE)
-        source_id, target_id, tenant_id = self._move.source_id, self._move.target_id, self._move.tenant_id
+        source_id, target_id, tenant_id = self._move.source_id, self._move.target_id, self._tenant_id
         if committed is None:
             await self._settler.activate(source_id, target_id, tenant_id)
         else:
@@ -360,7 +358,7 @@ class Mover(TransferEngine[Certificate]):
         async with self._target.shard.connection() as connection:
             target = await read_tenant(connection, move.tenant_id)
             arrival = await read_transfer(connection, move.tenant_id, TransferKind.ARRIVAL)
-        async with self._source.shard.connection() as connection:
+        async with self._shard.connection() as connection:
             departure = await read_transfer(connection, move.tenant_id, TransferKind.DEPARTURE)
         # In these steps no cleanup has begun.
         has_rows = departure is not None and departure.step in {TransferStep.COMMITTED, TransferStep.DONE}
@@ -388,7 +386,7 @@ class Mover(TransferEngine[Certificate]):
         if departure.step != TransferStep.DONE or not departure.is_equal:  # it is kept as it was given
             ended = Journal(move.tenant_id, TransferKind.DEPARTURE, departure.token)
             detail = {"verdict": comparison.verdict, "certificate": certificate, "positions": departure.positions}
-            async with self._source.shard.transaction() as connection:
+            async with self._shard.transaction() as connection:
                 await ended.note(connection, TransferStep.DONE, detail)
         return certificate
 
@@ -406,7 +404,7 @@ class Mover(TransferEngine[Certificate]):
 
     def _pause_error(self, got: str) -> PauseTooLongError:
         return PauseTooLongError(
-            f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, got {got}; try "
+            f"{self._tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, got {got}; try "
             f"again with less load, or give a longer --max-pause; {self.describe_state()}"
         )
 

@@ -5,9 +5,10 @@ Nothing is written.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -26,20 +27,13 @@ from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY, Move
 from simplu_worker.vocabulary import TenantState
 
 
-class TenantPlaces:
+class TenantPlaces(msgspec.Struct, frozen=True):
     """The states of one tenant by shard, and the shards that did not answer."""
 
-    def __init__(
-        self,
-        tenant_id: str,
-        states: Mapping[str, TenantState],
-        moved_to: Mapping[str, str | None],
-        silent: Collection[str] = (),
-    ) -> None:
-        self.tenant_id = tenant_id
-        self.states = states
-        self.moved_to = moved_to
-        self.silent = silent
+    tenant_id: str
+    states: Mapping[str, TenantState]
+    moved_to: Mapping[str, str | None]
+    silent: Collection[str] = ()
 
     def home(self) -> str | None:
         """Return the shard with the tenant's home; None if it has left one and not arrived.
@@ -115,23 +109,18 @@ def places_of(rows: Iterable[tuple[str, Mapping[str, Any]]], silent: Collection[
 
 REQUESTS_AT_ONCE: Final = 16
 
-CapacityAnswer: TypeAlias = Capacity | RetryableError | PermanentError | None
-"""The answer of Citrus about one shard, or why there is none; None without a limit."""
 
+async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, Capacity]:
+    """Ask Citrus for the capacities of all shards at once; without an answer, and without Citrus, there is none."""
+    found: dict[str, Capacity] = {}
 
-async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, CapacityAnswer]:
-    """Ask Citrus for the capacities of all shards at once; without Citrus there are no limits."""
-    if not isinstance(locator, CitrusClient):
-        return dict.fromkeys(shard_ids)
+    async def fetch(shard_id: str) -> None:
+        with contextlib.suppress(RetryableError, PermanentError):
+            if isinstance(locator, CitrusClient) and (capacity := await locator.fetch_capacity(shard_id)) is not None:
+                found[shard_id] = capacity
 
-    async def fetch(shard_id: str) -> CapacityAnswer:
-        try:
-            return await locator.fetch_capacity(shard_id)
-        except (RetryableError, PermanentError) as exc:
-            return exc
-
-    names = sorted(shard_ids)
-    return dict(zip(names, await run_at_once(fetch, names, most=REQUESTS_AT_ONCE), strict=True))
+    await run_at_once(fetch, sorted(shard_ids), most=REQUESTS_AT_ONCE)
+    return found
 
 
 async def has_business(pool: ShardPool, business_id: str) -> bool:
@@ -150,20 +139,14 @@ def room_of(capacity: Capacity) -> int | None:
     return max(1 if capacity.accepts_new else 0, capacity.business_max - capacity.business_count)
 
 
-def check_room(shard_id: str, answer: CapacityAnswer, *, is_counted: bool = False) -> None:
-    """Raise `PermanentError` unless a shard takes another business, or *is_counted* there.
-
-    Raises the error where Citrus has not answered. Pure.
-    """
-    if isinstance(answer, RetryableError | PermanentError):
-        raise answer
-    room = None if answer is None else room_of(answer)
-    if is_counted or answer is None or room is None or room > 0:
-        return
-    raise PermanentError(
-        f"shard {shard_id} is full ({answer.business_count} of {answer.business_max}); raise maxBusinesses in "
-        "Citrus, or choose another"
-    )
+def check_room(shard_id: str, capacity: Capacity, *, is_counted: bool = False) -> None:
+    """Raise `PermanentError` unless a shard takes another business, or *is_counted* there. Pure."""
+    room = room_of(capacity)
+    if not is_counted and room is not None and room <= 0:
+        raise PermanentError(
+            f"shard {shard_id} is full ({capacity.business_count} of {capacity.business_max}); raise maxBusinesses in "
+            "Citrus, or choose another"
+        )
 
 
 async def count_rows(shard: ShardPool, tenant_id: str) -> dict[str, Any]:

@@ -54,19 +54,15 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
     """
     source_id, target_id, again = move.source_id, move.target_id, "run the same command again to go on"
     match phase:
-        case MovePhase.PREPARE | MovePhase.COPY | MovePhase.CATCH_UP | MovePhase.VERIFY | MovePhase.REHEARSE if (
-            has_left
-        ):
-            return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
-        case MovePhase.PREPARE | MovePhase.COPY | MovePhase.CATCH_UP | MovePhase.VERIFY | MovePhase.REHEARSE:
-            back = "tenants rollback --stay --apply to delete the copy"
-            return f"the tenant goes on on shard {source_id}; {again}, or {back}"
         case MovePhase.FENCE | MovePhase.LAST_DELTA | MovePhase.COMMIT:
             return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
         case MovePhase.ACTIVATE:
             return f"the tenant has left shard {source_id}: workers activate it; {again}"
         case MovePhase.CERTIFY | MovePhase.PUBLISH:
             return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
+    if has_left:
+        return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
+    return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback --stay --apply to delete the copy"
 
 
 class PauseTooLongError(TransferRefusedError):

@@ -25,10 +25,9 @@ from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS
-from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.moves import MoveRequest, move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.erasing import erase_resource
-from simplu_worker.commands.tenants.moves import move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
 from simplu_worker.dead_letters import queue as browse

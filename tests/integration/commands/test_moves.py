@@ -18,9 +18,8 @@ from support.redis.server import RedisServer
 
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds
-from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.moves import MoveRequest, clean_up_tenants, move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.commands.output import show
-from simplu_worker.commands.tenants.moves import clean_up_tenants, move_tenant, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress

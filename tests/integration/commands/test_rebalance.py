@@ -32,11 +32,10 @@ from support.postgres.tenant_cases import TENANT
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveTerms
-from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.moves import MoveRequest, move_tenant, rollback_tenant
 from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.rebalance import Balance, Weight, drain_shard, rebalance_shards, undo_drain
 from simplu_worker.commands.shards.show import list_shards
-from simplu_worker.commands.tenants.moves import move_tenant, rollback_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health import assessment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.settings import settings_of
 
-from simplu_worker.commands.output import show
-from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
+from simplu_worker.commands.output import Answer, show
+from simplu_worker.commands.tenants.restore import restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -25,8 +26,8 @@ from simplu_worker.transfers.restoring import RestoreMode
 TENANT_ID = "-".join(TENANT)
 
 
-def command(mode: RestoreMode = RestoreMode.AS_OF_BACKUP, *, apply: bool = True, **more: Any) -> RestoreCommand:
-    return RestoreCommand(*TENANT, mode, more.get("export"), apply=apply)
+def restore(settings: Settings, export: Path | None = None, *, apply: bool = True) -> Coroutine[Any, Any, Answer]:
+    return restore_tenant(settings, TENANT, RestoreMode.AS_OF_BACKUP, export, apply=apply)
 
 
 def exports(folder: Path) -> list[Path]:
@@ -69,13 +70,13 @@ async def test_plan_is_printed_and_then_carried_out(
 ) -> None:
     settings = backed(tmp_path, *shards)
 
-    assert await show(restore_tenant(settings, command(apply=False)), as_json=True) == 0
+    assert await show(restore(settings, apply=False), as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert (plan["tenant"], plan["shard"], plan["mode"], plan["goesOn"]) == (TENANT_ID, "a", "as-of-backup", False)
     assert (plan["resourcesInBackup"], plan["resourcesNow"], plan["sinceBackup"]) == (2, 1, {"kinesis": 1})
     assert await ask(shards[0], "SELECT FROM transfers") == []
 
-    assert await show(restore_tenant(settings, command()), as_json=False) == 0
+    assert await show(restore(settings), as_json=False) == 0
     out = capsys.readouterr().out
     (export,) = exports(tmp_path)
     assert export.name.startswith("restore-clinic-main-")
@@ -83,7 +84,7 @@ async def test_plan_is_printed_and_then_carried_out(
     assert str(export) in out
     assert len(await ask(shards[0], "SELECT FROM resources")) == 2
 
-    assert await show(restore_tenant(settings, command(export=tmp_path / "mine.jsonl")), as_json=True) == 0
+    assert await show(restore(settings, export=tmp_path / "mine.jsonl"), as_json=True) == 0
     certificate = json.loads(capsys.readouterr().out)["certificate"]
     assert (certificate["epoch"], certificate["export"]) == (3, str(tmp_path / "mine.jsonl"))
 
@@ -100,9 +101,9 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     )
     settings = backed(tmp_path, *shards)
 
-    assert await show(restore_tenant(settings, command(apply=False)), as_json=False) == 0
+    assert await show(restore(settings, apply=False), as_json=False) == 0
     assert "an earlier command has begun to overwrite" in capsys.readouterr().err
-    assert await show(restore_tenant(settings, command()), as_json=True) == 0
+    assert await show(restore(settings), as_json=True) == 0
     certificate = json.loads(capsys.readouterr().out)["certificate"]
     assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
     assert exports(tmp_path) == []
@@ -120,21 +121,21 @@ async def test_restore_that_was_not_confirmed_is_not_repeated(
     with monkeypatch.context() as patched:
         patched.setattr(ReplicationWaiter, "wait_for_transaction", fail)
         with pytest.raises(asyncio.CancelledError):
-            await show(restore_tenant(settings, command()), as_json=False)
+            await show(restore(settings), as_json=False)
     printed = capsys.readouterr().err
     assert "the tenant was released and goes on" in printed
     assert "the cache was not cleared" in printed
     before = await ask(shards[0], "SELECT *, ctid FROM tenants")
 
     (export,) = exports(tmp_path)
-    for same in (command(), command(export=export)):
+    for same in (None, export):
         with pytest.raises(PermanentError, match=r"restored with --as-of-backup 0 h ago, .* another file than .*jsonl"):
-            await show(restore_tenant(settings, same), as_json=False)
-    assert await show(restore_tenant(settings, command(apply=False)), as_json=False) == 0
+            await show(restore(settings, same), as_json=False)
+    assert await show(restore(settings, apply=False), as_json=False) == 0
     assert "--apply is refused: expected a tenant that was not restored within 24 h" in capsys.readouterr().err
     assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
 
-    assert await show(restore_tenant(settings, command(export=tmp_path / "again.jsonl")), as_json=False) == 0
+    assert await show(restore(settings, export=tmp_path / "again.jsonl"), as_json=False) == 0
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ async def test_restore_that_cannot_be_is_refused_before_any_write(
     before = await ask(shards[0], "SELECT *, ctid FROM tenants")
 
     with pytest.raises(WorkerError, match=error):
-        await show(restore_tenant(backed(tmp_path, *shards), command()), as_json=True)
+        await show(restore(backed(tmp_path, *shards)), as_json=True)
 
     assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
     assert exports(tmp_path) == []

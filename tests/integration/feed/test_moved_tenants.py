@@ -16,7 +16,7 @@ from simplu_worker.feed.types import Delivered, DestinationTerms, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.transfers.moving.undoing import clean_up
+from simplu_worker.transfers.moving.sides import clean_up
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
 
 BATCHES_SQL = """
@@ -93,7 +93,7 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
         await source.apply_each(*(source.operation("create", f"r{number}", {}) for number in range(3)))
         await world.move()
         await target.apply(target.operation("update", "r0", {"n": 1}))
-        monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 1.0)
+        monkeypatch.setattr("simplu_worker.transfers.moving.sides.UNREAD_S", 1.0)
         began_at = loop_time()
         await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
         assert loop_time() - began_at >= 1.0

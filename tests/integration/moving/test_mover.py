@@ -23,11 +23,13 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, SupersededError, read_tenant
 from simplu_worker.shards.types import Rejection
+from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.checksums import Comparison, check_former_rows, compare_shards
 from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.sides import MoveUndo, clean_up
 from simplu_worker.transfers.moving.types import Certificate
-from simplu_worker.transfers.moving.undoing import LeftBehind, MoveUndo, clean_up, list_left_behind
 
+LEFT = QUERIES["find_left_behind"]
 OTHERS_SQL = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
@@ -173,18 +175,18 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     await world.move()
     before = await world.case("b").resources()
 
-    assert await list_left_behind(world.shard_pools["b"], timedelta()) == []
-    assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == []
-    left = [LeftBehind(TENANT_ID, "b", differs=False)]
-    assert await list_left_behind(world.shard_pools["a"], timedelta()) == left
+    assert await fetch(world.shard_pools["b"], LEFT, timedelta()) == []
+    assert await fetch(world.shard_pools["a"], LEFT, timedelta(hours=1)) == []
+    left = [{"tenant_id": TENANT_ID, "target_shard_id": "b", "differs": False}]
+    assert await fetch(world.shard_pools["a"], LEFT, timedelta()) == left
     await fetch(world.shard_pools["a"], "UPDATE transfers SET step = 'cleaning'")  # as by a command that was killed
-    assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == left
+    assert await fetch(world.shard_pools["a"], LEFT, timedelta(hours=1)) == left
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
 
     assert await world.states() == {"a": "moved", "b": "active"}
     assert (await world.case("a").resources(), await world.case("a").log()) == ({}, {})
     assert await world.case("b").resources() == before
-    assert await list_left_behind(world.shard_pools["a"], timedelta()) == []
+    assert await fetch(world.shard_pools["a"], LEFT, timedelta()) == []
     certificate = await world.move("b", "a")
     assert (certificate.rows_copied, certificate.comparison.verdict) == (3500, "equal")
     assert await world.case("a").resources() == before
@@ -312,7 +314,7 @@ async def test_rows_are_not_compared_that_are_not_those_of_the_move_any_more(
             await fetch(shard, "DELETE FROM resources WHERE \"resourceId\" < '5' AND id = $1", tenant_id)
             raise asyncio.CancelledError
 
-        monkeypatch.setattr("simplu_worker.transfers.moving.undoing.drop_rows", killed)
+        monkeypatch.setattr("simplu_worker.transfers.moving.sides.drop_rows", killed)
         with pytest.raises(asyncio.CancelledError):
             await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
     else:

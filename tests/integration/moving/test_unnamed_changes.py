@@ -17,7 +17,7 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.types import AdminAccount, ChangeResult
 from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
-from simplu_worker.transfers.moving.undoing import MoveUndo
+from simplu_worker.transfers.moving.sides import MoveUndo
 from simplu_worker.vocabulary import Source
 
 SENT_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -130,7 +130,7 @@ async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback
         set_failpoint("after _copy", killed, patch.setattr)
         with pytest.raises(asyncio.CancelledError):
             await world.move()
-        patch.setattr("simplu_worker.transfers.moving.undoing._drop_copy", killed)
+        patch.setattr("simplu_worker.transfers.moving.sides._drop_copy", killed)
         with pytest.raises(asyncio.CancelledError):
             await MoveUndo(world.pools, TENANT_ID, "a", "b").run()
     await change(world, "a")

@@ -24,8 +24,8 @@ from simplu_worker.shards.settling import MoveSettler, SupersededError
 from simplu_worker.transfers import engine
 from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.sides import MoveUndo
 from simplu_worker.transfers.moving.types import Move, MoveOptions
-from simplu_worker.transfers.moving.undoing import MoveUndo
 from simplu_worker.transfers.restoring import (
     Restore,
     RestoreCertificate,

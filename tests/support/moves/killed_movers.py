@@ -23,9 +23,8 @@ from support.postgres.tenant_cases import TENANT
 from support.settings import settings_in
 
 from simplu_worker.commands.command_line import DEFAULT_BOUNDS
-from simplu_worker.commands.moves import MoveRequest
+from simplu_worker.commands.moves import MoveRequest, move_tenant
 from simplu_worker.commands.output import show
-from simplu_worker.commands.tenants.moves import move_tenant
 from simplu_worker.config.settings import Settings
 
 

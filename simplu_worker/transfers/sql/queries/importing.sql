@@ -58,9 +58,11 @@ SET
 WHERE id = $1 AND state = 'incoming';
 
 -- name: find_open_imports
--- The tenants that an import from the source $1 has not activated.
-SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
+-- The tenants that an import has not activated, of the source $1 if given.
+SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type, transfers.place
 FROM public.tenants
 JOIN public.transfers ON transfers.tenant_id = tenants.id AND transfers.kind = 'import'
-WHERE tenants.state = 'incoming' AND transfers.step <> 'done' AND transfers.place = $1
+WHERE
+    tenants.state = 'incoming' AND transfers.step <> 'done'
+    AND ($1::pg_catalog.text IS NULL OR transfers.place = $1)
 ORDER BY tenants.id;

@@ -16,7 +16,6 @@ from simplu_worker.transfers.adoption.plan import (
     OldContents,
     OldTenant,
     Owner,
-    SourceLookup,
     layout_of,
     owner_of,
     without_collisions,
@@ -46,7 +45,7 @@ TYPES = {"dental", "gym", "hotel"}
 def owner(source: OldTenant, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
     """Return who *source* is by these businesses; a text is what is wrong with the item of the business `clinic`."""
     known = {"clinic" if isinstance(one, str) else one.id: one for one in businesses}
-    return owner_of(source, SourceLookup(known, shard_id), shard_id="shard-1", types=TYPES)
+    return owner_of(source, known, shard_id, shard_id="shard-1", types=TYPES)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_plan_refuses_only_what_was_not_chosen() -> None:
     found.add_rows(None, "it names no tenant", 3)
     found.add_rows(OldTenant("who-knows"), None, 41)
     for key in ("clinic-main", "who-knows"):
-        found.add_duplicate(DuplicateRows(key, "patient", "p-1", 2, [1, 2]))
+        found.add_duplicate(key, DuplicateRows(key, "patient", "p-1", 2, [1, 2]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
     assert (made.row_count, made.duplicate_count) == (1, 1)
     _, unresolved, *others = made.refusals(AdoptionChoices())
@@ -191,7 +190,7 @@ def test_contents_count_rows_and_name_a_bounded_number_of_duplicates() -> None:
         contents.add_rows(None, None, count)
     rows = [DuplicateRows("clinic-main", "patient", str(number), 2, []) for number in range(NAMED_MAX + 5)]
     for one in rows:
-        contents.add_duplicate(one)
+        contents.add_duplicate("clinic-main", one)
     assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
     assert contents.sources == {"clinic-main": source}
     assert (contents.duplicates, contents.duplicate_counts.total()) == (rows[:NAMED_MAX], NAMED_MAX + 5)

@@ -24,7 +24,6 @@ from simplu_worker.transfers.importing.rules import (
     followed_since,
     is_deleted,
     name_tenant,
-    parse_certificate,
     place_of,
     refusal_of_row,
     without_collisions,
@@ -175,23 +174,12 @@ MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
 DETAIL = msgspec.json.decode(msgspec.json.encode(FollowState("digest", MOMENT)))
 
 
-def test_certificate_is_read_as_it_was_written() -> None:
-    text = msgspec.json.encode(CERTIFICATE).decode()
-
-    assert parse_certificate(text) == CERTIFICATE
-    assert '"snapshotAt":"2026-01-01 10:00:00+00"' in text
-    assert "refused" not in text
-    assert [parse_certificate(other) for other in (None, "{}", msgspec.json.encode(DETAIL).decode())] == [None] * 3
-
-
 @pytest.mark.parametrize(
     ("step", "detail", "expected"),
     [
         ("following", DETAIL, MOMENT - OVERLAP),
         ("open", DETAIL, None),
         ("following", DETAIL | {"queries": "other"}, None),
-        ("following", {}, None),
-        ("following", {"queries": "digest", "followedTo": "yesterday"}, None),
     ],
 )
 def test_copy_goes_on_from_the_last_snapshot_of_the_same_queries(

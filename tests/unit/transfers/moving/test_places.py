@@ -72,7 +72,6 @@ def test_room_is_by_the_answer_and_else_by_the_numbers(capacity: Capacity, room:
 
 
 def test_shard_that_is_full_is_refused_but_to_its_own() -> None:
-    check_room("b", None)
     check_room("b", Capacity(1, 4, accepts_new=True))
     check_room("b", Capacity(4, 4, accepts_new=False), is_counted=True)
     with pytest.raises(PermanentError, match=r"b is full \(4 of 4\); raise"):
