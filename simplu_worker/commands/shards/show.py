@@ -14,7 +14,6 @@ from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator, StaticMap
-from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, locate_all
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
@@ -77,12 +76,11 @@ def _format_lag(view: Mapping[str, Any]) -> str | None:
 
 
 class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The shard of one key; *retired* are the retired shards to which it was hashed first."""
+    """The shard of one key."""
 
     key: str
     shard_id: str | None = None
     pinned: bool = False
-    retired: tuple[str, ...] = ()
     inactive: bool = False
     odd: str | None = None  # why its shard is unknown
 
@@ -90,7 +88,6 @@ class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     def explanation(self) -> str:
         """How the key was placed."""
         parts = ["pinned"] if self.pinned else []
-        parts += [f"past {', '.join(self.retired)} (retired)"] if self.retired else []
         parts += ["inactive: its operations are held"] if self.inactive else []
         return "; ".join([*parts, self.odd] if self.odd else parts)
 
@@ -101,18 +98,13 @@ async def route_keys(settings: Settings, words: Sequence[str]) -> Answer:
     async with open_shards(settings) as shards:
         locator = shards.locator
         if isinstance(locator, StaticMap):
-            routes = [_place(locator.map, key) for key in keys]
+            pins, shard_of = locator.map.tenants, locator.map.shard_of
+            routes = [KeyRoute(key, shard_of(key).shard_id, pinned=key in pins) for key in keys]
         else:
             routes = await _locate_keys(locator, keys)
     rows = [(route.key, route.shard_id, route.explanation) for route in routes]
     is_failed = any(route.shard_id is None for route in routes)
     return Answer({"routes": routes}, first_rows(("key", "shard", "how"), rows), is_failed=is_failed)
-
-
-def _place(shard_map: ShardMap, key: str) -> KeyRoute:
-    fall = shard_map.placement(key)
-    retired = tuple(dict.fromkeys(shard.shard_id for shard in fall.retired))
-    return KeyRoute(key, fall.shard.shard_id, fall.is_pinned, retired)
 
 
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:

@@ -333,17 +333,13 @@ class Pools:
         """Return whether a shard is not to be used any more."""
         return shard_id in self._retired
 
-    def remove(self, shard_ids: Iterable[str]) -> list[ShardPool]:
-        """Return the pools of shards, to be closed: for a new use there will be another pool."""
+    def retire(self, shard_ids: Collection[str]) -> list[ShardPool]:
+        """Stop the use of shards by any caller until `restore`; return their pools, to be closed."""
+        self._retired.update(shard_ids)
         pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in shard_ids) if pool is not None]
         for pool in pools:
             pool.is_retired = True
         return pools
-
-    def retire(self, shard_ids: Collection[str]) -> list[ShardPool]:
-        """Stop the use of shards by any caller until `restore`; return their pools, to be drained."""
-        self._retired.update(shard_ids)
-        return self.remove(shard_ids)
 
     def restore(self, shard_ids: Iterable[str]) -> None:
         """Allow the use of shards that may have been retired before."""

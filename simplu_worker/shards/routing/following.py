@@ -7,7 +7,7 @@ shard is refused, and tried again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -39,25 +39,15 @@ async def find_addresses(locator: Locator, pools: Pools) -> None:
         await follow_shards(pools, listed)
 
 
-async def follow_shards(pools: Pools, listed: Iterable[ShardAddress]) -> None:
+async def follow_shards(pools: Pools, listed: Sequence[ShardAddress]) -> None:
     """Try the other addresses of *listed* shards, where there are any."""
 
     async def follow(shard: ShardAddress) -> None:
         with contain(TargetKind.SHARD, shard.shard_id, "address"):
-            await _follow(pools.pool_of(shard.shard_id), shard)
+            if (pool := pools.by_shard_id().get(shard.shard_id)) is not None:
+                await _follow(pool, shard)
 
-    await run_at_once(follow, contested(pools, listed), most=TRIALS_AT_ONCE)
-
-
-def contested(pools: Pools, listed: Iterable[ShardAddress]) -> list[ShardAddress]:
-    """Return those of *listed* whose pool may have to go to another address."""
-    in_use = pools.by_shard_id()
-    return [
-        shard
-        for shard in listed
-        if (pool := in_use.get(shard.shard_id)) is not None
-        and pool.address.successor(shard, is_healthy=pool.is_healthy) is not None
-    ]
+    await run_at_once(follow, listed, most=TRIALS_AT_ONCE)
 
 
 async def _follow(pool: ShardPool, listed: ShardAddress) -> None:

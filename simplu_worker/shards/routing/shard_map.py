@@ -56,14 +56,6 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
         return [ShardAddress(self.shard_id, string) for string in strings if string is not None]
 
 
-class Placement(msgspec.Struct, frozen=True):
-    """The shard of a key, and how the map places the key there."""
-
-    shard: MappedShard
-    is_pinned: bool = False
-    retired: tuple[MappedShard, ...] = ()  # the retired shards that the key was hashed to before, in order
-
-
 class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """The shards in their order, and the tenants pinned to a shard.
 
@@ -85,20 +77,14 @@ class ShardMap(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
 
     def shard_of(self, key: str) -> MappedShard:
         """Return the shard that *key* is pinned to or hashed to."""
-        return self.placement(key).shard
-
-    def placement(self, key: str) -> Placement:
-        """Return the shard that *key* is pinned to or hashed to, and how."""
         pin = self.tenants.get(key)
         if pin is not None and (pinned := self.shard(pin)) is not None:
-            return Placement(pinned, is_pinned=True)
-        retired: list[MappedShard] = []
+            return pinned
         for attempt in range(RETIRED_HOPS_MAX):
             shard = self.shards[jump_hash(hash_of(key, attempt), len(self.shards))]
             if not shard.retired:
-                return Placement(shard, retired=tuple(retired))
-            retired.append(shard)
-        return Placement(retired[0])
+                return shard
+        return self.shards[jump_hash(hash_of(key), len(self.shards))]
 
     def possible_homes(self, key: str) -> list[MappedShard]:
         """Return the shards on which *key* may live: its shard now, and that for every smaller number of shards.

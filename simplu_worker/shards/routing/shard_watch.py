@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import HOME_STATES
-from simplu_worker.shards.routing.following import contested, follow_shards
+from simplu_worker.shards.routing.following import follow_shards
 from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.routing.route_cache import RouteCache
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, change_of, first_problems, refusals_of
@@ -34,7 +34,6 @@ CALM_S: Final = 60.0  # between two lists, while all is well
 JITTER: Final = 0.2  # of CALM_S, to either side
 TROUBLE_BASE_S: Final = 0.5  # while a shard does not answer, or Citrus named none
 TROUBLE_MAX_S: Final = 2.0
-TRIAL_PAUSE_S: Final = {True: 30.0, False: 1.0}  # between two trials of an address, by whether the shard is healthy
 
 log = structlog.get_logger(__name__)
 
@@ -49,38 +48,21 @@ class ShardWatch:
         self._pools = pools
         self._routes = routes
         self._clock = clock
-        self._tried_at: dict[str, float] = {}
         self._listed_at = float("-inf")
         self._lists_in_trouble = 0
         self._draw = 0.0
 
     async def run(self) -> None:
-        """List shards and try addresses until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for step in (self.list_when_due, self._follow_when_due):
-                tasks.create_task(self._repeat(step), name=f"shards:{step.__name__}")
-
-    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        """List shards and follow them until cancelled."""
         while True:
-            await step()
+            await self.list_when_due()
             await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
-
-    async def _follow_when_due(self) -> None:
-        now, pools = self._clock(), self._pools.by_shard_id()
-        due = [
-            shard
-            for shard in contested(self._pools, self._locator.known_shards())
-            if now
-            >= self._tried_at.get(shard.shard_id, float("-inf")) + TRIAL_PAUSE_S[pools[shard.shard_id].is_healthy]
-        ]
-        self._tried_at |= {shard.shard_id: now for shard in due}
-        await follow_shards(self._pools, due)
 
     async def list_when_due(self) -> None:
         """List the shards if it is time, and take over the list.
 
-        The address book gets their addresses, inactive ones lose their routes, and silent ones that are not listed any
-        more their pools.
+        Pools follow their shards, inactive ones lose their routes, and silent ones that are not listed any more are
+        retired.
         """
         now = self._clock()
         if now < self._listed_at + self._pause_s():
@@ -93,9 +75,12 @@ class ShardWatch:
             return  # the last list stays
         self._routes.remove_shards({shard.shard_id for shard in shards if not shard.is_active})
         silent = {shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy}
-        for pool in self._pools.remove(silent - {shard.shard_id for shard in shards}):
+        listed = {shard.shard_id for shard in shards}
+        self._pools.restore(listed)
+        for pool in self._pools.retire(silent - listed):
             log.info("shard.removed", shard_id=pool.address.shard_id)
             await pool.close()
+        await follow_shards(self._pools, shards)
 
     def _pause_s(self) -> float:
         are_all_well = all(pool.is_healthy for pool in self._pools.by_shard_id().values())
@@ -195,6 +180,7 @@ class ShardMapReloader:
         pools = self._pools.retire(removed)  # without an await since the change: no operation is sent there any more
         self._pools.restore(shard.shard_id for shard in change.added)
         self._routes.apply_map_change(removed)
+        await follow_shards(self._pools, [shard.address for shard in change.readdressed])
         instruments.SHARD_MAP_RELOADS.labels(ReloadOutcome.APPLIED).inc()
         log.info(
             "shard_map.reloaded",

@@ -24,7 +24,7 @@ async def fail_over(pair: Pair, pools: Pools, address: ShardAddress) -> ShardAdd
     await pair.primary.kill()
     await pair.standby.promote()
     promoted = ShardAddress("s", pair.standby.url_of(database_of(address)))
-    pools.ensure_pool(promoted)
+    pools.pool_of("s").switch_to(promoted)
     return promoted
 
 

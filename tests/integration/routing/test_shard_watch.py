@@ -17,7 +17,6 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.shard_watch import CALM_S, TROUBLE_MAX_S, ShardWatch
 from simplu_worker.vocabulary import Absence, Inability
 
@@ -159,7 +158,6 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         shard.connection_string = wrong.connection_string
         with capture_logs() as logs:
             assert await world.later(LATE_S) == 1
-            await find_addresses(world.routed.locator, world.routed.pools)
         errors += [entry["error"] for entry in logs if entry["event"] == "shard.address_refused"]
         assert "secret-word" not in repr(logs)
         create = case.operation("create", f"r{number}", data={})

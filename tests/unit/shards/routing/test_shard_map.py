@@ -128,20 +128,6 @@ def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key
     assert {f"shard-{number}" for number in had} <= set(homes)
 
 
-@given(TEXTS, st.integers(1, 12), st.sets(st.integers(0, 11)))
-def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: set[int]) -> None:
-    gone = frozenset(number for number in retired if number < count)
-    if len(gone) == count:
-        gone -= {0}
-    fall = map_of(count, retired=gone).placement(key)
-
-    assert fall.shard.shard_id == f"shard-{paper_place(key, count, gone)}"
-    assert not fall.is_pinned
-    assert all(one.retired for one in fall.retired)
-    first = f"shard-{paper_place(key, count)}"
-    assert [fall.shard.shard_id, *names(list(fall.retired))][-1 if not fall.retired else 1] == first
-
-
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
     key = next(f"key-{number}" for number in range(100) if paper_place(f"key-{number}", 3) == 2)
     homes = map_of(3, tenants={key: "shard-0"}).possible_homes(key)
@@ -222,7 +208,7 @@ def test_first_problems_are_all_unless_there_are_more(count: int, expected: list
 @given(TEXTS)
 def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None:
     every = ShardMap(tuple(MappedShard(f"shard-{number}", "", retired=True) for number in range(3)))
-    assert every.placement(key).shard is every.shards[paper_place(key, 3)]
+    assert every.shard_of(key) is every.shards[paper_place(key, 3)]
     assert sorted(names(every.possible_homes(key))) == ["shard-0", "shard-1", "shard-2"]
 
 
