@@ -334,14 +334,6 @@ class StreamReader(StrEnum):
     PUSHED = "pushed"  # to main readers, by subscriptions
 
 
-class SubscriptionLoss(StrEnum):
-    """How a subscription to a stream shard ended."""
-
-    ENDED = "ended"
-    TAKEN_OVER = "taken_over"  # by another replica, which has the lease now or believes so
-    SILENT = "silent"  # no event came
-
-
 class CitrusEndpoint(StrEnum):
     """The requests to the shard manager."""
 

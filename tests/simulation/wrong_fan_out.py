@@ -21,7 +21,6 @@ from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderLease
 from simplu_worker.consumers.kinesis.stream.client import Record, Reply
 from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import SubscriptionLoss
 
 
 class _PatientCursor(PushedCursor):
@@ -42,9 +41,9 @@ class _RepetitiveCursor(PushedCursor):
 class _ResignedCursor(PushedCursor):
     is_resigned = False
 
-    def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
-        super()._note_loss(loss, error)
-        self.is_resigned = loss is SubscriptionLoss.TAKEN_OVER
+    def _note_loss(self, error: str) -> None:
+        super()._note_loss(error)
+        self.is_resigned = "ResourceInUse" in error
 
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         if self.is_resigned:

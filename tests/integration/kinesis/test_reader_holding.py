@@ -24,7 +24,6 @@ from simplu_worker.consumers.kinesis.reader import dispatcher
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSettings
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.instruments import RETRIES
-from simplu_worker.operations import tries
 from simplu_worker.operations.tries import RetryRules
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
@@ -99,18 +98,6 @@ async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_
     assert [one["event"] for one in events].count("operation.given_up") == 1
 
 
-async def test_operation_that_is_sent_again_has_its_own_tries_and_dead_letter(world: World) -> None:
-    await world.provision("a-x", "shard-1")
-    await make_touchy(await world.shard("shard-1"))
-    bad = record("create", "a-x", 0, data={"raise": "P0001"})
-
-    async with world.reading(settings=tried_after(0.1, 0.1)) as reader:
-        for _ in range(2):
-            (number,) = await world.put(bad)
-            await reaches(reader, number)
-            assert [(one["requestId"], one["attempts"]) for one in await world.letters()] == [("a-x-0", 3)]
-
-
 @pytest.mark.parametrize(
     "lock",
     ["SELECT FROM tenants WHERE id = 'a-x' FOR UPDATE", "SELECT FROM resources WHERE id = 'a-x' FOR UPDATE"],
@@ -141,42 +128,3 @@ async def test_others_go_on_when_another_program_keeps_rows_of_a_tenant_locked(w
 
     assert await outcomes(shard, "a-x") == ["succeeded"] * 83
     assert await world.letters() == []
-
-
-async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(world: World) -> None:
-    tenants = [f"t{number}-x" for number in range(20)]
-    for tenant in tenants:
-        await world.provision(tenant, "shard-1")
-    await make_touchy(await world.shard("shard-1"))
-    bad = [record("create", tenant, 0, data={"raise": "P0001"}) for tenant in tenants]
-    numbers = await world.put(*bad, *(record("create", tenant, 1) for tenant in tenants))
-
-    async with world.reading(settings=tried_after(0.1, 0.1, 0.1)) as reader:
-        await reaches(reader, numbers[-1])
-
-    letters = await world.letters()
-    expected = [(f"{tenant}-0", 4) for tenant in sorted(tenants)]
-    assert sorted((letter["requestId"], letter["attempts"]) for letter in letters) == expected
-
-
-async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tenants = ["a-x", "b-x"]
-    for tenant in tenants:
-        await world.provision(tenant, "shard-1")
-    await fetch(await world.shard("shard-1"), "ALTER TABLE resources ADD CONSTRAINT no CHECK (data IS NULL) NOT VALID")
-    retries = RETRIES.labels("kinesis", "failing")
-    before = retries._value.get()
-    numbers = await world.put(*(record("create", tenant, 0) for tenant in tenants))
-
-    with capture_logs() as events:
-        async with world.reading(settings=tried_after(0.1, 0.1)) as reader:
-            await eventually(lambda: retries._value.get() - before >= 4 * len(tenants))
-            assert await world.letters() == []
-            monkeypatch.setattr(tries, "REFUSING_S", 0.0)
-            await reaches(reader, numbers[-1])
-
-    (refusing, *_) = [one for one in events if one["event"] == "shard.refusing"]
-    assert (refusing["shard_id"], "(23514)" in refusing["error"]) == ("shard-1", True)
-    assert len(await world.letters()) == len(tenants)

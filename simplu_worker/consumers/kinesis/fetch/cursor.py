@@ -26,12 +26,12 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
 )
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream import client, positions
-from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import Retry, Source, StreamReader, SubscriptionLoss
+from simplu_worker.vocabulary import Retry, Source, StreamReader
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -291,10 +291,8 @@ class PushedCursor(Cursor):
         try:
             if (reply := await self._read_event(self._subscription, stopping)) is not None:
                 return reply
-        except TakenOverError as exc:
-            self._note_loss(SubscriptionLoss.TAKEN_OVER, str(exc))
         except (RetryableError, PermanentError) as exc:
-            self._note_loss(SubscriptionLoss.ENDED, str(exc))
+            self._note_loss(str(exc))
         self.release_memory()
         return None
 
@@ -332,8 +330,10 @@ class PushedCursor(Cursor):
         while True:
             self.release_memory()
             size_bytes = subscription.next_size()
-            if size_bytes is not None and not self._reserve(size_bytes):
-                return None
+            if size_bytes is not None:
+                if self._access.memory.is_short:
+                    return None
+                self._hold_memory(size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES)
             if (reply := subscription.take()) is not None:
                 return self._accept(reply)
             now = loop_time()
@@ -342,7 +342,7 @@ class PushedCursor(Cursor):
                 return None
             silent_at = self._silent_at(heard_at)
             if now >= silent_at:
-                self._note_loss(SubscriptionLoss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
+                self._note_loss(f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
                 return None
             if await subscription.receive(stopping, within_s=min(silent_at, renewal_at) - now):
                 heard_at = loop_time()
@@ -351,12 +351,6 @@ class PushedCursor(Cursor):
 
     def _silent_at(self, heard_at: float) -> float:
         return heard_at + SILENT_AFTER_S
-
-    def _reserve(self, size_bytes: int) -> bool:
-        if self._access.memory.is_short:
-            return False
-        self._hold_memory(size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES)
-        return True
 
     def _accept(self, event: client.Reply) -> client.Reply:
         records = self._drop_repeats(event.records)
@@ -401,7 +395,7 @@ class PushedCursor(Cursor):
         else:
             log.info("subscription.deferred", **facts)
 
-    def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
+    def _note_loss(self, error: str) -> None:
         self.close()
         self._schedule.note_lost(loop_time(), self._access.draw())
-        log.info("subscription.lost", stream_shard_id=self._access.stream_shard_id, how=loss.value, error=error)
+        log.info("subscription.lost", stream_shard_id=self._access.stream_shard_id, error=error)

@@ -75,10 +75,6 @@ NOT_FOUND: Final = "ResourceNotFoundException"
 SHOWN_BYTES: Final = 300  # of the payload of an exception: a message
 
 
-class TakenOverError(RetryableError):
-    """Another call has the subscription."""
-
-
 class Body(Protocol):
     """The unread body of an answer."""
 
@@ -117,7 +113,7 @@ class Subscriptions:
             if error_code(exc) == NOT_FOUND:
                 self._arn = None  # the consumer may have been removed: it is registered again
             if error_code(exc) == IN_USE:
-                raise TakenOverError(str(exc)) from exc
+                raise RetryableError(str(exc)) from exc  # another call has the subscription
             raise translate(exc) from exc
         return Subscription(reply["EventStream"])
 
@@ -203,5 +199,5 @@ def decode_event(message: EventMessage) -> Reply | None:
 def _error_of(message: EventMessage) -> Exception:
     code = message.headers.get(":exception-type") or message.headers.get(":error-code") or "an error without a code"
     text = message.headers.get(":error-message") or bytes(message.payload[:SHOWN_BYTES]).decode(errors="replace")
-    kinds: dict[str, type[Exception]] = {IN_USE: TakenOverError, NOT_FOUND: PermanentError}
-    return kinds.get(code, RetryableError)(f"SubscribeToShard: {code}: {text}")
+    kind = PermanentError if code == NOT_FOUND else RetryableError
+    return kind(f"SubscribeToShard: {code}: {text}")

@@ -19,57 +19,26 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
 from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 
-class Waiting:
-    """A hold of a shard, by a clock of its own."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        monkeypatch.setattr(catch_up, "loop_time", lambda: self.now)
-        none = cast("Any", None)
-        self.catch_ups = CatchUps(none, none, none, cast("Any", SimpleNamespace(draw=lambda: 1.0)), none)
-        self.hold_again()
-
-    def hold_again(self) -> None:
-        arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
-        self.hold = Hold(
+def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, none, pauses = 100.0, cast("Any", None), []
+    monkeypatch.setattr(catch_up, "loop_time", lambda: now)
+    catch_ups = CatchUps(none, none, none, cast("Any", SimpleNamespace(draw=lambda: 1.0)), none)
+    for _ in range(5):
+        held_at = now
+        hold = Hold(
             HeldTarget.SHARD,
             "shard-1",
             HoldReason.SHARD_UNAVAILABLE,
             unread=Unread(None),
-            arrived_at=arrived_at,
-            now=self.now,
+            arrived_at=datetime(2026, 1, 1, tzinfo=UTC),
+            now=now,
         )
-
-    def asked(self) -> None:
-        self.hold.attempt_count += 1
-        self.hold.next_attempt_at = self.now + self.catch_ups._delay_s(self.hold)
-
-    def is_due(self) -> bool:
-        return self.catch_ups._is_probe_due(self.hold)
-
-    def made_ready(self) -> None:
-        self.asked()
-        self.catch_ups._ready_at["shard-1"] = self.now
-
-
-@pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
-    return Waiting(monkeypatch)
-
-
-def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Waiting) -> None:
-    pauses = []
-    for _ in range(4):
-        while not waiting.is_due():
-            waiting.now += 0.01
-        waiting.made_ready()
-        waiting.now += RELAPSE_S / 2
-        waiting.hold_again()
-        held_at = waiting.now
-        while not waiting.is_due():
-            waiting.now += 0.01
-        pauses.append(round(waiting.now - held_at, 1))
-    assert pauses == pytest.approx([PROBE_BASE_S, 2 * PROBE_BASE_S, PROBE_MAX_S, PROBE_MAX_S], abs=0.1)
+        while not catch_ups._is_probe_due(hold):
+            now += 0.01
+        pauses.append(round(now - held_at, 1))
+        catch_ups._ready_at["shard-1"] = now
+        now += RELAPSE_S / 2
+    assert pauses == pytest.approx([0.0, PROBE_BASE_S, 2 * PROBE_BASE_S, PROBE_MAX_S, PROBE_MAX_S], abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from simplu_worker.consumers.kinesis.stream import aggregation
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_OF_RECORD_MAX,
     TOO_MANY_OF_RECORD,
+    Part,
     deaggregate,
     parts_of_aggregate,
     parts_of_record,
@@ -79,17 +80,6 @@ def test_record_is_one_operation_or_one_bad_record_unless_it_is_an_array_or_line
     assert texts(record) is None
 
 
-def test_parts_know_their_place() -> None:
-    parts = parts_of_record(b"[1,2,3]", "key", 5)
-    assert parts is not None
-    assert [(part.sub_sequence_number, part.index, part.parts_behind) for part in parts] == [
-        (5, 0, 2),
-        (5, 1, 1),
-        (5, 2, 0),
-    ]
-    assert [part.number for part in parts] == [(5, 0), (5, 1), (5, 2)]
-
-
 @pytest.mark.parametrize("separator", [b",", b"\n"])
 @pytest.mark.parametrize("extra", [0, 1, 5_000])
 def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra: int) -> None:
@@ -101,21 +91,6 @@ def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra:
         assert [(part.data, part.refusal, part.index) for part in parts] == [(record, TOO_MANY_OF_RECORD, None)]
     else:
         assert [part.index for part in parts] == list(range(PARTS_OF_RECORD_MAX))
-
-
-def test_records_of_an_aggregate_are_unpacked_too() -> None:
-    lines = b"%b\n%b" % (ONE, TWO)
-    packed = aggregate([("a", None, ONE), ("b", None, b"[%b,%b]" % (ONE, TWO)), ("c", None, TWO), ("d", None, lines)])
-    parts = unpack(packed, "ignored")
-    assert parts is not None
-    assert [(part.partition_key, part.number, part.data) for part in parts] == [
-        ("a", 0, ONE),
-        ("b", (1, 0), ONE),
-        ("b", (1, 1), TWO),
-        ("c", 2, TWO),
-        ("d", (3, 0), ONE),
-        ("d", (3, 1), TWO),
-    ]
 
 
 values = st.recursive(
@@ -144,10 +119,12 @@ def test_record_without_an_aggregate_has_the_key_and_number_of_its_record() -> N
         parts = unpack(b"[%b,%b]" % (ONE, TWO), "key", *args)
         assert parts is not None
         assert [(part.partition_key, part.number) for part in parts] == [("key", (number, 0)), ("key", (number, 1))]
+        assert [part.parts_behind for part in parts] == [1, 0]
         many = unpack(b"\n".join([ONE] * (PARTS_OF_RECORD_MAX + 1)), "key", *args)
         assert many is not None
         assert [(part.partition_key, part.number) for part in many] == [("key", number)]
     assert unpack(ONE, "key") is None
+    assert unpack(aggregate([("a", None, ONE)]), "ignored") == [Part("a", ONE)]
 
 
 def test_array_deeper_than_a_record_may_be_is_none() -> None:

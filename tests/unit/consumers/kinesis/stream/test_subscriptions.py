@@ -6,7 +6,7 @@ import pytest
 
 from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
 from simplu_worker.consumers.kinesis.stream.client import Reply
-from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, TakenOverError
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription
 from simplu_worker.errors import PermanentError, RetryableError
 
 EVENT = "SubscribeToShardEvent"
@@ -46,7 +46,7 @@ async def test_event_is_the_reply_that_get_records_would_give() -> None:
     ("data", "error"),
     [
         (b"", RetryableError),
-        (encode_exception("ResourceInUseException", b'{"message":"taken"}', ""), TakenOverError),
+        (encode_exception("ResourceInUseException", b'{"message":"taken"}', ""), RetryableError),
         (encode_exception("ResourceNotFoundException", b'{"message":"gone"}', ""), PermanentError),
         (encode_exception("InternalFailureException", b"{}", ""), RetryableError),
         (encode_exception("InternalFailureException", b"none", ""), RetryableError),
