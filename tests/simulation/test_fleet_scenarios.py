@@ -1,7 +1,4 @@
-"""What a fleet does in the situations that users of other consumers complain of, in virtual time.
-
-The numbers (C7 …) are those of the complaints in the notes on the Kinesis Client Library.
-"""
+"""What a fleet does in the situations that users of other consumers complain of, in virtual time."""
 
 from __future__ import annotations
 
@@ -463,18 +460,6 @@ def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
         assert told == [(Inability.CITRUS_REFUSES_KEY, 4)]
         give_troubles(world, None, 0)
         await until_well(world, within_s=PATIENCE_S + 60)
-
-    play(CALM, work)
-
-
-def test_replica_that_can_do_nothing_at_its_start_takes_no_lease() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        world.start_replica()
-        give_troubles(world, Inability.SHARDS_UNREACHABLE, 4)
-        owners = world.owners()
-        await asyncio.sleep(3 * PATIENCE_S)
-        assert world.owners() == owners
 
     play(CALM, work)
 

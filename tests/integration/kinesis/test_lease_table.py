@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
-from simplu_worker.consumers.kinesis.leases.lease import Lease, LeaseReport, Progress, ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Progress, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
@@ -140,16 +140,6 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
     assert len(winners) == 1
     assert await table.scan() == winners
     assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, metered_by=winners[0].owner)
-
-
-async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: Lease) -> None:
-    report = LeaseReport(ME, "1.0", lag_s=0.5, records_per_s=12.0, held_count=2)
-    first = sure(await table.renew(taken, ME, Progress(report=report)))
-    second = sure(await table.renew(first, ME))
-    by_other = sure(await table.take(second, OTHER))
-
-    assert [lease.report for lease in (taken, first, second, by_other)] == [None, report, report, None]
-    assert await table.scan() == [by_other]
 
 
 async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable, taken: Lease) -> None:

@@ -218,7 +218,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
     if not is_lease(row):
         return None
     owner, checkpoint_owner = _read(row, "leaseOwner") or None, _read(row, "checkpointOwner") or None
-    last_read_up_to, read_by = _read(row, READ_UP_TO, convert=_split_read_up_to) or (None, "")
+    last_read_up_to, read_by = _read(row, READ_UP_TO, convert=_split_read_up_to) or (None, None)
     sub_sequence_number = _read(row, "checkpointSubSequenceNumber", "N", int) or 0
     checkpoint_of = partial(Position.from_checkpoint, sub_sequence_number=sub_sequence_number)
     first, last = _read(row, "startingHashKey", convert=int), _read(row, "endingHashKey", convert=int)
@@ -232,9 +232,9 @@ def lease_of(row: LeaseRow) -> Lease | None:
         hash_range=None if None in (first, last) else HashRange(first, last),
         checkpoint_owner=checkpoint_owner,
         started_at=_read(row, STARTED_AT, convert=_parse_instant),
-        pending_tenants=_read(row, PENDING_TENANTS, "SS", frozenset) or None,
+        pending_tenants=_read(row, PENDING_TENANTS, "SS", frozenset),
         ahead=None if None in (read_to, held) else ReadAhead(read_to, held),
-        read_up_to=last_read_up_to if read_by and read_by == (checkpoint_owner or owner) else None,
+        read_up_to=last_read_up_to if read_by == (checkpoint_owner or owner) else None,
         last_read_up_to=last_read_up_to,
         throughput_kbps=_read(row, THROUGHPUT, "N", float),
         metered_by=_read(row, METERED_BY),
@@ -301,12 +301,12 @@ def _parse_instant(text: str) -> datetime:
 
 
 def _split_read_up_to(text: str) -> tuple[datetime, str]:
-    instant, _, writer = text.partition(" ")
+    instant, writer = text.split(" ")
     return _parse_instant(instant), writer
 
 
 def _parse_read_to(text: str) -> Position:
-    sequence_number, _, sub_sequence_number = text.partition("/")
+    sequence_number, sub_sequence_number = text.split("/")
     return Position.from_sequence_number(sequence_number, int(sub_sequence_number))
 
 
@@ -329,8 +329,8 @@ class Meter:
         passed_s = now - self._noted_at
         if passed_s <= 0:
             return
-        is_mean = self.per_s is not None and self._time_constant_s > 0
-        share = 1 - math.exp(-passed_s / self._time_constant_s) if is_mean else 1.0
+        is_first = self.per_s is None or not self._time_constant_s
+        share = 1.0 if is_first else 1 - math.exp(-passed_s / self._time_constant_s)
         self.per_s = (self.per_s or 0.0) * (1 - share) + (count - self._noted_count) / passed_s * share
         self._noted_at, self._noted_count = now, count
 

@@ -305,7 +305,7 @@ def plan_move(
     """Return the lease to take now from another owner; None when none should move to this replica."""
     owned: defaultdict[str, list[str]] = defaultdict(list)
     for key, one in unfinished.items():
-        if one.lease.actual_owner not in (None, me) and key not in held:
+        if key not in held:  # and no other lease is free
             owned[one.lease.actual_owner or me].append(key)
     by_owner = {owner: sum(map(loads.__getitem__, keys)) for owner, keys in owned.items()}
     mine = sum(loads[key] for key in held if key in loads)

@@ -22,7 +22,7 @@ def test_trouble_that_lasts_gives_leases_away() -> None:
 
 def test_replica_that_is_able_again_takes_only_free_leases_for_a_time() -> None:
     ability = Ability()
-    ability.note(CITRUS, now=100.0)
+    ability.note(STREAM, now=100.0)
     ability.note(None, now=200.0)
     ability.note(None, now=220.0)
     assert [ability.reach(200.0 + PATIENCE_S + more) for more in (-0.1, 0.0)] == [Reach.FREE, Reach.ALL]

@@ -54,12 +54,6 @@ def test_take_expired_lease() -> None:
     assert takes(seen([BAR], since=EXPIRED)) == ["000"]
 
 
-def test_take_own_lease() -> None:
-    wanted = plan_takes(seen([ME]), held=(), now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
-
-    assert [lease.lease_key for lease in wanted] == ["000"]
-
-
 def test_non_greedy_take() -> None:
     observations = seen([None] * 4) | seen([BAR, BAZ], first=4)
 
@@ -135,6 +129,11 @@ def _scan(table: Mapping[int, str | None], alive: Iterable[str]) -> dict[str, Ob
     return found
 
 
+def test_own_lease_that_is_not_held_is_taken() -> None:
+    wanted = plan_takes(seen([ME]), held=(), now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
+    assert [lease.lease_key for lease in wanted] == ["000"]
+
+
 def test_steal_is_never_of_what_is_held() -> None:
     wanted = plan_takes(seen([BAZ] * 4), held=["003"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
     assert [lease.lease_key for lease in wanted] == ["002"]
@@ -152,6 +151,8 @@ def test_replica_in_trouble_takes_only_what_nobody_else_takes() -> None:
     }
     taken = {reach: takes(observations, reach=reach) for reach in Reach}
     assert taken[Reach.LEFT] == ["005", "h", "006"]
+    assert takes(seen([BAR] * 4), reach=Reach.FREE) == []
+    assert takes({**seen([ME, ME, BAR]), "g": given_away}) == ["g"]
     assert ("g" in taken[Reach.FREE], "003" in taken[Reach.FREE], "g" in taken[Reach.ALL]) == (False, True, True)
 
 
@@ -164,7 +165,7 @@ def test_no_steal_when_expired_leases() -> None:
 def test_finished_leases_count_for_nobody() -> None:
     finished = {
         key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
-        for key, one in seen([None, BAR, BAR, BAR], first=10).items()
+        for key, one in seen([None, BAR, BAR, BAR, ME], first=10).items()
     }
 
     assert takes(seen([ME, BAR]) | finished) == []
@@ -177,9 +178,10 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
         "old": Observation(Lease("old", LATEST, owner=BAR), 10.0),
         "free": Observation(Lease("free", LATEST), 50.0),
         "held": Observation(Lease("held", LATEST, owner=ME), 10.0),
+        "mine": Observation(Lease("mine", LATEST, owner=ME), 60.0),  # the answer to its take was lost
     }
     taken = takeable_leases(observations, held=("held",), now=NOW, lease_duration_s=DURATION_S, me=ME)
-    assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
+    assert [lease.lease_key for lease in taken] == ["free", "mine", "old", "young"]
 
 
 @pytest.mark.parametrize(

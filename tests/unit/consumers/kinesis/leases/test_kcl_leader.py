@@ -52,24 +52,30 @@ def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
     assert state_of([("table", rows)]) == STATE
 
 
+RUNS, WAITS = "assigns the leases as soon as it runs", "does not begin to assign the leases while a worker without"
+
+
 @pytest.mark.parametrize(
-    ("versions", "expected"),
+    ("versions", "is_leading", "is_reported_to", "outlook"),
     [
-        (set(), False),
-        ({""}, False),
-        ({"CLIENT_VERSION_INIT"}, False),
-        ({"CLIENT_VERSION_2X"}, False),
-        ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, False),
-        ({"CLIENT_VERSION_3X"}, True),
-        ({"CLIENT_VERSION_3X_WITH_ROLLBACK"}, True),
-        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X"}, True),
+        (set(), False, False, None),
+        ({""}, False, False, None),
+        ({"CLIENT_VERSION_INIT"}, False, False, None),
+        ({"CLIENT_VERSION_2X"}, False, False, None),
+        ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, False, True, WAITS),
+        ({"CLIENT_VERSION_3X"}, True, True, RUNS),
+        ({"CLIENT_VERSION_3X_WITH_ROLLBACK"}, True, True, RUNS),
+        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X"}, True, True, RUNS),
     ],
 )
-def test_leader_assigns_the_leases_in_the_modes_of_3_x_only(versions: set[str], expected: bool) -> None:  # noqa: FBT001  # a column of the table
+def test_mode_tells_whether_the_kcl_assigns_leases_and_reads_metrics(
+    versions: set[str], outlook: str | None, *, is_leading: bool, is_reported_to: bool
+) -> None:
     state = replace(STATE, client_versions=versions)
-
-    assert state.is_version_leading == expected
-    assert bool(leading_owners(state, [])) == expected
+    assert (state.is_version_leading, is_reporting_wanted(state)) == (is_leading, is_reported_to)
+    assert bool(leading_owners(state, [])) == is_leading
+    told = outlook_of(state)
+    assert told is None if outlook is None else outlook in (told or "")
 
 
 BEFORE_BEAT = replace(STATE, leader_beats={("table", "worker-1"): "v0"})
@@ -119,23 +125,6 @@ def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
     assert new_leaders(state, before) == expected
 
 
-@pytest.mark.parametrize(
-    ("versions", "expected"),
-    [
-        (set(), ""),
-        ({"CLIENT_VERSION_2X"}, ""),
-        ({"CLIENT_VERSION_INIT"}, ""),
-        ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, "does not begin to assign the leases while a worker without its metrics"),
-        ({"CLIENT_VERSION_3X"}, "assigns the leases as soon as it runs"),
-        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X_WITH_ROLLBACK"}, "assigns the leases as soon as it runs"),
-    ],
-)
-def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions: set[str], expected: str) -> None:
-    outlook = outlook_of(KclState(versions))
-
-    assert (expected in outlook) if outlook else expected == ""
-
-
 def test_lock_without_a_version_is_none() -> None:
     assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()
 
@@ -163,21 +152,6 @@ def test_metrics_of_a_replica_are_no_sign_of_life_of_the_kcl() -> None:
 
     assert state_of([("table", [row])]) == KclState()
     assert state_of([("table", [theirs])]).worker_beats == {("table", "host:1:me"): "1790000000"}
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [
-        ("CLIENT_VERSION_INIT", False),
-        ("CLIENT_VERSION_2X", False),
-        ("CLIENT_VERSION_UPGRADE_FROM_2X", True),
-        ("CLIENT_VERSION_3X_WITH_ROLLBACK", True),
-        ("CLIENT_VERSION_3X", True),
-    ],
-)
-def test_metrics_are_written_while_the_application_reads_them(version: str, expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    assert is_reporting_wanted(KclState({version})) == expected
-    assert not is_reporting_wanted(KclState())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import (
+    HELD,
+    METERED_BY,
+    READ_TO,
     READ_UP_TO,
     REPORT,
     TIME_CONSTANT_S,
@@ -206,6 +209,29 @@ TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l
 AHEAD = ReadAhead(Position(40), FEWER)
 
 
+def test_lease_reads_what_a_renewal_writes() -> None:
+    report = LeaseReport(ME, "2", ReplicaFigures(unable="citrus_unreachable"))
+    written = Progress(Position(17, 3), AHEAD, NOON, TENANTS, 2.5, report, is_given_away=True).attributes(ME)
+    row = {name: value for name, value in (MINIMAL_ROW | {"leaseOwner": {"S": ME}} | written).items() if value}
+    assert lease_of(row) == Lease(
+        MINIMAL_ROW["leaseKey"]["S"],
+        Position(17, 3),
+        owner=ME,
+        ahead=AHEAD,
+        read_up_to=NOON,
+        last_read_up_to=NOON,
+        pending_tenants=TENANTS,
+        throughput_kbps=2.5,
+        metered_by=ME,
+        report=report,
+        unable_of=ME,
+    )
+    removed = {name for name, value in written.items() if value is None}
+    assert removed == {"pendingCheckpoint", "pendingCheckpointSubSequenceNumber", "pendingCheckpointState"}
+    assert written["ownerSwitchesSinceCheckpoint"] == {"N": "0"}
+    assert Progress().attributes(ME) == {METERED_BY: {"S": ME}} | dict.fromkeys([READ_UP_TO, UNABLE, READ_TO, HELD])
+
+
 @pytest.mark.parametrize(
     ("progress", "row", "expected"),
     [
@@ -294,7 +320,7 @@ def test_time_read_up_to_counts_if_the_owner_has_written_it(owners: dict[str, st
 @pytest.mark.parametrize("writer", [ME, "host:2:other"])
 def test_report_and_marks_of_a_row_are_those_of_its_reader(writer: str) -> None:
     report = LeaseReport(writer, "2", ReplicaFigures(unable="citrus_unreachable"))
-    row = row_of(Lease("a", Position(17), owner=ME))
+    row = row_of(Lease("a", Position(17), owner="next")) | {"checkpointOwner": {"S": ME}}
     row |= {REPORT: {"S": encode_report(report)}, UNABLE: {"S": writer}}
     found = lease_of(row)
     assert found is not None
@@ -303,7 +329,7 @@ def test_report_and_marks_of_a_row_are_those_of_its_reader(writer: str) -> None:
 
 def test_view_of_a_stream_is_its_last_scan() -> None:
     view = StreamView()
-    assert (view.observations, view.leases, view.gone, view.retention) == ({}, {}, frozenset(), None)
+    assert (view.observations, view.leases, view.gone, view.scanned_at) == ({}, {}, frozenset(), 0.0)
     lease = Lease("a", Position(17), counter=1, owner=ME)
     view.update([lease], now=10.0)
     view.update([lease], now=14.0)

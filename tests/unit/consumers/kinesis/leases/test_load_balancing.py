@@ -52,6 +52,8 @@ def test_lease_moves_from_the_heaviest_to_the_lightest_replica_whatever_their_co
         pytest.param([10.0], [400.0], id="one lease alone cannot be divided"),
         pytest.param([100.0], [98.0, 2.0], id="no lease to gain from"),
         pytest.param([200.0], [100.0, 50.0], id="mine is heavier"),
+        pytest.param([95.0], [101.0, 4.0], id="neither is heavy or light"),
+        pytest.param([90.0], [93.0, 18.0], id="a gain that is too small"),
     ],
 )
 def test_nothing_moves_when_nothing_is_gained(mine: list[float], theirs: list[float]) -> None:
@@ -62,16 +64,21 @@ def test_light_replica_takes_from_one_that_is_not_heavy() -> None:
     others = {f"bar{number}": [10.0] * 10 for number in range(20)}
 
     assert moved(fleet(**others))[0].startswith("bar0-")
+    assert moved(fleet(me=[10.0] * 8, **others))[0].startswith("bar0-")
     assert moved(fleet(me=[10.0] * 9, **others)) == []
 
 
+def test_replica_with_its_share_takes_nothing_though_others_are_heavy() -> None:
+    assert moved(fleet(me=[110], bar=[150, 10], baz=[150, 10], light=[10])) == []
+
+
 def test_replicas_that_see_the_same_take_from_different_owners() -> None:
-    observations = fleet(me=[10], other=[20], third=[30], bar=[50, 50, 90], baz=[50, 50, 80])
+    observations = fleet(me=[10], other=[20], third=[30], bar=[50, 50, 80], baz=[50, 50, 90])
     taken = [moved(observations, me=me) for me in ("me", "other", "third")]
 
-    assert [key[0].partition("-")[0] if key else None for key in taken] == ["bar", "baz", None]
-    assert moved(observations, me="new", draw=0.0)[0].startswith("bar")
-    assert moved(observations, me="new", draw=0.99)[0].startswith("baz")
+    assert [key[0].partition("-")[0] if key else None for key in taken] == ["baz", "bar", None]
+    assert moved(observations, me="new", draw=0.0)[0].startswith("baz")
+    assert moved(observations, me="new", draw=0.99)[0].startswith("bar")
 
 
 @pytest.mark.parametrize("metered_by", [None, "elsewhere"])

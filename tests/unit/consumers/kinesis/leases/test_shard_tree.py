@@ -13,15 +13,17 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_rules import (
     HASH_KEY_LAST,
     InitialPosition,
+    child_leases,
     first_hole,
     first_hole_in_leases,
+    first_leases,
     is_torn,
     missing_leases,
     pending_at_parents,
     removable_leases,
     unfinished_parents,
 )
-from simplu_worker.consumers.kinesis.stream.client import StreamShard
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import (
     AT_TIMESTAMP,
     LATEST,
@@ -116,6 +118,15 @@ def test_missing_lease_carries_what_the_listing_says() -> None:
     assert lease == Lease(
         name(10), AT_TIMESTAMP, parents=frozenset({name(5)}), hash_range=_tenth(8, 9), started_at=INSTANT
     )
+
+
+def test_first_leases_and_those_of_children_are_as_the_stream_lists_them() -> None:
+    first = first_leases(TREE[:2][::-1], INITIAL[LATEST_POSITION])
+    assert first == [Lease(name(n), LATEST, hash_range=_tenth(n, n), started_at=INSTANT) for n in (0, 1)]
+    child = ChildShard(name(9), parents=frozenset({name(5)}), hash_range=_tenth(6, 7))
+    assert child_leases([child]) == [
+        Lease(name(9), TRIM_HORIZON, parents=frozenset({name(5)}), hash_range=_tenth(6, 7))
+    ]
 
 
 @st.composite
