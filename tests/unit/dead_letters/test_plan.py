@@ -133,19 +133,12 @@ def test_filters_mean_what_all_of_them_mean(filters: LettersRequest, expected: b
     assert filters.match(letter(), "m-1") is expected
 
 
-@pytest.mark.parametrize(
-    "filters",
-    [
-        LettersRequest(reasons=frozenset({DeadLetterReason.TOO_LARGE})),
-        LettersRequest(source=Source.SQS),
-        LettersRequest(business_id="b", location_id="l"),
-        LettersRequest(since=FAILED_AT),
-        LettersRequest(until=FAILED_AT),
-        LettersRequest(message_ids=frozenset({"m-1"})),
-    ],
-)
-def test_filter_matches_all_only_without_any_criterion(filters: LettersRequest) -> None:
-    assert (filters.is_all, LettersRequest().is_all) == (False, True)
+def test_request_is_for_all_only_without_any_criterion() -> None:
+    criteria: list[dict[str, Any]] = [
+        *({"reasons": frozenset({DeadLetterReason.TOO_LARGE})}, {"source": Source.SQS}, {"since": FAILED_AT}),
+        *({"until": FAILED_AT}, {"message_ids": frozenset({"m-1"})}, {"business_id": "b", "location_id": "l"}),
+    ]
+    assert [LettersRequest(**one).is_all for one in ({"apply": True}, *criteria)] == [True] + [False] * len(criteria)
 
 
 @pytest.mark.parametrize(

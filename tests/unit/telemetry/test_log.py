@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 from support.processor_time import cpu_s, least_cpu_s
 
 from simplu_worker.telemetry import log as log_module
-from simplu_worker.telemetry.log import configure_logging, recent_errors, register_secret, scrub, scrub_text
+from simplu_worker.telemetry.log import (
+    LINES_MAX,
+    BackgroundStream,
+    configure_logging,
+    recent_errors,
+    register_secret,
+    scrub,
+    scrub_text,
+)
 from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator, dedup_key
 
 PLANTED = "s3cret-of/the'day%40\\x"
@@ -295,3 +304,33 @@ def test_log_writes_no_text_that_could_not_be_scrubbed(stream: io.StringIO) -> N
 
     assert [line["event"] for line in _lines_of(stream)] == ["log.failed"]
     assert PLANTED not in stream.getvalue()
+
+
+def test_stream_writes_in_order_and_drops_what_finds_no_room() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    dropped: list[int] = []
+    with os.fdopen(writing, "w", encoding="utf-8") as file:
+        stream = BackgroundStream(file, on_drop=dropped.append)
+        lines = [f"{number:5} {'ü' * 500}\n" for number in range(2 * LINES_MAX)]
+        for line in lines:
+            stream.write(line)
+        assert sum(dropped) > 0
+        kept, written = len(lines) - sum(dropped), b""
+        while written.count(b"\n") < kept:
+            written += os.read(reading, 65536)
+        shown = written.decode().splitlines(keepends=True)
+        assert (len(shown), shown) == (kept, [line for line in lines if line in set(shown)])
+        assert stream.drain(within_s=60.0)
+    os.close(reading)
+
+
+def test_stream_drops_lines_when_its_pipe_is_closed() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    dropped: list[int] = []
+    with os.fdopen(writing, "w", encoding="utf-8") as file:
+        stream = BackgroundStream(file, on_drop=dropped.append)
+        stream.write("two\nlines\n")
+        assert stream.drain(within_s=60.0)
+    assert dropped == [2]

@@ -1,12 +1,30 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.leases.lease import ReplicaFigures
-from simplu_worker.status.history import POINTS_MAX, Figures, quantile
+from simplu_worker.status.answers import StreamPoints
+from simplu_worker.status.history import (
+    DAY_POINTS_MAX,
+    FOLDED,
+    INTERVAL_S,
+    POINTS_MAX,
+    STREAM_SHARDS_MAX,
+    Figures,
+    FleetHistory,
+    FleetPoint,
+    StreamHistory,
+    fleet_point,
+    fold,
+    quantile,
+)
 
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 BOUNDS_S = (0.1, 1.0, 10.0)
 
 
@@ -43,3 +61,97 @@ def test_quantiles_rise_with_their_share(counts: list[int], one: float, other: f
     low, high = (quantile(share, counts, BOUNDS_S) for share in sorted((one, other)))
     assert (low is None) == (high is None) == (sum(counts) == 0)
     assert low is None or high is None or 0 <= low <= high + 1e-9 <= BOUNDS_S[-1] + 1e-6
+
+
+UNKNOWN = FleetPoint(round(NOW.timestamp()), None, None, None, None, None, None)
+
+
+def point(number: int, **members: Any) -> FleetPoint:
+    return UNKNOWN._replace(at=round(NOW.timestamp() + number * INTERVAL_S), **members)
+
+
+def row(**members: Any) -> dict[str, Any]:
+    return {"owner": "a", "recordsPerSecond": 10.0, "lagSeconds": 1.0} | members
+
+
+def replica(**members: Any) -> dict[str, Any]:
+    known = {"latencyP99Seconds": 0.2, "heldTargets": 1.0, "deadLetters": 3, "isSilent": False}
+    return known | members
+
+
+def test_point_is_of_the_whole_fleet() -> None:
+    report = {
+        "streamShards": [row(), row(recordsPerSecond=5.0, lagSeconds=4.0), row(recordsPerSecond=None)],
+        "replicas": [replica(), replica(latencyP99Seconds=0.5, deadLetters=None)],
+    }
+    assert fleet_point(report, NOW) == FleetPoint(UNKNOWN.at, 15.0, 4.0, 0.5, 2.0, 3, 2.0)
+
+
+def test_what_no_replica_has_renewed_is_not_known() -> None:
+    old = {
+        "streamShards": [row(recordsPerSecond=None, lagSeconds=None), row(owner=None)],
+        "replicas": [replica(isSilent=True)],
+    }
+    assert fleet_point(old, NOW) == UNKNOWN._replace(replicas=0.0)
+
+
+def test_hour_has_its_last_points_with_their_times() -> None:
+    history = FleetHistory()
+    for number in range(POINTS_MAX + 3):
+        history.note(point(number, lag_seconds=float(number)))
+    hour, _ = history.view()
+    assert hour.lag_seconds == [float(number) for number in range(3, POINTS_MAX + 3)]
+    assert (hour.at[0], hour.at[-1] - hour.at[0]) == (NOW.timestamp() + 90, 119 * 30)
+    assert hour.records_per_second == [None] * POINTS_MAX
+
+
+def test_day_folds_ten_minutes_into_a_point() -> None:
+    history = FleetHistory()
+    for number in range(FOLDED + 1):
+        history.note(point(number, lag_seconds=float(number), records_per_second=float(number)))
+    _, day = history.view()
+    assert (day.lag_seconds, day.records_per_second) == ([19.0, 20.0], [9.5, 20.0])
+    for number in range(FOLDED + 1, (DAY_POINTS_MAX + 2) * FOLDED):
+        history.note(point(number))
+    assert len(history.view()[1].at) == DAY_POINTS_MAX
+
+
+def test_fold_of_unknown_points_is_unknown() -> None:
+    assert fold([UNKNOWN, point(1)]) == point(1)
+    assert fold([point(0, held_targets=2.0), point(1)]).held_targets == 2.0
+
+
+def stream_row(
+    name: str, lag_s: float | None = None, records_per_s: float | None = None, **more: Any
+) -> dict[str, Any]:
+    return {"streamShard": name, "state": "reading", "lagSeconds": lag_s, "recordsPerSecond": records_per_s} | more
+
+
+def test_stream_shard_has_a_point_of_each_note() -> None:
+    history = StreamHistory()
+    assert (history.noted_at, history.view()) == (None, [])
+    history.note([stream_row("b", 1.5, 20.0), stream_row("a"), stream_row("c", 1.0)], NOW)
+    history.note([stream_row("a", 0.25, 3.0), stream_row("b"), stream_row("c", 1.0, state="ended")], NOW)
+    assert history.noted_at == "2026-11-23T12:00:00+00:00"
+    assert history.view() == [
+        StreamPoints("a", [None, 0.25], [None, 3.0]),
+        StreamPoints("b", [1.5, None], [20.0, None]),
+    ]
+
+
+def test_stream_shard_has_an_hour() -> None:
+    history = StreamHistory()
+    for number in range(POINTS_MAX + 5):
+        history.note([stream_row("a", float(number))], NOW)
+    (one,) = history.view()
+    assert one.lag_seconds == [float(number) for number in range(5, POINTS_MAX + 5)]
+
+
+def test_stream_shards_beyond_the_bound_are_those_least_behind() -> None:
+    history = StreamHistory()
+    first = [stream_row(f"s{number:03}", float(number)) for number in range(STREAM_SHARDS_MAX + 2)]
+    history.note(first, NOW)
+    kept = {one.stream_shard for one in history.view()}
+    assert kept == {one["streamShard"] for one in first[2:]}
+    history.note([stream_row("new", 9e9), stream_row("newer", 1.0), *first[3:]], NOW)
+    assert {one.stream_shard for one in history.view()} == kept - {"s002"} | {"new"}
