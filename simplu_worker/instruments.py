@@ -10,6 +10,7 @@ import platform
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, product
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import HistogramMetricFamily
@@ -409,20 +410,24 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
         metric.labels(*labels)
 
 
-_start_at_zero(OPERATIONS, vocabulary.Source, vocabulary.OperationKind, vocabulary.OperationOutcome)
-_start_at_zero(RETRIES, vocabulary.Source, vocabulary.Retry)
+KNOWN_LABELS: Final[dict[Counter | Gauge | Histogram, tuple[Iterable[str], ...]]] = {
+    OPERATIONS: (vocabulary.Source, vocabulary.OperationKind, vocabulary.OperationOutcome),
+    RETRIES: (vocabulary.Source, vocabulary.Retry),
+    DEAD_LETTERS: (vocabulary.DeadLetterReason,),
+    HELD_TARGETS: (vocabulary.HoldReason,),
+    HELD_AGE: (vocabulary.HoldReason,),
+    SHARD_PROBLEMS: (vocabulary.ShardProblem,),
+    KINESIS_READ_RECORDS: (vocabulary.StreamReader,),
+    KINESIS_LEASES: (vocabulary.LeaseState,),
+    CITRUS_REQUEST: (vocabulary.CitrusEndpoint, vocabulary.CitrusOutcome),
+    PROVISIONING: (vocabulary.ProvisioningOutcome,),
+    SHARD_MAP_RELOADS: (vocabulary.ReloadOutcome,),
+    FEED_FILE_RELOADS: (vocabulary.ReloadOutcome,),
+    CACHE_INVALIDATIONS: (vocabulary.CacheOutcome,),
+    MOVES: (vocabulary.MoveOutcome,),
+    LOG_LINES_DROPPED: (LOG_STREAMS,),
+    INTERNAL_ERRORS: (vocabulary.TargetKind,),
+}
+for _metric, _words in KNOWN_LABELS.items():
+    _start_at_zero(_metric, *_words)
 _start_at_zero(RETRIES, ["citrus"], vocabulary.CitrusEndpoint)
-_start_at_zero(DEAD_LETTERS, vocabulary.DeadLetterReason)
-_start_at_zero(HELD_TARGETS, vocabulary.HoldReason)
-_start_at_zero(HELD_AGE, vocabulary.HoldReason)
-_start_at_zero(SHARD_PROBLEMS, vocabulary.ShardProblem)
-_start_at_zero(KINESIS_READ_RECORDS, vocabulary.StreamReader)
-_start_at_zero(KINESIS_LEASES, vocabulary.LeaseState)
-_start_at_zero(CITRUS_REQUEST, vocabulary.CitrusEndpoint, vocabulary.CitrusOutcome)
-_start_at_zero(PROVISIONING, vocabulary.ProvisioningOutcome)
-_start_at_zero(SHARD_MAP_RELOADS, vocabulary.ReloadOutcome)
-_start_at_zero(FEED_FILE_RELOADS, vocabulary.ReloadOutcome)
-_start_at_zero(CACHE_INVALIDATIONS, vocabulary.CacheOutcome)
-_start_at_zero(MOVES, vocabulary.MoveOutcome)
-_start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
-_start_at_zero(INTERNAL_ERRORS, vocabulary.TargetKind)

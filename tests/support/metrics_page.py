@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from support.requires import ROOT
 
 from simplu_worker import instruments, vocabulary
-from simplu_worker.instruments import BatchHistogram
+from simplu_worker.instruments import KNOWN_LABELS, BatchHistogram
 from simplu_worker.status import words
 from simplu_worker.status.words import UnreadyReason
 
@@ -31,31 +31,20 @@ AREAS: Final = {  # by the first metric of each
 }
 # The words of each label that has a closed set of them, by metric and label.
 WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
+    f"{metric._name}{'_total' if metric._type == 'counter' else ''} {label}": (cast("type[StrEnum]", words),)
+    for metric, known in KNOWN_LABELS.items()
+    for label, words in zip(metric._labelnames, known, strict=True)
+    if isinstance(words, type) and label != "source"
+} | {
     "simplu_operations_total source": (vocabulary.Source,),
-    "simplu_operations_total operation": (vocabulary.OperationKind,),
-    "simplu_operations_total outcome": (vocabulary.OperationOutcome,),
     "simplu_operation_latency_seconds source": (vocabulary.Source,),
     "simplu_retries_total reason": (vocabulary.Retry, vocabulary.CitrusEndpoint),
-    "simplu_dead_letters_total reason": (vocabulary.DeadLetterReason,),
-    "simplu_held_targets reason": (vocabulary.HoldReason,),
-    "simplu_held_age_seconds reason": (vocabulary.HoldReason,),
-    "simplu_kinesis_leases state": (vocabulary.LeaseState,),
-    "simplu_kinesis_read_records_total reader": (vocabulary.StreamReader,),
     "simplu_sqs_messages_total outcome": (vocabulary.MessageOutcome,),
     "simplu_shard_errors_total kind": (vocabulary.ShardErrorKind,),
     "simplu_shard_connections state": (vocabulary.ConnectionState,),
-    "simplu_shard_problems problem": (vocabulary.ShardProblem,),
     "simplu_unready reason": (UnreadyReason,),
     "simplu_shard_commit_safety safety": (vocabulary.CommitSafety,),
-    "simplu_citrus_request_seconds endpoint": (vocabulary.CitrusEndpoint,),
-    "simplu_citrus_request_seconds outcome": (vocabulary.CitrusOutcome,),
-    "simplu_shard_map_reloads_total outcome": (vocabulary.ReloadOutcome,),
-    "simplu_feed_file_reloads_total outcome": (vocabulary.ReloadOutcome,),
-    "simplu_provisioning_total outcome": (vocabulary.ProvisioningOutcome,),
-    "simplu_moves_total outcome": (vocabulary.MoveOutcome,),
-    "simplu_cache_invalidations_total outcome": (vocabulary.CacheOutcome,),
     "simplu_feed_deliveries_total outcome": (vocabulary.FeedDelivery,),
-    "simplu_internal_errors_total target": (vocabulary.TargetKind,),
 }
 EXPLAINED_ELSEWHERE: Final = {  # the page that has more to say about each word
     vocabulary.HoldReason: "holding.md#holding",
