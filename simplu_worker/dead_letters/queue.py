@@ -26,6 +26,7 @@ from yarl import URL
 
 from simplu_worker.aws import sqs_queue
 from simplu_worker.aws.clients import Client
+from simplu_worker.aws.sending import RequestBounds, cut, queue_producer
 from simplu_worker.dead_letters.letter import (
     NotADeadLetterError,
     ParsedDeadLetter,
@@ -55,6 +56,7 @@ class DeadLetterQueue:
 
     def __init__(self, client: Client, url: str, *, draw: Callable[[], float] = random.random) -> None:
         self.queue = sqs_queue.Queue(client, url)
+        self._producer = queue_producer(self.queue)
         self._draw = draw
         self._max_bytes = MAX_MESSAGE_DEFAULT_BYTES
 
@@ -73,15 +75,12 @@ class DeadLetterQueue:
         Raises RetryableError when *stopping* is set before: their records must then stay unacknowledged, to be read
         again.
         """
-        batch_count = sqs_queue.BATCH_MAX_COUNT
         failure_count = 0
         while True:
-            left, error = await self._send_all(letters, batch_count)
+            left, error = await self._send_all(letters)
             if error is None:
                 return
             failure_count = failure_count + 1 if len(left) == len(letters) else 1
-            if isinstance(error, PermanentError):
-                batch_count = 1  # a letter that the queue refuses must not take others with it
             letters = left
             delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             log.warning(
@@ -90,52 +89,36 @@ class DeadLetterQueue:
                 count=len(letters),
                 failure_count=failure_count,
                 retry_in_s=round(delay_s, 1),
-                error=str(error),
+                error=error,
             )
             if await sleep_or_event(delay_s, until=stopping):
                 raise RetryableError(f"stopping with {len(letters)} dead letters not stored: {error}")
             await self.read_limits()  # a limit that was unknown, or lowered, may be the cause
 
-    async def _send_all(
-        self, letters: Sequence[DeadLetter], batch_count: int
-    ) -> tuple[list[DeadLetter], WorkerError | None]:
-        """Send each letter once; return those that were not stored, and the last error."""
+    async def _send_all(self, letters: Sequence[DeadLetter]) -> tuple[list[DeadLetter], str | None]:
+        """Send each letter once, until the queue does not answer; return those not stored, and the last error."""
         left: list[DeadLetter] = []
-        error: WorkerError | None = None
+        error: str | None = None
+        bounds = RequestBounds(sqs_queue.BATCH_MAX_COUNT, max(BATCH_MIN_BYTES, self._max_bytes))
         position = 0
         while position < len(letters):
-            bodies = await self._encode_batch(letters, position, batch_count)
-            batch = letters[position : position + len(bodies)]
-            try:
-                unsent = await self.queue.send([self._outgoing(*pair) for pair in zip(batch, bodies, strict=True)])
-            except (RetryableError, PermanentError) as exc:
-                return [*left, *letters[position:]], exc
-            if unsent:
-                code = [*unsent.values()][-1]
-                error = PermanentError(f"SendMessageBatch: {len(unsent)} of {len(batch)} entries: {code}")
-            left += [letter for index, letter in enumerate(batch) if index in unsent]
-            self._log_stored([letter for index, letter in enumerate(batch) if index not in unsent])
-            position += len(bodies)
+            few = [(one, await self._encode(one)) for one in letters[position : position + bounds.max_count]]
+            for request in cut(few, bounds, key_of=lambda _: None, size_of=lambda pair: len(pair[1].body)):
+                position += len(request)
+                unsent = await self._producer.put([message for _, message in request])
+                left += [letter for index, (letter, _) in enumerate(request) if index in unsent]
+                self._log_stored([letter for index, (letter, _) in enumerate(request) if index not in unsent])
+                error = next((one.error for one in unsent.values()), error)
+                if len(unsent) == len(request) and not any(one.is_at_fault for one in unsent.values()):
+                    return [*left, *letters[position:]], error
         return left, error
 
-    async def _encode_batch(self, letters: Sequence[DeadLetter], position: int, batch_count: int) -> list[str]:
-        bodies: list[str] = []
-        room_bytes = max(BATCH_MIN_BYTES, self._max_bytes)
-        for letter in letters[position : position + batch_count]:
-            body = await self._encode(letter)
-            room_bytes -= len(body)
-            if bodies and room_bytes < 0:
-                break
-            bodies.append(body)
-        return bodies
-
-    async def _encode(self, letter: DeadLetter) -> str:
+    async def _encode(self, letter: DeadLetter) -> sqs_queue.OutgoingMessage:
         if len(letter.record) < IN_THREAD_BYTES:
-            return encode_dead_letter(letter, self._max_bytes)
-        return await asyncio.to_thread(encode_dead_letter, letter, self._max_bytes)
-
-    def _outgoing(self, letter: DeadLetter, body: str) -> sqs_queue.OutgoingMessage:
-        return sqs_queue.OutgoingMessage(body=body, fifo=fifo_ids_of(letter) if self.queue.is_fifo else None)
+            body = encode_dead_letter(letter, self._max_bytes)
+        else:
+            body = await asyncio.to_thread(encode_dead_letter, letter, self._max_bytes)
+        return sqs_queue.OutgoingMessage(body, fifo_ids_of(letter) if self.queue.is_fifo else None)
 
     def _log_stored(self, letters: Sequence[DeadLetter]) -> None:
         alike: defaultdict[tuple[DeadLetterReason, str | None, str | None], list[DeadLetter]] = defaultdict(list)
