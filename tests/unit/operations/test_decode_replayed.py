@@ -119,12 +119,6 @@ def test_other_ids_with_the_prefix_are_refused_beside_any_place(request_id: str)
     assert isinstance(outcome, RejectedRecord) == request_id.startswith("simplu:")
 
 
-def test_replayed_record_without_its_id_gets_a_new_one() -> None:
-    operation = decoded(record(simpluReplay=PLACE))
-    assert isinstance(operation, Operation)
-    assert operation.request_id == derived_request_id(AGAIN)
-
-
 @given(stream=st.text(max_size=8), shard=st.text(max_size=8), number=st.text(max_size=8), sub=st.integers(0, 9))
 def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, number: str, sub: int) -> None:
     origin = msgspec.structs.replace(

@@ -62,6 +62,7 @@ def test_creation_is_decoded_wherever_its_type_is_named(text: str, attributes: d
     ("members", "location_id", "tenant_id"),
     [
         ({}, "l", "b-l"),
+        ({"locationId": "l" * 128}, "l" * 128, f"b-{'l' * 128}"),
         ({"action": "destroy_all"}, None, None),
         ({"action": "destroy_all", "locationId": None}, None, None),
         ({"action": "destroy_all", "locationId": ""}, None, None),
@@ -204,9 +205,3 @@ def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
-
-
-def test_destruction_takes_a_location_of_the_greatest_length() -> None:
-    decoded = decode(ControlType.SHARD_DESTRUCTION, locationId="x" * 128)
-    assert isinstance(decoded, ShardDestruction)
-    assert decoded.location_id == "x" * 128
