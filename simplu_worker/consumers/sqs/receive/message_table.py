@@ -233,7 +233,7 @@ class MessageTable:
             decision.lost += lost
             held_count = len(undecided) + len(lane.queued)
             if undecided and not lost and may_hold and self._may_hold(*undecided[0], held_count, room_count, now=now):
-                room_count -= held_count if undecided[0][1].delay_s > 0 else 0
+                room_count -= held_count
                 self._hold(lane, undecided, now)
             elif undecided or lost:
                 decision.returned += self._returned(lane, undecided)

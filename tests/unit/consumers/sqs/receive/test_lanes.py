@@ -216,6 +216,13 @@ def test_lost_message_sends_back_what_is_behind_it(
     assert (decision.retried_count, lanes.queued_count, lanes.handling_count) == (retried_count, 0, 0)
 
 
+def test_groups_of_a_call_are_decided_together() -> None:
+    lanes = fifo("a1 b1 c1 d1")
+    verdicts = [Done(), Done(), ReturnToQueue(1), ReturnToQueue(1)]
+    decision = decide(lanes, lanes.take_call(now=0), *verdicts, lost="a1 b1")
+    assert (names(decision.lost), decision.retried_count) == ("a1 b1", 2)
+
+
 def test_lost_queued_message_leaves_with_those_behind_it() -> None:
     lanes = fifo("a1 a2 a3 b1")
     assert names(lanes.take_behind(named("a2"))) == "a3"

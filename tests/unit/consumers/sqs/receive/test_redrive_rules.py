@@ -37,6 +37,7 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
     [
         ([], {}),
         ([], {"redrive_policy": policy(1000)}),
+        ([], {"redrive_policy": policy(100)}),
         (["maxReceiveCount"], {"redrive_policy": policy(3)}),
         (["maxReceiveCount"], {"redrive_policy": policy("3")}),
         (["maxReceiveCount"], {"redrive_policy": policy(4)}),
@@ -46,6 +47,7 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
         ([], {"redrive_policy": policy(1000), "target_retention_s": 345_600, "retention_s": None}),
         ([], {"redrive_policy": policy(1000), "target_retention_s": 1_209_600}),
         (["letters"], {"redrive_policy": policy(1000), "target_retention_s": 345_600}),
+        ([], {"redrive_policy": policy(1000), "target_retention_s": 345_601}),
         (["letters"], {"redrive_policy": policy(1000), "retention_s": 1_209_600, "target_retention_s": 1_209_599}),
         ([], {"redrive_policy": policy(1000), "retention_s": 1_209_600, "target_retention_s": 1_209_600}),
         ([], {"redrive_policy": policy(1000, "letters.fifo"), "target_retention_s": 345_600}),

@@ -39,6 +39,7 @@ def test_messages_that_are_due_soon_go_with_one_that_is() -> None:
     one = table(timeout_s=12)  # due after 4 s; soon is within 1 s
     for received_at, name in ((0.0, "due"), (0.0, "due too"), (1.0, "soon"), (1.001, "later")):
         one.add([message(name)], received_at=received_at)
+    assert one.next_due_in_s(0.0) == 4.0
     assert (due(one, 3.9), due(one, 4.0), due(one, 4.0)) == ([], [["due", "due too", "soon"]], [])
 
 
