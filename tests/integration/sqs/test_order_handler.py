@@ -22,20 +22,18 @@ from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
+from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.dead_letters.plan import ReplayRules, plan_resend
-from simplu_worker.operations.dead_letter import DeadLetter
-from simplu_worker.operations.operation import Operation, Origin, Outcome
+from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionClaim, TenantControls
 from simplu_worker.timing.clock import UtcClock
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.vocabulary import DeadLetterReason
 
 URL = "http://127.0.0.1/000000000000/"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -293,31 +291,6 @@ async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with
     assert [row["error"] for row in rows] == [None]
 
 
-async def test_replay_of_an_event_without_a_valid_time_is_a_repetition(
-    desk_with_window: Desk,
-) -> None:
-    event = {"type": "UPDATE", "orderId": "o1", "data": {"status": "pending"}, "firstSentAt": None}
-    first = sent_after(0, "UPDATE", {}, body=json.dumps(event), deduplication_id="pending")
-    assert await desk_with_window.handle(
-        sent_after(0, "CREATE", {}), first, sent_after(1, "UPDATE", {"status": "paid"})
-    )
-    origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id=first.message_id)
-    letter = DeadLetter(
-        reason=DeadLetterReason.RETRIES_EXHAUSTED,
-        error="raised",
-        origin=origin,
-        failed_at=NOW,
-        attempts=3,
-        record=first.body.encode(),
-        message_attributes=first.attributes,
-        deduplication_id=first.deduplication_id,
-    )
-    resend = plan_resend(letter, ReplayRules(None, {"orders.fifo": True}, 10_000, 1000))
-    assert isinstance(resend, OutgoingMessage)
-    assert await desk_with_window.handle(sent_after(10_000, "UPDATE", {}, body=resend.body)) == [Done()]
-    assert await desk_with_window.orders("ann") == {"o1": {"status": "paid"}}
-
-
 async def test_events_with_one_id_are_applied_in_turn_in_one_batch(desk_with_window: Desk) -> None:
     events = [
         sent_after(601 * number, type_, {"n": number}, deduplication_id="tick")
@@ -389,17 +362,6 @@ async def test_unregistered_tenant_is_given_up_when_overdue(desk: Desk) -> None:
     assert [verdict.reason for verdict in verdicts if isinstance(verdict, ToDeadLetter)] == ["unknown_tenant"] * 2
     assert verdicts[2:] == [RetryHeld(0.0), RetryHeld(0.0)]
     assert "o3" not in await desk.orders("ann")
-
-
-async def test_order_that_fails_holds_back_its_group_alone(desk: Desk) -> None:
-    await make_touchy(desk.pool("shard-1"))
-    failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
-    others = [*steps("ann", "o3", 3, group="good"), message("cat", "o4", group="good-too")]
-
-    for delay_s in RETRY_DELAYS_S:
-        assert await desk.handle(*failing, *others) == [RetryHeld(delay_s), ReturnToQueue(0), *[Done()] * 4]
-
-    assert await desk.orders("ann") == {"o3": {"n": 2}}
 
 
 class WatchedGateway(ShardGateway):
