@@ -218,7 +218,7 @@ def test_lost_message_sends_back_what_is_behind_it(
 
 def test_groups_of_a_call_are_decided_together() -> None:
     lanes = fifo("a1 b1 c1 d1")
-    verdicts = [Done(), Done(), ReturnToQueue(1), ReturnToQueue(1)]
+    verdicts: list[Verdict] = [Done(), Done(), ReturnToQueue(1), ReturnToQueue(1)]
     decision = decide(lanes, lanes.take_call(now=0), *verdicts, lost="a1 b1")
     assert (names(decision.lost), decision.retried_count) == ("a1 b1", 2)
 
