@@ -133,9 +133,9 @@ class LeaseRenewer:
 
         The checkpoint is SHARD_END where *is_ended*; where *is_unchanged*, all stays as the last renewal wrote it.
         """
-        checkpoint, ahead = positions.SHARD_END if is_ended else self._checkpoint(), self._ahead()
-        if is_unchanged:
-            checkpoint, ahead = None, self.lease.ahead
+        checkpoint, ahead = None, self.lease.ahead
+        if not is_unchanged:  # else the reader may have failed, and is not asked
+            checkpoint, ahead = positions.SHARD_END if is_ended else self._checkpoint(), self._ahead()
         is_released = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
