@@ -272,18 +272,6 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
     assert await tables(case) == before
 
 
-async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) -> None:
-    await case.old.insert(CLINIC, "patient", "p-1", {})
-    await case.old.insert(CLINIC, "patient", "p-2", "7")
-    await case.old.insert(("who", "knows"), "patient", "p-1", {})
-
-    await case.adopt(AdoptionChoices(leave_unresolved=True, leave_faulty=True))
-
-    assert set(await case.resources()) == {("clinic-main", "patient", "p-1")}
-    assert await fetch(case.pool, "SELECT id FROM tenants") == [{"id": "clinic-main"}]
-    assert len(await fetch(case.pool, "SELECT FROM resources_before_adoption")) == 3
-
-
 async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
@@ -417,19 +405,6 @@ async def test_workers_touch_nothing_while_a_shard_is_being_adopted(case: Case) 
 
     with pytest.raises(ShardUnavailableError, match="shards adopt"):
         await ensure_schema(case.pool)
-
-
-async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_has_one(case: Case) -> None:
-    await case.old.insert(CLINIC, "settings", "default", {"mine": True})
-    await case.old.insert(GYM, "member", "m-1", {})
-
-    await case.adopt()
-
-    rows = await fetch(
-        case.pool, "SELECT id, data::text FROM resources WHERE \"resourceName\" = 'settings' ORDER BY id"
-    )
-    assert [row["id"] for row in rows] == ["clinic-main", "gym-west"]
-    assert json.loads(rows[0]["data"]) == {"mine": True}
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Secret
-from support.citrus.for_commands import Lie, citrus_for_commands, refused
+from support.citrus.for_commands import citrus_for_commands, refused
 from support.postgres.databases import ShardMaker
-from support.postgres.move_cases import ROWS, TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
+from support.postgres.move_cases import TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
 from support.postgres.tenant_cases import TENANT
 from support.redis.server import RedisServer
 
@@ -176,30 +175,6 @@ async def test_cache_is_cleared_after_moves(
     assert "the cache was not cleared" in capsys.readouterr().err
 
 
-@pytest.mark.slow(0.3)
-async def test_copy_is_deleted_by_a_rollback_before_the_commit(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    settings = settings_of(tmp_path, *shards)
-    await ask(
-        shards[1],
-        "INSERT INTO tenants (id, business_id, location_id, business_type, state, epoch, move_token, control_at,"
-        " created_at) VALUES ('clinic-main', 'clinic', 'main', 'dental', 'incoming', 2, 1, now(), now())",
-    )
-    await ask(shards[1], ROWS, TENANT_ID, 20)
-
-    assert await roll_back(settings, apply=False) == 0
-    plan = answer_of(capsys)["rollback"]
-    assert (plan["shard"], plan["deletesCopiesOn"], plan["rowsDeleted"]) == ("a", ["b"], 20)
-    assert await ask(shards[0], "SELECT step FROM transfers") == []
-
-    assert await roll_back(settings) == 0
-    assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
-    assert await ask(shards[1], "SELECT FROM tenants") == []
-    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
-    assert await ask(shards[0], "SELECT step FROM transfers") == [{"step": "undone"}]
-
-
 @pytest.mark.parametrize(
     ("tenant", "shard_id", "error"),
     [
@@ -223,28 +198,18 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     assert error in answer_of(capsys)["error"]
 
 
-@pytest.mark.parametrize(
-    ("lie", "warning"),
-    [
-        (refused("PUT", 405), "Citrus has no PUT /api/shard/clinic-main"),
-        (refused("PUT", 503), "Citrus move: expected 200, got 503"),
-    ],
-    ids=["405", "503"],
-)
 @pytest.mark.slow(0.3)
 async def test_citrus_that_cannot_be_written_leaves_a_warning(
-    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str], lie: Lie, warning: str
+    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
-        with citrus.door.lying(lie):
+        with citrus.door.lying(refused("PUT", 405)):
             assert await move(citrus.settings, "b") == 0
         result = answer_of(capsys)
-        assert (result["outcome"], result["warning"].startswith(warning)) == ("moved", True), result["warning"]
+        assert result["outcome"] == "moved"
+        assert result["warning"].startswith("Citrus has no PUT /api/shard/clinic-main")
         assert "keep the old shard" in result["warning"]
         assert citrus.named(TENANT_ID) == "a"
-        if "run: " in result["warning"]:
-            command = shlex.split(result["warning"].partition("run: ")[2].partition(",")[0])
-            assert command == ["simplu-worker", "tenants", "move", *TENANT, "--to", "b", "--apply"]
         assert await move(citrus.settings, "b") == 0
         assert citrus.named(TENANT_ID) == "b"
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]

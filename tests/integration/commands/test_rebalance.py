@@ -328,6 +328,10 @@ async def test_shard_is_kept_until_the_move_to_it_that_has_begun_is_taken_back(
 ) -> None:
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
     assert await drain(settings, "b", apply=True) == 1
+    capsys.readouterr()
+    assert await show(rollback_tenant(settings, TENANT, apply=False, as_json=True), as_json=True) == 0
+    plan = json.loads(capsys.readouterr().out)["rollback"]
+    assert (plan["shard"], plan["deletesCopiesOn"], plan["rowsDeleted"]) == ("a", ["b"], 0)
     assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True, stay=True), as_json=True) == 0
     capsys.readouterr()
     assert await drain(settings, "b", apply=True) == 0

@@ -20,7 +20,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.log import note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, SupersededError, read_tenant
 from simplu_worker.shards.types import Rejection
 from simplu_worker.transfers import QUERIES
@@ -376,34 +376,3 @@ async def test_cleanup_deletes_what_a_tenant_left_that_is_not_on_its_next_shard_
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
     assert (await world.case("a").resources(), await world.case("a").log()) == ({}, {})
     assert (await world.states())["a"] == "moved"
-
-
-SLOW_ROWS = (
-    """
-    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF coalesce(NEW."resourceId", OLD."resourceId") > '8' THEN
-            PERFORM pg_sleep(0.006);
-        END IF;
-        RETURN coalesce(NEW, OLD);
-    END
-    $$
-    """,
-    "CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()",
-)
-
-
-@pytest.mark.slow(5)
-async def test_rows_that_take_long_are_copied_and_deleted_a_few_at_a_time(world: World) -> None:
-    await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 1000')
-    before = await world.case("a").resources()
-    for pool in world.shard_pools.values():
-        for statement in SLOW_ROWS:
-            await fetch(pool, statement)
-    addresses = [pool.address for pool in world.shard_pools.values()]
-
-    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
-        hurried = World(pools, addresses)
-        assert (await hurried.move()).comparison.verdict == "equal"
-        assert await hurried.case("b").resources() == before
-        assert await clean_up(pools, hurried.commits, TENANT_ID, "a", "b") == 1500

@@ -16,7 +16,6 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling import TransferRefusedError
 from simplu_worker.transfers.moving import places
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.places import plan_move
 from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 
 
@@ -138,12 +137,3 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
     world.commits = WatchedCommits(world.pools)
     await world.move()
     assert seen[:2] == [("b", 0), ("a", 0)]
-
-
-@pytest.mark.slow(0.3)
-async def test_plan_counts_the_rows_and_writes_nothing(world: World) -> None:
-    plan = await plan_move(world.pools, Move(TENANT_ID, "a", "b"))
-    (counted,) = await fetch(world.shard_pools["a"], "SELECT count(*) FROM resources")
-    assert (plan.resources, (plan.byte_count or 0) > 0) == (counted["count"], True)
-    assert await fetch(world.shard_pools["a"], "SELECT FROM transfers") == []
-    assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []

@@ -9,15 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.settling import FIRST, RowKey
 from simplu_worker.transfers.engine import (
     CHUNK_S,
     REST_MAX_S,
     ROWS_MAX,
     ROWS_MIN,
     SMALL_ROUND,
+    Chunk,
     ChunkPace,
+    Walker,
     is_last_round,
     next_pace,
+    run_in_pages,
     slower_after,
 )
 
@@ -97,3 +101,33 @@ def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, to
 )
 def test_catch_up_ends_with_a_short_round(row_count: int, took_s: float, expected: bool) -> None:  # noqa: FBT001
     assert is_last_round(row_count, took_s, max_pause_s=0.5) is expected
+
+
+async def test_walk_and_pages_go_on_with_fewer_rows_after_a_timeout() -> None:
+    timeout = StatementFailedError("took too long", error="57014", is_timeout=True)
+    tried: list[tuple[RowKey, int]] = []
+
+    async def handle(after: RowKey, row_count: int) -> Chunk:
+        tried.append((after, row_count))
+        if row_count > 20:
+            raise timeout
+        return Chunk(None if after != FIRST else ("b", ""), row_count, 0.0)
+
+    await Walker(ChunkPace(rest_share=0.0)).walk(handle)
+    assert [(after, count > 20) for after, count in tried] == [
+        (FIRST, True),
+        (FIRST, False),
+        (("b", ""), True),
+        (("b", ""), False),
+    ]
+
+    left = 45
+
+    async def run(limit: int) -> int:
+        nonlocal left
+        if limit > 20:
+            raise timeout
+        done, left = min(limit, left), left - min(limit, left)
+        return done
+
+    assert (await run_in_pages(run, limit=200), left) == (45, 0)

@@ -1,4 +1,4 @@
-"""Some things at once, by transfers."""
+"""Some things at once."""
 
 from __future__ import annotations
 
