@@ -6,9 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
-import venv
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -83,14 +82,3 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
         if (names := missing(pinned_wheels(asked_for(packages, platform, python), hashes), tags_of(platform, python)))
     }
     assert wanting == {}
-
-
-@pytest.mark.nightly
-def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
-    venv.create(tmp_path, with_pip=True)
-    command = [f"{tmp_path}/bin/pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
-    command += ["-r", f"{ROOT}/requirements/worker.txt"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        require_package_index(done.stderr)
-    assert done.returncode == 0, done.stderr

@@ -277,7 +277,6 @@ class DependencyChecks:
             checks.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
         else:
             known = await shards.locator.list_shards()
-        self.facts.shard_count = len(known)
         return checks + await run_all([self._check_shard(shards, address) for address in known])
 
     async def check_cache(self) -> list[CheckedDependency]:

@@ -33,16 +33,14 @@ class CheckFacts:
     queues: dict[str, QueueAttributes] = field(default_factory=dict)  # of sources
     redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
     dead_letters_retention: timedelta | None = None
-    shard_count: int = 0
 
 
 def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
     """Return all oddities."""
-    return [
-        *_queue_findings(facts, settings),
-        *_retention_findings(facts, settings),
-        *_settings_findings(facts, settings),
-    ]
+    found = [*_queue_findings(facts, settings), *_retention_findings(facts, settings)]
+    if settings.api_token is None:
+        found.append(Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status"))
+    return found
 
 
 def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
@@ -78,19 +76,6 @@ def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findi
                 f"keeps records for {format_hours(retention)}, the dead-letter queue for {format_hours(letters)} only",
                 "raise the MessageRetentionPeriod of the dead-letter queue",
             )
-
-
-def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    connections = facts.shard_count * settings.database_pool_size
-    if connections > settings.database_max_connections:
-        yield Finding(
-            "connections",
-            f"DATABASE_POOL_SIZE {settings.database_pool_size} × {facts.shard_count} shards = {connections}, "
-            f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
-            "lower the pool size or raise the maximum, unless few shards are busy at a time",
-        )
-    if settings.api_token is None:
-        yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
 
 
 def format_hours(duration: timedelta) -> str:

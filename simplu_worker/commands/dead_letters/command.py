@@ -90,21 +90,8 @@ def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], request: Lette
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
-        (
-            count,
-            reason,
-            " ".join(filter(None, (source, name))),
-            status,
-            why,
-            details[reason, why],
-        )
+        (count, reason, " ".join(filter(None, (source, name))), status, why, details[reason, why])
         for (status, source, name, reason, why), count in alike.items()
     ]
     table = Table(("letters", "reason", "source", "outcome" if request.apply else "plan", "why", ""), rows)
-    if request.apply:
-        return [table]
-    can_send = any(outcome.status is service.ReplayStatus.WOULD_SEND for outcome in outcomes)
-    return [
-        table,
-        "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any",
-    ]
+    return [table, None if request.apply else "nothing was sent; --apply sends those that would be sent"]

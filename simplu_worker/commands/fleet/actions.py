@@ -33,17 +33,15 @@ async def tap_operations(settings: Settings, url: str | None, query: Mapping[str
     """
     dropped = 0
     async with open_replica(settings, url, acts="content" in query) as replica:
-        listening = f"listening to {replica.url}: operations are printed as they are decided; Ctrl-C ends it"
-        path = f"/tap?{urlencode(query)}"
-        async for name, text, event in replica.listen(path, on_open=lambda: print_note(listening)):
+        print_note(f"listening to {replica.url}: operations are printed as they are decided; Ctrl-C ends it")
+        async for name, text, event in replica.listen(f"/tap?{urlencode(query)}"):
             if name == "dropped":
                 dropped = event["dropped"]
-                print_note(f"{dropped} operations came faster than they were taken, and are not shown")
             else:
                 _print(text, event, as_json=as_json)
     print_note("the replica has ended the tap: it does so after 15 minutes, and when it stops")
     if dropped:
-        print_note(f"{dropped} operations are not shown: narrow the tap with --tenant or --outcome")
+        print_note(f"{dropped} operations came too fast, and are not shown: narrow the tap with --tenant or --outcome")
     return 1 if dropped else 0
 
 

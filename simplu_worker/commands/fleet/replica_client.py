@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
@@ -40,19 +40,16 @@ class ReplicaClient:
             raise RetryableError(f"{self.url}: {network_cause(exc, ca_setting=CA_SETTING)}") from None
         return self._parse(status, text)
 
-    async def listen(
-        self, path: str, *, on_open: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
+    async def listen(self, path: str) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
         """Yield the events of a stream: the name, and the data as text and as JSON.
 
-        *on_open* is called once the replica accepts the request. Raises WorkerError for a broken or silent connection.
+        Raises WorkerError for a refused request, and for a broken or silent connection.
         """
         rest = b""
         try:
             async with self._session.get(self.url + path, timeout=LISTENING, allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     self._parse(response.status, await response.read())
-                on_open()
                 async for part in response.content.iter_any():
                     *complete, rest = (rest + part).split(b"\n\n")
                     for event in complete:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.commands.output import Answer, ProgressLine, print_note, shorten, table_of
+from simplu_worker.commands.output import Answer, ProgressLine, shorten, table_of
 from simplu_worker.commands.running import known_shard, open_known_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
@@ -101,8 +101,6 @@ class _Run:
             error = address.without_name(scrub_text(str(exc)))
             report = UpgradeReport(address.shard_id, address.place, UpgradeStatus.FAILED, error)
         self._done_count += 1
-        if report.state in {UpgradeStatus.UPGRADED, UpgradeStatus.CREATED}:
-            print_note(f"{report.shard_id}: {report.state} ({self._done_count} of {self._total})")
         return report
 
     async def _handle(self, address: ShardAddress) -> UpgradeReport:

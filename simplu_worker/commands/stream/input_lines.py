@@ -132,7 +132,7 @@ def message_of(line: InputLine, *, is_fifo: bool, run_id: str) -> OutgoingMessag
 
 
 def _sqs_id(text: str) -> str:
-    return text if SQS_ID.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return text if SQS_ID.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()
 
 
 def complete_record(record: bytes, defaults: Mapping[str, str]) -> bytes:

@@ -100,10 +100,8 @@ class ReplayTotals:
                 self.outcomes[outcome.failure or SUCCEEDED] += 1
             case Disposition.DUPLICATE:
                 self.outcomes[Disposition.DUPLICATE] += 1
-            case Disposition.DEAD_LETTER:
+            case _:
                 self.count_dead_letter(outcome.reason or DeadLetterReason.INVALID_MESSAGE)
-            case Disposition.HOLD | Disposition.FAILING | Disposition.LOCKED:
-                raise AssertionError(f"expected a decided operation, got {outcome.disposition}")
 
     def count_logged(self, operation: Operation, row: Mapping[str, Any]) -> None:
         """Count an operation whose request id a log has."""

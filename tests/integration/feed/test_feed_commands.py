@@ -23,8 +23,6 @@ from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disa
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.vocabulary import FeedData, FeedKind, OnRefusal
 
-SINCE = datetime(2026, 1, 1, tzinfo=UTC)
-
 
 @pytest.fixture
 def settings(world: World, tmp_path: Path) -> Settings:
@@ -244,29 +242,6 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
     (found,) = answer["destinations"]
     assert found["lagSeconds"] >= 3600
     assert (found["shardId"], found["publisher"]) == ("a", None)
-
-
-@pytest.mark.slow
-async def test_commands_print_tables_for_people(
-    world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert await show(show_feed(settings, None), as_json=False) == 0
-    assert "once a worker with FEED_FILE publishes the shard" in capfd.readouterr().err
-    receiver = Receiver()
-    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed, 2)
-    await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
-    assert await show(show_feed(settings, "receiver"), as_json=False) == 0
-    assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
-    assert await show(replay_feed(settings, "receiver", SINCE, apply=False), as_json=False) == 0
-    assert "goes on after `simplu-worker feed skip`" in capfd.readouterr().err
-    assert await show(skip_feed(settings, "receiver", "a", apply=True), as_json=False) == 0
-    assert "done: the feed goes on where it was" in capfd.readouterr().err
-    for pool in world.shard_pools.values():
-        await fetch(pool, "UPDATE feed_cursors SET is_in_file = false")
-    assert await show(forget_destination(settings, "receiver", apply=False), as_json=False) == 0
-    assert "with --apply this is deleted" in capfd.readouterr().err
 
 
 @pytest.mark.slow(10)

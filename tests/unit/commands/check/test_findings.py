@@ -69,8 +69,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["queue q: keeps records"],
         ),
         (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
-        (CheckFacts(shard_count=50), {}, []),
-        (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
         (CheckFacts(), {"api_token": None}, ["API_TOKEN: not set"]),
         (CheckFacts(), {}, []),
     ],

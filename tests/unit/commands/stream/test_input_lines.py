@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from simplu_worker.commands.stream.input_lines import (
     parse_events,
     parse_lines,
 )
+from simplu_worker.consumers.kinesis.stream.aggregation import TOO_MANY_OF_RECORD
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -130,6 +132,10 @@ def test_array_is_taken_apart_as_by_the_worker() -> None:
         (4, DeadLetterReason.TOO_LARGE),
     ]
     assert [line.partition_key for line in lines[:3]] == ["b-l-order", "line-1", "b-other-order"]
+    refusal = TOO_MANY_OF_RECORD
+    assert lines[5].decoded == RejectedRecord(
+        DeadLetterReason.TOO_LARGE, refusal, Origin(source=Source.KINESIS, name="", arrived_at=NOW)
+    )
 
 
 EVENT = {"type": "CREATE", "orderId": "o-1", "data": {}, "businessId": "b", "locationId": "l", "deduplicationId": "d-1"}
@@ -190,11 +196,15 @@ def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterRe
 
 def test_event_without_its_own_names_is_one_of_its_order_or_of_its_line() -> None:
     rules = OrderRules(10_000, None)
-    nameless = [{"type": "PAY", "orderId": "o"}, {"type": "DELETE"}, {"type": "DELETE", "orderId": "o", "groupId": ""}]
+    of_order = [{"type": "DELETE", "orderId": "o", "groupId": group} for group in ("", 5)]
+    nameless: list[dict[str, Any]] = [{"type": "PAY", "orderId": "o"}, {"type": "DELETE"}, *of_order]
     lines = parse_events(text_of(*nameless), now=NOW, new_id=lambda: "new", rules=rules)
-    assert [line.partition_key for line in lines] == ["o", "line-2", "o"]
-    assert all(isinstance(line.decoded, RejectedRecord) and line.decoded.origin.source is Source.SQS for line in lines)
-    assert message_of(lines[0], is_fifo=True, run_id="run").body == lines[0].record.decode()
+    assert [line.partition_key for line in lines] == ["o", "line-2", "o", "o"]
+    origin = Origin(source=Source.SQS, name="", arrived_at=NOW)
+    assert all(isinstance(line.decoded, RejectedRecord) and line.decoded.origin == origin for line in lines)
+    message = message_of(lines[0], is_fifo=True, run_id="run")
+    own_id = hashlib.sha256(b"run\0" + lines[0].record).hexdigest()
+    assert (message.body, message.fifo) == (lines[0].record.decode(), FifoIds("o", own_id))
 
 
 def test_report_names_the_tenant_and_the_resource() -> None:
