@@ -278,31 +278,23 @@ async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
 
 
 class FailureDesk(Desk):
-    """A desk at which messages fail by themselves, and the failures of each are counted."""
+    """A desk at which messages of one group fail by themselves: retried, and given up for their own failures."""
 
     def __init__(self, failing: Callable[[Message], bool]) -> None:
-        super().__init__(self.decide)
+        super().__init__()
         self._failing = failing
         self._failures: Counter[str] = Counter()
 
-    def decide(self, message: Message) -> Verdict:
-        """Answer as the handlers do: a message that fails is retried, and given up for its own failures."""
-        if not self._failing(message):
-            return Done()
-        self._failures[message.message_id] += 1
-        return verdict_on(Failed("KeyError"), self._failures[message.message_id], MessageIds(), rules=RETRIES)
-
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        await super().handle([])
         verdicts: list[Verdict] = []
-        stopped: set[str | None] = set()
         for message in messages:
-            is_behind = message.group_id is not None and message.group_id in stopped
-            if not is_behind:
-                self.handled.append((asyncio.get_running_loop().time(), message))
-            verdicts.append(ReturnToQueue(0) if is_behind else self.decide(message))
-            if isinstance(verdicts[-1], RetryHeld):
-                stopped.add(message.group_id)
+            if verdicts and isinstance(verdicts[-1], RetryHeld | ReturnToQueue):
+                verdicts.append(ReturnToQueue(0))
+                continue
+            self.handled.append((asyncio.get_running_loop().time(), message))
+            self._failures[message.message_id] += (is_failing := self._failing(message))
+            failed, count = Failed("KeyError"), self._failures[message.message_id]
+            verdicts.append(verdict_on(failed, count, MessageIds(), rules=RETRIES) if is_failing else Done())
         return verdicts
 
 
