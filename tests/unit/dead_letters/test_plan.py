@@ -15,6 +15,7 @@ from simplu_worker.dead_letters import plan
 from simplu_worker.dead_letters.letter import ParsedDeadLetter, WholeRecord
 from simplu_worker.dead_letters.plan import (
     ALL_LETTERS,
+    EditRequest,
     LeftReason,
     LetterLeftError,
     LettersRequest,
@@ -99,6 +100,7 @@ def fifo_of(message: OutgoingMessage) -> FifoIds:
 def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
     with pytest.raises(LetterLeftError) as left:
         plan_resend(one, rules)
+    assert "None" not in left.value.detail
     return left.value.why
 
 
@@ -170,6 +172,10 @@ def test_request_is_logged_without_the_message_ids() -> None:
         "force": True,
     }
     assert {name: value for name, value in LettersRequest().facts().items() if value} == {"limit": 1000}
+
+
+def test_correction_is_logged_without_its_record() -> None:
+    assert EditRequest("m-1", "SECRET", "new").facts() == {"messageId": "m-1", "requestId": "new"}
 
 
 def test_request_with_half_a_tenant_is_refused() -> None:
@@ -266,9 +272,9 @@ def test_letters_of_parts_are_sent_in_their_order() -> None:
 def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)]
     array = b"[%b]" % b",".join(parts)
-    for whole in (array, aggregate([("key", None, array)])):
+    for whole, key in ((array, "b-l-patient"), (aggregate([("key", None, array)]), "key")):
         sent = records_for(letter(whole, reason=DeadLetterReason.INTERNAL_ERROR))
-        assert [one.data for one in sent] == parts
+        assert sent == [PutRecord(part, key) for part in parts]
 
 
 def test_record_of_too_many_operations_is_left_unless_forced() -> None:
@@ -304,6 +310,7 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
 
 def test_bad_parts_are_left_together_unless_forced() -> None:
     one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
     with pytest.raises(LetterLeftError, match=r"^1 of 4 bad parts: t"):
         plan_resend(one, RULES)
     records = records_for(one, FORCED)

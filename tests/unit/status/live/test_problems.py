@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
+from simplu_worker.status.causes import CAUSES, HELD, advice_members, cause_of
 from simplu_worker.status.problems import OPEN_MAX, OVER_FOR, OVER_MAX, FoundProblem, Problems, find_problems
 from simplu_worker.status.words import ProblemCause
+from simplu_worker.vocabulary import HoldReason
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 SITE = "https://docs.example.com/simplu-worker"
@@ -446,3 +448,21 @@ def test_holds_are_told_by_reason_with_what_to_do() -> None:
         ("unregistered", "warning", "Held", 1),
     ]
     assert rows[2]["runbook"] == "docs/holding.md#holding"
+
+
+def test_unknown_reason_has_the_words_of_any_hold() -> None:
+    assert advice_members("other") == {}
+    assert cause_of(ProblemCause.TARGET_HELD, "other") is CAUSES[ProblemCause.TARGET_HELD]
+    assert cause_of(ProblemCause.TARGET_HELD, "gap") is HELD[HoldReason.GAP]
+
+
+def test_tenant_over_its_share_is_not_moved_after_an_outage() -> None:
+    advice = advice_members("over_share")
+    assert advice["advice"].startswith("After an outage, wait. Else ")
+    assert all(remedy in advice["advice"] for remedy in ("producer", "weight", "move the tenant"))
+    assert advice["runbook"] == "docs/holding.md#tenants-over-their-share"
+
+
+def test_page_is_a_link_where_the_site_is_known() -> None:
+    assert advice_members("moving", SITE)["runbook"] == f"{SITE}/moving.html"
+    assert advice_members("gap", SITE)["runbook"] == f"{SITE}/runbook/shard-held-for-gap.html"
