@@ -51,7 +51,6 @@ class ReceivedSpan(NamedTuple):
     attributes: dict[str, Any]
     links: list[tuple[str, str]]
     is_error: bool
-    status: str
     duration_s: float
     resource: dict[str, Any]
     scope: str
@@ -113,7 +112,6 @@ def _received(span: SpanMessage, resource: dict[str, Any], scope: str) -> Receiv
         attributes={one.key: _value_of(one.value) for one in span.attributes},
         links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
         is_error=span.status.code == 2,
-        status=span.status.message,
         duration_s=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
         resource=resource,
         scope=scope,

@@ -263,10 +263,10 @@ def test_letter_of_one_part_is_sent_as_a_record_of_its_own() -> None:
 def test_letters_of_parts_are_sent_in_their_order() -> None:
     letters = [
         msgspec.structs.replace(letter(VALID), origin=msgspec.structs.replace(STREAM, part_index=index))
-        for index in (10, 9, None, 2)
+        for index in (10, 9, None, 0, 2)
     ]
     in_order = sorted(letters, key=sort_key)
-    assert [one.origin.part_index for one in in_order] == [None, 2, 9, 10]
+    assert [one.origin.part_index for one in in_order] == [None, 0, 2, 9, 10]
 
 
 def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:

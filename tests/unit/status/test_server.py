@@ -431,10 +431,8 @@ async def test_actions_are_operators_and_are_logged(daemon: Daemon) -> None:
                 assert (await site.post(path, body, **AUTHORIZED))[0] in {200, 202}
             assert (daemon.asked.pop(), daemon.asked) == (expected, [])
             (acted,) = [one for one in logs if one["event"] == "operator.acted"]
-            assert (acted["role"], acted["peer"], acted["apply"], acted["error"]) == (
-                *("operator", "127.0.0.1"),
-                *(True, None),
-            )
+            about = [acted[name] for name in ("role", "peer", "apply", "error")]
+            assert about == ["operator", "127.0.0.1", True, None]
     assert (acted["action"], acted["asked"], acted["outcome"]) == (
         "weigh_tenant",
         {"businessId": "b", "locationId": "l", "weight": 0.5},
