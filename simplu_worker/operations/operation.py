@@ -221,8 +221,8 @@ class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     """Member `simpluReplay`: the first position of a replayed record without a request id."""
 
     stream: str
-    stream_shard: str
-    sequence_number: str
+    stream_shard: str | None
+    sequence_number: str | None
     sub_sequence_number: int
     part_index: int | None = None
 
@@ -239,7 +239,7 @@ _replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
 
 
 def _first_position(origin: Origin) -> ReplayedFrom:
-    position = origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number, origin.part_index
+    position = origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number, origin.part_index
     return ReplayedFrom(origin.name, *position)
 
 

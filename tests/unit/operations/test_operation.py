@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 from support.queued_operations import queued_operation
 
-from simplu_worker.operations.operation import ID_MAX, is_id, is_storable
+from simplu_worker.operations.operation import ID_MAX, Days, is_id, is_storable
+
+TODAY = date(2026, 1, 5)
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,8 @@ def test_operation_is_named_by_its_request_id_and_ids() -> None:
     own, names = operation.request_id, (operation.business_id, operation.location_id)
     asked = [(own, None), (own, names), ("another", None), (own, ("another", names[1])), (own, (names[0], "another"))]
     assert [operation.is_named(*one) for one in asked] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("days", "expected"), [((None, None), True), ((TODAY, None), False), ((None, TODAY), False)])
+def test_days_are_open_without_any_bound(days: tuple[date | None, date | None], *, expected: bool) -> None:
+    assert Days(*days).is_open is expected

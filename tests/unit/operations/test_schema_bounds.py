@@ -45,9 +45,10 @@ def references(length: int) -> dict[str, Any]:
         {"$ref": "#/properties/a%20~1b", "properties": {"a /b": {}}},
         {"$ref": "#/$defs/yes", "$defs": {"yes": True}},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://simplu.example/patient"},
-        {"const": {"$ref": "http://simplu.example/x"}},  # a value
-        {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX - 3)]}}},
+        {"const": {"a": {"$ref": "http://simplu.example/x"}}},  # a value
+        {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX - 2)]}}},
         {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema#", "enum": ["x" * (SCHEMA_MAX_BYTES - 71)]},
         {"enum": "no array", "dependentRequired": []},  # the library refuses them
         deep(100),
         chain(7),
@@ -62,12 +63,12 @@ def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -
     ("place", "schema"),
     [
         ("#/$ref", {"$ref": "http://simplu.example/x"}),
-        ("#/properties/a~1b/$ref", {"properties": {"a/b": {"$ref": "file:///etc/passwd"}}}),
+        ("#/properties/a~1b~0/$ref", {"properties": {"a/b~": {"$ref": "file:///etc/passwd"}}}),
         ("#/items/$dynamicRef", {"items": {"$dynamicRef": "#/items"}}),
         ("#/$anchor", {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"}),
         ("#/items/$dynamicAnchor", {"items": {"$dynamicAnchor": "here"}}),
         ("#/$ref", {"$ref": "#here"}),
-        ("#/$ref", {"$ref": "/items", "items": {}}),
+        ("#/$ref", {"$ref": "?/items", "items": {}}),
         ("#/$ref", {"$ref": "#/$defs/none"}),
         ("#/$ref", {"$ref": "#/const", "const": {}}),
         ("#/$ref", {"$ref": 5}),
@@ -80,6 +81,8 @@ def test_schema_is_accepted_when_it_has_few_subschemas(schema: dict[str, Any]) -
         ("#/$defs/d14", chain(25)),
         ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(SIZE_MAX)]}}}),
         ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),
+        ("#/pattern", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX)}, "pattern": "a"}),
+        ("#", {name: [{} for _ in range(SIZE_MAX // 2)] for name in ("anyOf", "allOf")}),
         ("#", {"enum": ["x" * SCHEMA_MAX_BYTES]}),
         ("#", deep(101)),
     ],

@@ -44,6 +44,7 @@ NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
         ({"properties": {"a": {"$ref": "#/$defs/n"}}, **NUMBER}, {"a": 7}, "$defs/n/maximum: maximum 5 at /a"),
         ({"required": ["a"]}, {SECRET: 1}, 'required: the member "a"'),
         ({"additionalProperties": False}, {SECRET: 1}, "additionalProperties: additionalProperties false"),
+        ({"unevaluatedProperties": False}, {SECRET: 1}, "unevaluatedProperties: unevaluatedProperties false"),
         (
             {"properties": {"a": {"additionalProperties": False}}},
             {"a": {SECRET: 1}},
