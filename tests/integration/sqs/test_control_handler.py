@@ -263,53 +263,20 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
 
 async def test_messages_about_one_tenant_keep_their_order() -> None:
     desk = Desk()
-    batch = [
-        message("create", "1"),
-        message("create", "2"),
-        message("destroy", "1"),
-        message("admin", "2"),
-        message("create", "3"),
-        message("create", "1"),
-        message("destroy_all"),
-        message("create", "2"),
-    ]
-    assert await handler(desk).handle(batch) == [Done()] * 8
+    sent = ["create 1", "create 2", "destroy 1", "admin 2", "create 3", "create 1", "destroy_all", "create 2"]
+    assert await handler(desk).handle([message(*one.split()) for one in sent]) == [Done()] * 8
     assert desk.batches == [3, 1, 1]
-    assert desk.asked == [
-        "create 1",
-        "create 2",
-        "create 3",
-        "destroy 1",
-        "admin 2",
-        "create 1",
-        "destroy_all",
-        "create 2",
-    ]
+    carried_out = "create 1, create 2, create 3, destroy 1, admin 2, create 1, destroy_all, create 2"
+    assert desk.asked == carried_out.split(", ")
 
 
 async def test_message_behind_one_that_waits_is_not_applied() -> None:
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     desk.script_answers("admin", "2", KeyError("x"))
-    batch = [
-        message("create", "1"),
-        message("admin", "1"),
-        message("admin", "2"),
-        message("rename", "2"),
-        message("admin", "3"),
-        message("destroy_all"),
-        message("create", "4"),
-    ]
-    verdicts = await handler(desk).handle(batch)
-    assert verdicts == [
-        RetryHeld(0.5),
-        RetryHeld(0.5),
-        RetryHeld(0.5),
-        RetryHeld(0.5),
-        Done(),
-        RetryHeld(0.5),
-        RetryHeld(0.5),
-    ]
+    sent = ["create 1", "admin 1", "admin 2", "rename 2", "admin 3", "destroy_all", "create 4"]
+    verdicts = await handler(desk).handle([message(*one.split()) for one in sent])
+    assert verdicts == [*[RetryHeld(0.5)] * 4, Done(), *[RetryHeld(0.5)] * 2]
     assert desk.asked == ["create 1", "admin 2", "admin 3"]
 
 

@@ -2,20 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
 
 import pytest
 from support.aws.endpoints import REGION, client_of
-from support.aws.receiver_settings import receiver_settings
 
 from simplu_local.sqs.server import SqsServer
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
-from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
-from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
 
 QUEUE_NUMBERS = itertools.count(1)
 
@@ -44,9 +38,6 @@ async def receive_all(queue: Queue, count: int) -> list[Message]:
 async def counts(queue: Queue) -> tuple[int, int]:
     attributes = await queue.read_attributes()
     return attributes.visible_count, attributes.in_flight_count
-
-
-# The queue
 
 
 async def test_queue_receives_what_was_sent_with_its_facts(client: Client) -> None:
@@ -81,32 +72,6 @@ async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: 
     async with client_of("sqs", "http://127.0.0.1:1") as nowhere:
         with pytest.raises(RetryableError):
             await Queue(nowhere, "http://127.0.0.1:1/1/q").read_attributes()
-
-
-# The receiver
-
-
-class Desk:
-    def __init__(self) -> None:
-        self.handled: list[str] = []
-
-    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        self.handled += [message.body for message in messages]
-        return [Done()] * len(messages)
-
-
-async def test_receiver_deletes_what_was_handled(client: Client) -> None:
-    queue, desk, stopping = await new_queue(client), Desk(), asyncio.Event()
-    await send(queue, *map(str, range(15)))
-    letters, settings = DeadLetterQueue(client, queue.url), receiver_settings(poll_wait_s=1)
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        tasks.create_task(QueueReceiver(queue, desk, letters, settings).run(stopping))
-        while await counts(queue) != (0, 0):  # noqa: ASYNC110  # the server has nothing to await
-            await asyncio.sleep(0.05)
-        stopping.set()
-    assert sorted(desk.handled) == sorted(map(str, range(15)))
-    assert SQS_MESSAGES.labels(queue.name, "deleted")._value.get() == 15
-    assert SQS_IN_FLIGHT.labels(queue.name)._value.get() == 0
 
 
 async def test_t32_deletes_leave_while_fifty_polls_are_parked() -> None:
