@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -165,24 +164,45 @@ class ShardLookups:
         self, request_id: str, tenant_id: str | None, *, names: tuple[str, str] | None = None
     ) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id, where `find_operation` finds none."""
-        if not is_storable(request_id):
+        if not (is_storable(request_id) and is_storable(tenant_id or "")):
             return None
-        if tenant_id is not None:
-            found = await self._find_rejections_of(tenant_id, [request_id], names)
-            return found if isinstance(found, Absence) else found.get(request_id)
-        known = await self._locator.list_shards()
-        return next(iter(await self._newest_rejections(known, "find_rejection_of_any_tenant", request_id)), None)
+        if tenant_id is None:
+            known = await self._locator.list_shards()
+            return await self._newest_rejection(known, "find_rejection_of_any_tenant", request_id)
+        business_id = None if names is None else names[0]
 
-    async def _newest_rejections(
+        async def find(shard: ShardAddress) -> tuple[RejectedRequest | None] | Absence | None:
+            rows = await fetch_from_shard(
+                self._pools.ensure_pool(shard), QUERIES["find_rejections"], tenant_id, request_id
+            )
+            if not rows:
+                return None
+            if business_id not in {None, rows[0].pop("business_id")}:
+                return Absence.UNREGISTERED
+            return (RejectedRequest(**rows[0], shard_id=shard.shard_id) if rows[0]["request_id"] else None,)
+
+        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+        at_home: tuple[RejectedRequest | None] | Absence
+        at_home = await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        if isinstance(at_home, tuple):
+            return at_home[0]
+        absence = self.absence_of(names, at_home)
+        if absence not in HOMELESS:
+            return absence
+        shards = await self._unplaced_shards()
+        unplaced = await self._newest_rejection(shards, "find_unplaced_rejections", request_id, tenant_id, business_id)
+        return unplaced or absence
+
+    async def _newest_rejection(
         self, shards: Sequence[ShardAddress], query: str, *arguments: object
-    ) -> list[RejectedRequest]:
+    ) -> RejectedRequest | None:
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
             return await fetch_from_shard(self._pools.ensure_pool(shard), QUERIES[query], *arguments)
 
         answers = await query_all_shards(shards, fetch)
-        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
-        return sorted(found, key=lambda one: one.rejected_at, reverse=True)
+        found = [RejectedRequest(**row, shard_id=shard_id) for shard_id, rows in answers.items() for row in rows]
+        return max(found, key=lambda one: one.rejected_at, default=None)
 
     async def _unplaced_shards(self) -> Sequence[ShardAddress]:
         return sorted(await self._locator.list_shards(), key=lambda shard: shard.shard_id)[:UNPLACED_SHARDS]
@@ -197,45 +217,6 @@ class ShardLookups:
             except WorkerError as exc:
                 error = exc
         raise RetryableError(str(error))
-
-    async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
-        """Return the records of *keys*, tenants and request ids, that were rejected."""
-        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
-        for tenant_id, request_id in keys:
-            by_tenant[tenant_id].append(request_id)
-        rejections: dict[tuple[str, str], RejectedRequest] = {}
-        for tenant_id, request_ids in by_tenant.items():
-            found = await self._find_rejections_of(tenant_id, request_ids)
-            if not isinstance(found, Absence):
-                rejections |= {(tenant_id, request_id): one for request_id, one in found.items()}
-        return rejections
-
-    async def _find_rejections_of(
-        self, tenant_id: str, request_ids: Sequence[str], names: tuple[str, str] | None = None
-    ) -> dict[str, RejectedRequest] | Absence:
-        business_id = None if names is None else names[0]
-
-        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | Absence | None:
-            pool = self._pools.ensure_pool(shard)
-            rows = await fetch_from_shard(pool, QUERIES["find_rejections"], tenant_id, request_ids)
-            if rows and business_id not in {None, rows[0]["business_id"]}:
-                return Absence.UNREGISTERED
-            found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
-            return found if rows else None
-
-        if not is_storable(tenant_id):
-            return {}
-        at_home: dict[str, RejectedRequest] | Absence
-        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
-        at_home = await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
-        at_home = self.absence_of(names, at_home) if isinstance(at_home, Absence) else at_home
-        if at_home not in HOMELESS:
-            return at_home
-        shards = await self._unplaced_shards()
-        unplaced = await self._newest_rejections(
-            shards, "find_unplaced_rejections", list(request_ids), tenant_id, business_id
-        )
-        return {one.request_id: one for one in reversed(unplaced)} or at_home
 
     @of_shard
     async def note_rejections(
@@ -306,8 +287,3 @@ def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
 
 def _positions_in(document: str | None) -> ShardPositionRows:
     return {} if document is None else msgspec.json.decode(document, type=dict[str, StreamPosition])
-
-
-def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:
-    members = {name: value for name, value in row.items() if name != "business_id"}
-    return RejectedRequest(**members, shard_id=shard_id)

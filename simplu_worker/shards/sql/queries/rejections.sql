@@ -46,14 +46,14 @@ UNION ALL
 SELECT named_tenant_id, named_business_id FROM noted WHERE named_tenant_id IS NOT NULL;
 
 -- name: find_rejections
--- The rejected records of the tenant $1 among the request ids $2, with the business whose tenant it is: a row without a
+-- The rejected record of the tenant $1 with the request id $2, and the business whose tenant it is: a row without a
 -- request id if there is none, and no row if the tenant does not live here.
 SELECT tenants.business_id, found.*
 FROM public.tenants
 LEFT JOIN LATERAL (
     SELECT :rejection
     FROM public.rejections
-    WHERE rejections.tenant_id = tenants.id AND rejections.request_id = ANY($2::pg_catalog.text[])
+    WHERE rejections.tenant_id = tenants.id AND rejections.request_id = $2
 ) AS found ON true
 WHERE tenants.id = $1 AND :lives_here;
 
@@ -68,11 +68,11 @@ CROSS JOIN LATERAL (
 ) AS found;
 
 -- name: find_unplaced_rejections
--- Those of the request ids $1 and the tenant $2 without a home, of the business $3 unless that is null.
+-- That of the request id $1 and the tenant $2 without a home, of the business $3 unless that is null.
 SELECT :rejection
 FROM public.rejections
 WHERE
-    tenant_id = '' AND request_id = ANY($1::pg_catalog.text[]) AND named_tenant_id = $2
+    tenant_id = '' AND request_id = $1 AND named_tenant_id = $2
     AND ($3::pg_catalog.text IS NULL OR named_business_id = $3::pg_catalog.text);
 
 -- name: forget_rejections_of_tenant
