@@ -31,7 +31,6 @@ from simplu_worker.shards.schema.migrations import (
 )
 from simplu_worker.shards.schema.type_files import (
     INDEX_PREFIX,
-    Relation,
     ShardTypes,
     StoredType,
     TypeFile,
@@ -66,7 +65,7 @@ async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> 
     views = sorted({view for file in files for view in file.views})
     found = await connection.fetch(QUERIES["read_relations"], connection.home, views) if views else []
     relations = {
-        row["name"]: Relation(row["kind"] == VIEW, list(zip(row["columns"], row["types"], strict=True)))
+        row["name"]: list(zip(row["columns"], row["types"], strict=True)) if row["kind"] == VIEW else None
         for row in found
     }
     indexes = await connection.fetch(QUERIES["read_list_indexes"], connection.home, INDEX_PREFIX)

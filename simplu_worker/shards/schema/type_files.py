@@ -304,18 +304,11 @@ class StoredType(msgspec.Struct, frozen=True):
     indexes: Mapping[str, str] = msgspec.field(default_factory=dict)  # `index_statements`
 
 
-class Relation(msgspec.Struct, frozen=True):
-    """A table, a view or the like that has the name of a view."""
-
-    is_view: bool
-    columns: Columns = ()
-
-
 class ShardTypes(msgspec.Struct, frozen=True):
     """The types of a shard by name, the relations with names of views, and the indexes for lists."""
 
     types: Mapping[str, StoredType]
-    relations: Mapping[str, Relation] = msgspec.field(default_factory=dict)
+    relations: Mapping[str, Columns | None] = msgspec.field(default_factory=dict)  # None: it is no view
     indexes: Collection[str] = ()
 
 
@@ -392,26 +385,26 @@ def _refusals(
     had = {view for one in shard.types.values() for view in one.views}
     for name, file in written.items():
         for view, resource in file.views.items():
-            relation = shard.relations.get(view)
+            is_there = view in shard.relations
             if view in owners:
                 yield f"type {name}: the view {view} is one of the type {owners[view]}; give it another name"
-            elif relation is not None and view not in had:
+            elif is_there and view not in had:
                 yield f"type {name}: {view} is there, and no view of a business type; give the view another name"
-            elif relation is not None and (problem := _view_problem(relation, resource)) is not None:
+            elif is_there and (problem := _view_problem(shard.relations[view], resource)) is not None:
                 yield f"type {name}: view {view}: {problem}"
     for name in sorted(remove):
         if name in shard.types and (count := shard.types[name].tenant_count):
             yield f"type {name}: expected no tenant of a type to remove, got {count}; move or destroy them first"
 
 
-def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
-    if not relation.is_view:
+def _view_problem(columns: Columns | None, resource: ResourceType) -> str | None:
+    if columns is None:
         return "expected a view, got a table of that name; give the view another name"
     wanted = [
         *zip(resource.base_columns, BASE_TYPES, strict=True),
         *((one.name, SQL_TYPES[one.type]) for one in resource.columns),
     ]
-    for index, (name, sql_type) in enumerate(relation.columns):
+    for index, (name, sql_type) in enumerate(columns):
         got = wanted[index] if index < len(wanted) else None
         if got != (name, sql_type):
             came = "none" if got is None else ", ".join(got)

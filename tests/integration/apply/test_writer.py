@@ -7,14 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from support.postgres.tenant_cases import ARRIVED_AT, STREAM_SHARD_ID, TenantCase, add_tenant, fetch, log_row, operation
+from support.postgres.tenant_cases import ARRIVED_AT, STREAM_SHARD_ID, TenantCase, fetch, log_row
 
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.log import key_of_id
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import ShardUnavailableError
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
 STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}
@@ -94,17 +92,6 @@ async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: Tena
         ("r1", "dental", "2020-02-29 21:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
         ("r2", "dental", "0001-01-01 00:00:00+00", "1969-07-20 20:17:40+00"),
     ]
-
-
-async def test_writer_refuses_another_shards_database(shard: ShardPool) -> None:
-    await add_tenant(shard)
-    await fetch(shard, "UPDATE shard_meta SET shard_id = 'another'")
-    case = TenantCase(shard, ("clinic", "main"))
-
-    with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard another"):
-        await case.apply(operation("create", data={}))
-
-    assert await case.everything() == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -125,18 +125,9 @@ async def test_all_tables_and_their_keys_are_checked(make_shard: ShardMaker, ver
     assert sorted(tables_of(ShardSchema(version), migrations)) == sorted(row["relname"] for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("statement", "missing"),
-    [
-        (
-            "DROP TABLE rejections, feed_refusals",
-            "without the table feed_refusals, the table rejections; re",
-        ),
-    ],
-)
-async def test_check_schema_names_what_is_missing(shard: ShardPool, statement: str, missing: str) -> None:
-    await execute(shard.address.connection_string, statement)
-    with pytest.raises(ShardUnavailableError, match=missing):
+async def test_check_schema_names_what_is_missing(shard: ShardPool) -> None:
+    await execute(shard.address.connection_string, "DROP TABLE rejections, feed_refusals")
+    with pytest.raises(ShardUnavailableError, match="without the table feed_refusals, the table rejections; re"):
         await version_of(shard)
 
 

@@ -10,7 +10,7 @@ import pytest
 from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.shards.schema.type_files import (
     BASE_TYPES,
-    Relation,
+    Columns,
     ShardTypes,
     StoredType,
     TypeChange,
@@ -34,13 +34,13 @@ def stored(file: TypeFile, *, digest: str | None = None, is_applied: bool = True
     return StoredType(file.type.name, digest or file.digest, is_applied, tenant_count, list(file.views))
 
 
-def shard(*types: StoredType, **relations: Relation) -> ShardTypes:
+def shard(*types: StoredType, **relations: Columns | None) -> ShardTypes:
     return ShardTypes({one.name: one for one in types}, relations)
 
 
 BAKERY = file_of("bakery", "bakery_loaves", NAME)
 BASE = [*zip(ResourceType("loaf").base_columns, BASE_TYPES, strict=True)]
-HAS_NAME = Relation(is_view=True, columns=[*BASE, ("name", "text")])
+HAS_NAME = [*BASE, ("name", "text")]
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_columns_of_a_view_stay_and_new_ones_come_last(columns: list[dict[str, A
     ("there", "problem"),
     [
         (shard(bakery_loaves=HAS_NAME), "bakery_loaves is there, and no view of a business type"),
-        (shard(bakery_loaves=Relation(is_view=False)), "bakery_loaves is there, and no view of a business type"),
+        (shard(bakery_loaves=None), "bakery_loaves is there, and no view of a business type"),
         (
             shard(stored(file_of("deli", "bakery_loaves", NAME)), bakery_loaves=HAS_NAME),
             "the view bakery_loaves is one of the type deli",
         ),
         (
-            shard(stored(BAKERY, digest="x"), bakery_loaves=Relation(is_view=False)),
+            shard(stored(BAKERY, digest="x"), bakery_loaves=None),
             "expected a view, got a table of that name",
         ),
     ],
