@@ -180,7 +180,8 @@ class WriteAttempt:
         await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
         if decided:
-            logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
+            unlogged = {index for index, one in decided.items() if one.disposition is not Disposition.APPLIED}
+            logged = [index for index in logged if index not in unlogged]
         failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         results = {number: self._result_of(logged[number], decided[logged[number]]) for number in failures}
         self.suspects = logged
@@ -361,8 +362,3 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
         tenant_id: TenantRow(business_id, location_id, type_, STATES[state], created_at, number, moved_to, *controls)
         for tenant_id, business_id, location_id, type_, state, moved_to, created_at, number, *controls in rows
     }
-
-
-def leaves_row(outcome: Outcome) -> bool:
-    """Return whether an operation with this known outcome leaves a row in the log."""
-    return outcome.disposition is Disposition.APPLIED

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
@@ -73,22 +73,7 @@ class MadeTenant(msgspec.Struct, frozen=True):
     server: Server
 
 
-class DecidedTenant(NamedTuple):
-    """The step to take for one tenant, and the business type of its row after that step."""
-
-    step: control_rules.ControlStep
-    business_type: str
-
-
 RowOutcome: TypeAlias = "MadeTenant | Exception"
-
-
-async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
-    """Make tenants, no two the same, unless they are there; return what became of each, by id."""
-    outcomes: dict[str, RowOutcome] = {}
-    for start in range(0, len(wanted), TRANSACTION_MAX_TENANTS):
-        outcomes |= await _make_in_one_transaction(pool, wanted[start : start + TRANSACTION_MAX_TENANTS])
-    return outcomes
 
 
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
@@ -113,9 +98,8 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
     return refused | {
-        tenant_id: control_rules.error_of(one.step, tenant_id)
-        or MadeTenant(RESULTS[one.step], one.business_type, server)
-        for tenant_id, one in made.items()
+        tenant_id: control_rules.error_of(step, tenant_id) or MadeTenant(RESULTS[step], business_type, server)
+        for tenant_id, (step, business_type) in made.items()
     }
 
 
@@ -139,24 +123,23 @@ async def find_missing_types(
 
 async def _make_tenants(
     connection: Connection, wanted: Sequence[ProvisionRequest]
-) -> tuple[dict[str, DecidedTenant], list[str]]:
+) -> tuple[dict[str, tuple[control_rules.ControlStep, str]], list[str]]:
+    """Return the step taken for each, and its type after that; and those that got a default row."""
     by_id = {one.tenant_id: one for one in wanted}
     names = [one.business_id for one in wanted], [one.location_id for one in wanted]
     ids, types, times = _columns_of(wanted)
     inserted = await connection.fetch(QUERIES["make_tenants"], ids, *names, types, times)
-    decided = {
-        row["id"]: DecidedTenant(control_rules.ControlStep.MAKE, by_id[row["id"]].business_type) for row in inserted
-    }
+    decided = {row["id"]: (control_rules.ControlStep.MAKE, by_id[row["id"]].business_type) for row in inserted}
     for row in await connection.fetch(QUERIES["lock_tenants_for_control"], [*(by_id.keys() - decided.keys())]):
         one = by_id[row["id"]]
         step = control_rules.step_of_creation(control_rules.tenant_of(row), one)
         is_remade = step is control_rules.ControlStep.REMAKE
-        decided[row["id"]] = DecidedTenant(step, one.business_type if is_remade else row["business_type"])
+        decided[row["id"]] = (step, one.business_type if is_remade else row["business_type"])
     if len(decided) < len(wanted):
         raise LostRaceError("a tenant's row was deleted by another transaction, or its type was removed")
 
     def of_step(step: control_rules.ControlStep) -> list[ProvisionRequest]:
-        return [by_id[tenant_id] for tenant_id, one in decided.items() if one.step is step]
+        return [by_id[tenant_id] for tenant_id, (taken, _) in decided.items() if taken is step]
 
     for step, query in STEP_QUERIES.items():
         if noted := of_step(step):
@@ -377,7 +360,15 @@ class Provisioner:
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
             if isinstance(row, MadeTenant) and row.result is not ProvisionResult.STALE:
-                _log_result(request, shard, row)
+                log.info(
+                    "tenant.provisioned",
+                    business_id=request.business_id,
+                    location_id=request.location_id,
+                    business_type=row.business_type,
+                    asked_type=request.business_type,
+                    shard_id=shard.shard_id,
+                    result=row.result,
+                )
                 # Of an existing tenant too: the process that made it may have ended before its invalidation.
                 keys.append(ResourceKey(request.tenant_id, *control_rules.DEFAULT_ROW))
         self._on_change(keys)
@@ -396,7 +387,9 @@ class Provisioner:
                 await ensure_schema(pool)
             except StatementFailedError as exc:  # a fault of the shard, not of a tenant
                 raise ShardUnavailableError(str(exc)) from exc
-            made = await make_rows(pool, list(first.values()))
+            unique, made = list(first.values()), dict[str, RowOutcome]()
+            for start in range(0, len(unique), TRANSACTION_MAX_TENANTS):
+                made |= await _make_in_one_transaction(pool, unique[start : start + TRANSACTION_MAX_TENANTS])
         except Exception as exc:  # noqa: BLE001  # the answer to each request
             return [exc] * len(wanted)
         another = RetryableError("another message about the tenant is being applied")
@@ -417,18 +410,6 @@ def check_business_type(business_type: str) -> None:
         raise PermanentError(
             f"businessType: expected a letter, then up to 62 letters, digits, _ or -, got {business_type[:64]!r}"
         )
-
-
-def _log_result(request: ProvisionRequest, shard: ShardAddress, row: MadeTenant) -> None:
-    log.info(
-        "tenant.provisioned",
-        business_id=request.business_id,
-        location_id=request.location_id,
-        business_type=row.business_type,
-        asked_type=request.business_type,
-        shard_id=shard.shard_id,
-        result=row.result,
-    )
 
 
 def _outcome_of(answer: ProvisionAnswer) -> ProvisioningOutcome:

@@ -115,7 +115,7 @@ async def test_rename_is_refused_when_the_schema_refuses_its_result(routed: Rout
     await enforce(routed, "patient", {"properties": {"age": {"maximum": 9}}})
 
     with pytest.raises(
-        PermanentError, match=r"^additionalData: .*#/properties/age/maximum: expected at most 9 at /age"
+        PermanentError, match=r"^additionalData: .*#/properties/age/maximum: expected maximum 9 at /age"
     ):
         await rename(routed, additional_data='{"age": 4711}')
     assert await case.resources() == {("patient", "old"): {"age": 7}}
