@@ -217,8 +217,7 @@ class LeaseCoordinator:
         log.info("lease.taken", stream_shard_id=key, checkpoint=checkpoint, how=how, owner_before=owner)
         if how == LeaseTake.EXPIRED:
             self._on_expired()
-        holder = self.holders[key] = self._create_holder(taken)
-        tasks.create_task(self._run(holder, stopping), name=f"lease:{key}")
+        tasks.create_task(self._run(self._create_holder(taken), stopping), name=f"lease:{key}")
 
     def _how(self, lease: Lease) -> LeaseTake:
         if lease.actual_owner in {None, self._me}:
@@ -232,12 +231,13 @@ class LeaseCoordinator:
         key = holder.lease_key
         try:
             with contain(TargetKind.STREAM_SHARD, key, "lease"):
+                self.holders[key] = holder  # here, so that none stays without its task
                 await holder.run(stopping)
         finally:
             if holder.has_failed:
                 failures = self._failures.setdefault(key, FailureCount())
                 self._rest_until[key] = loop_time() + failures.next_delay_s(self._draw())
-            del self.holders[key]
+            self.holders.pop(key, None)
             instruments.remove_stream_shard(key)
 
     def _state_for_people(self, lease: Lease) -> StreamShardState:
