@@ -19,12 +19,11 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import has_schema, raise_numbers
+from simplu_worker.shards.schema.schema_check import raise_numbers
 
 OTHER = ("clinic", "north")
 
@@ -105,29 +104,3 @@ async def test_shard_is_held_until_its_numbers_are_raised(old_server: PostgresSe
         rows = await fetch(moved, "SELECT request_id FROM operations WHERE batch_id > $1", newest)
         assert [row["request_id"] for row in rows] == [after.request_id]
         await moved.close()
-
-
-@pytest.mark.slow(0.4)
-async def test_number_that_the_log_has_is_taken_for_no_fresh_one(make_shard: object) -> None:
-    assert callable(make_shard)
-    pool = ShardPool(await make_shard(), size=2)
-    await add_tenant(pool)
-    case = TenantCase(pool, TENANT)
-    async with pool.connection() as connection:
-        assert await has_schema(connection, pool)  # checked before the rows come
-    await fetch(
-        pool,
-        "INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)"
-        " SELECT pg_current_xact_id()::text::bigint + number, now(), 0, 'o', '{}', '{}', '{}'"
-        " FROM generate_series(1, 100) AS number",
-    )
-    operation = case.operation("create", "r1", {})
-
-    with pytest.raises(ForeignNumbersError, match="raise-numbers"):
-        await case.apply(operation)
-    assert (await case.resources(), await case.log()) == ({}, {})
-
-    await raise_numbers(pool, apply=True)
-    assert await case.apply(operation) == [SUCCEEDED]
-    assert {one.disposition for one in await case.apply(operation)} == {Disposition.DUPLICATE}
-    await pool.close()
