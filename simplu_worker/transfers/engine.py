@@ -64,12 +64,12 @@ class Journal(msgspec.Struct, frozen=True):
         row = await connection.fetchrow(QUERIES["take_transfer"], self.tenant_id, self.kind, self.token, step)
         return None if row is None else transfer_of(row)
 
-    async def note_command(self, shard: ShardPool, **facts: Any) -> None:
-        """Note that the command runs, with *facts* about it. What the shard answers changes nothing."""
+    async def note_command(self, shard: ShardPool, *, has_gone_on: bool = False, **facts: Any) -> None:
+        """Note that the command runs, and goes on, with *facts* about it. What the shard answers changes nothing."""
         with contextlib.suppress(WorkerError):
             async with shard.transaction() as connection:
                 await connection.execute(
-                    QUERIES["note_command"], self.tenant_id, self.kind, self.token, _encoded(facts)
+                    QUERIES["note_command"], self.tenant_id, self.kind, self.token, _encoded(facts), has_gone_on
                 )
 
 
@@ -152,10 +152,13 @@ class TransferEngine(ABC, Generic[T]):
             await asyncio.gather(noting, return_exceptions=True)
 
     async def _keep_noting(self) -> None:
+        noted = self.status
         while True:
             await asyncio.sleep(NOTE_INTERVAL_S)
             if not self.has_pause:
-                await self.journal.note_command(self._shard)
+                before, noted = noted, self.status
+                facts = msgspec.to_builtins(noted)
+                await self.journal.note_command(self._shard, has_gone_on=noted != before, **facts)
 
     async def _run_patiently(self) -> T:
         seen, since = self.progress, self._clock()

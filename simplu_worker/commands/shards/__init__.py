@@ -209,13 +209,10 @@ def adopt_shard(
     leave_faulty
         Leave rows in the old table that cannot be resources.
     """
-    from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
+    from simplu_worker.commands.shards.adopt import AdoptMode, adopt_shard
     from simplu_worker.transfers.adoption.plan import AdoptionChoices
 
     if prepare and apply:
         raise UsageError("shards adopt: expected --prepare or --apply, got both")
-    options = AdoptOptions(
-        mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
-        choices=AdoptionChoices(leave_unresolved, leave_faulty),
-    )
-    return common.run(adopt_shard, shard, options)
+    mode = AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING
+    return common.run(adopt_shard, shard, mode, AdoptionChoices(leave_unresolved, leave_faulty))

@@ -44,15 +44,8 @@ class AdoptMode(StrEnum):
     ALL = "adopted"
 
 
-class AdoptOptions(msgspec.Struct, frozen=True):
-    """The options of `shards adopt`."""
-
-    mode: AdoptMode
-    choices: AdoptionChoices
-
-
-async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) -> Answer:
-    """Return the plan of an adoption, or carry it out; it fails if something prevents it."""
+async def adopt_shard(settings: Settings, shard_id: str, mode: AdoptMode, choices: AdoptionChoices) -> Answer:
+    """Return the plan of an adoption, or carry out so much of it; it fails if something prevents it."""
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = known_shard(await shards.locator.list_shards(), shard_id)
         if (refusal := address.refusal) is not None:
@@ -66,10 +59,10 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions) 
                 plan = await adopter.make_plan()
                 if isinstance(plan, AdoptionResult):
                     return _describe_adopted(shard_id, plan, "before")
-                refusals = plan.refusals(options.choices)
-                if options.mode is AdoptMode.ALL and not refusals:
-                    return _describe_adopted(shard_id, await adopter.adopt(plan, options.choices), "now")
-                if options.mode is AdoptMode.COPY and not plan.contents.conflicting_names:
+                refusals = plan.refusals(choices)
+                if mode is AdoptMode.ALL and not refusals:
+                    return _describe_adopted(shard_id, await adopter.adopt(plan, choices), "now")
+                if mode is AdoptMode.COPY and not plan.contents.conflicting_names:
                     await adopter.copy(plan)
                     state = AdoptMode.COPY
                 else:

@@ -170,8 +170,8 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
 
 
-async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> balance.Removal:
-    """Return whether a shard can be removed, by the rows of all shards, then by the locator."""
+async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> list[str]:
+    """Return why a shard cannot be removed, by the rows of all shards, then by the locator."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
     rows = balance.TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
@@ -179,18 +179,18 @@ async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> bal
     found, errors = await locate_all(shards.locator, () if staying else rows.elsewhere(shard_id))
     named = {tenant_id: None if one is None else one.shard_id for tenant_id, one in found.items()}
     error = next(iter(errors.values()), None)
-    return balance.describe_removal(shard_id, staying, rows.led_through(shard_id, named), sorted(errors), error)
+    return balance.describe_removal(staying, rows.led_through(shard_id, named), sorted(errors), error)
 
 
-def print_removal(removal: balance.Removal) -> None:
+def print_removal(shard_id: str, kept_by: Sequence[str]) -> None:
     """Print whether a shard can be removed, and why not."""
-    for reason in removal.kept_by:
-        print_note(f"shard {removal.shard_id}: {reason}")
-    if not removal.kept_by:
-        print_note(
-            f"shard {removal.shard_id}: no tenant is there or is looked for there; "
-            "it can be retired in the map or Citrus"
-        )
+    removable = "no tenant is there or is looked for there; it can be retired in the map or Citrus"
+    for reason in kept_by or [removable]:
+        print_note(f"shard {shard_id}: {reason}")
+
+
+def _removal_members(kept_by: Sequence[str]) -> dict[str, Any]:
+    return {"removable": not kept_by, "keptBy": kept_by}
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
@@ -200,7 +200,8 @@ class ShownPlan(msgspec.Struct, frozen=True):
     plan: Sequence[balance.PlannedTransfer]
     refused: Mapping[str, str]
     by: str
-    removal: balance.Removal | None = None
+    drained_id: str | None = None
+    kept_by: Sequence[str] | None = None
 
     @property
     def homes_after(self) -> list[balance.WeighedTenant]:
@@ -225,7 +226,7 @@ class ShownPlan(msgspec.Struct, frozen=True):
             "refused": self.refused,
             "before": before,
             "after": Counter(dict.fromkeys(before, 0) | after),
-            **({} if self.removal is None else self.removal.members),
+            **({} if self.kept_by is None else _removal_members(self.kept_by)),
         }
 
 
@@ -249,8 +250,8 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if moved and not apply:
         print_note("nothing was moved; with --apply the tenants are")
-    if shown.removal is not None:
-        print_removal(shown.removal)
+    if shown.drained_id is not None and shown.kept_by is not None:
+        print_removal(shown.drained_id, shown.kept_by)
 
 
 def _loads(tenants: Iterable[balance.WeighedTenant]) -> Counter[str]:
@@ -344,8 +345,8 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
         refused = {one.tenant_id: NO_PLACE for one in homeless}
         refused |= _describe_stuck(one for one in survey.stuck if shard_id in {one.tenant.shard_id, one.target_id})
         refused |= await find_refused(shards, _requests_of(judged), survey.places)
-        removal = None if apply else await find_removal(settings, shards, shard_id)
-        shown = ShownPlan(survey, plan, refused, "tenants", removal)
+        kept_by = None if apply else await find_removal(settings, shards, shard_id)
+        shown = ShownPlan(survey, plan, refused, "tenants", shard_id, kept_by)
         print_plan(shown, as_json=as_json, apply=apply)
         if refused:
             print_note("a shard is drained as a whole: nothing moves before all of its tenants can")
@@ -354,12 +355,12 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
         async with shards.pools.ensure_pool(address).transaction() as connection:
             await connection.execute(QUERIES["note_drain"], True)
         status = await _carry_out(settings, shards, shown, terms, as_json=as_json)
-        removal = await find_removal(settings, shards, shard_id)
+        kept_by = await find_removal(settings, shards, shard_id)
         if as_json:
-            print_json_line({"shard": removal.shard_id, **removal.members})
+            print_json_line({"shard": shard_id, **_removal_members(kept_by)})
         else:
-            print_removal(removal)
-        is_whole = not (status or removal.kept_by)
+            print_removal(shard_id, kept_by)
+        is_whole = not (status or kept_by)
         if not is_whole:
             print_note("this was not all: run the command again to go on, or with --undo to have it take tenants again")
         return 0 if is_whole else 1

@@ -363,18 +363,6 @@ class TenantRows:
         return self._states[tenant_id].get(shard_id, TenantState.MOVED) in LEFT
 
 
-class Removal(msgspec.Struct, frozen=True):
-    """Whether a shard may be removed; *kept_by* has the reasons why not."""
-
-    shard_id: str
-    kept_by: tuple[str, ...]
-
-    @property
-    def members(self) -> dict[str, Any]:
-        """The members of JSON."""
-        return {"removable": not self.kept_by, "keptBy": self.kept_by}
-
-
 def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
     """Return whether the way to a tenant's home from the shard *named* for it leads through *shard_id*."""
     place, passed = named, set[str]()
@@ -384,10 +372,8 @@ def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str])
     return place == shard_id
 
 
-def describe_removal(
-    shard_id: str, staying: list[str], routed: list[str], unknown: list[str], error: str | None = None
-) -> Removal:
-    """Return the verdict: tenants that are *staying*, *routed* there, or of which that is *unknown*."""
+def describe_removal(staying: list[str], routed: list[str], unknown: list[str], error: str | None = None) -> list[str]:
+    """Return why a shard has to be kept: tenants that are *staying*, *routed* there, or of which that is *unknown*."""
     reasons = []
     if staying:
         reasons.append(f"{len(staying)} tenants are still there, such as {staying[0]}: keep it")
@@ -401,4 +387,4 @@ def describe_removal(
             f"where {len(unknown)} tenants are looked for is unknown, such as {unknown[0]}: {error}; "
             "keep it, and run the command again"
         )
-    return Removal(shard_id, tuple(reasons))
+    return reasons

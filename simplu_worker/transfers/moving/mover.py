@@ -34,7 +34,6 @@ from simplu_worker.shards.settling import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.engine import (
-    NOTE_INTERVAL_S,
     REST_SHARE,
     Chunk,
     Journal,
@@ -102,7 +101,6 @@ class Mover(TransferEngine[Certificate]):
         self._source = MoveSource(self._shard, move, clock)
         self._target = MoveTarget(pools.pool_of(move.target_id), move, self._source)
         self._walker = Walker(clock=clock)
-        self._noted_at = float("-inf")
         # Rows of the log that the target has, from just before the last barrier on.
         self._known: AbstractSet[LogKey] = NOTHING_KNOWN
         self._pause_s: float | None = None
@@ -183,7 +181,7 @@ class Mover(TransferEngine[Certificate]):
             async def copy(after: RowKey, row_count: int, table: CopiedTable = table) -> Chunk:
                 nonlocal progress
                 progress, chunk = await self._copy_chunk(progress, table, after, row_count)
-                await self._show_progress(progress)
+                self._show_progress(progress)
                 return chunk
 
             await self._walker.walk(copy, progress.cursors.get(table.name, FIRST))
@@ -238,7 +236,7 @@ class Mover(TransferEngine[Certificate]):
             await self._target.note(progress)
             known |= self._known
             self._known = {key for key in known if key[1] >= barrier.read_at - CLOCK_MARGIN}
-            await self._show_progress(progress)
+            self._show_progress(progress)
             took_s = self._clock() - began_at - rested_s
             if is_last_round(count, took_s, self._options.max_pause_s):
                 break
@@ -289,7 +287,6 @@ class Mover(TransferEngine[Certificate]):
     async def _switch(self, progress: Progress) -> None:
         """Fence the tenant, copy the last changes, commit, and activate: the pause."""
         self._enter(MovePhase.FENCE)
-        await self._note_status()
         fenced = await self._fence(progress)
         try:
             self._enter(MovePhase.LAST_DELTA)
@@ -390,17 +387,9 @@ class Mover(TransferEngine[Certificate]):
                 await ended.note(connection, TransferStep.DONE, detail)
         return certificate
 
-    async def _note_status(self) -> None:
-        self._noted_at, source = self._clock(), self._source
-        detail = self.status if source.step is TransferStep.OPEN else None  # one that has committed keeps its positions
-        async with source.shard.transaction() as connection:
-            await source.journal.note(connection, source.step, detail)
-
-    async def _show_progress(self, progress: Progress) -> None:
+    def _show_progress(self, progress: Progress) -> None:
         self.status = msgspec.structs.replace(self.status, row_count=progress.row_count, byte_count=progress.byte_count)
         self._show(self.status)
-        if self._clock() - self._noted_at > NOTE_INTERVAL_S:
-            await self._note_status()
 
     def _pause_error(self, got: str) -> PauseTooLongError:
         return PauseTooLongError(

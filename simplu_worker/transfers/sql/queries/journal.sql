@@ -22,13 +22,15 @@ SET
 WHERE tenant_id = $1 AND kind = $2 AND token = $3 AND ($6::bigint IS NULL OR writes = $6::bigint);
 
 -- name: note_command
--- The command with the token $3 runs, or what else $4 tells. Never sets the step: a commit that this statement has waited
--- for stays.
+-- The command with the token $3 runs, and what else $4 tells; with $5 it has gone on. Never sets the step: a commit that
+-- this statement has waited for stays.
 UPDATE public.transfers
-SET detail = detail || (
-    $4::pg_catalog.text::pg_catalog.jsonb
-    || pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
-)
+SET
+    detail = detail || (
+        $4::pg_catalog.text::pg_catalog.jsonb
+        || pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
+    ),
+    updated_at = CASE WHEN $5 THEN pg_catalog.clock_timestamp() ELSE updated_at END
 WHERE
     tenant_id = $1 AND kind = $2 AND token = $3
     AND step IN ('open', 'committed', 'undoing', 'replacing', 'copied');
