@@ -31,8 +31,8 @@ class ReplayRange(msgspec.Struct, frozen=True):
         """Return whether this record and all later ones are behind the range."""
         return self.end is not None and arrived_at >= self.end
 
-    def has_tenant(self, tenant_id: str | None) -> bool:
-        """Return whether the range has the tenant; None is a record without a readable tenant."""
+    def has_tenant(self, tenant_id: str) -> bool:
+        """Return whether the range has the tenant."""
         return self.tenant_id is None or self.tenant_id == tenant_id
 
 
@@ -54,15 +54,9 @@ def select(decoded: Iterable[DecodedRecord], chosen: ReplayRange) -> Selection:
         if isinstance(record, Operation):
             if chosen.has_tenant(record.tenant_id):
                 operations.append(record)
-        elif chosen.has_tenant(_tenant_id_of(record)):
+        elif chosen.has_tenant(tenant_id_of(record.business_id or "", record.location_id or "")):
             rejected.append(record)
     return Selection(operations, rejected, is_last=False)
-
-
-def _tenant_id_of(record: RejectedRecord) -> str | None:
-    if record.business_id is None or record.location_id is None:
-        return None
-    return tenant_id_of(record.business_id, record.location_id)
 
 
 def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:

@@ -99,15 +99,17 @@ def test_operation_became_a_dead_letter_without_its_tenant(absence: Absence, age
 def test_totals_count_each_decided_outcome() -> None:
     totals = ReplayTotals()
     (operation,) = operations_of(record(1, "a"))
-    totals.count(Outcome(Disposition.APPLIED))
+    for _ in range(2):
+        totals.count(Outcome(Disposition.APPLIED))
+        totals.count(Outcome(Disposition.DUPLICATE))
+        totals.count(Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT))
     totals.count(Outcome(Disposition.APPLIED, failure=Failure.NOT_FOUND))
-    totals.count(Outcome(Disposition.DUPLICATE))
-    totals.count(Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT))
-    totals.count_logged(operation, {"digest": memoryview(operation.digest)})
-    totals.count_logged(operation, {"digest": b"another"})
+    totals.count(Outcome(Disposition.DEAD_LETTER))
+    for digest in (memoryview(operation.digest), b"another", b"a third"):
+        totals.count_logged(operation, {"digest": digest})
     totals.count_rejected(select(decoded(record(2, "a", data=None)), ReplayRange(AT)).rejected)
-    assert totals.outcomes == {"succeeded": 1, "not_found": 1, "duplicate": 2, "dead_letter": 2}
-    assert totals.dead_letters == {"unknown_tenant": 1, "request_id_reused": 1, "invalid_message": 1}
+    assert totals.outcomes == {"succeeded": 2, "not_found": 1, "duplicate": 3, "dead_letter": 5}
+    assert totals.dead_letters == {"unknown_tenant": 2, "request_id_reused": 2, "invalid_message": 2}
 
 
 def test_tenant_left_once_stays_left_with_its_first_reason() -> None:
