@@ -38,9 +38,7 @@ def test_list_asks_for_its_members(pairs: Pairs, expected: ListRequest) -> None:
 @pytest.mark.parametrize(
     "pairs",
     [
-        [],
         [("businessId", "b")],
-        [("businessId", "b" * 129), ("locationId", "l")],
         [("businessId", "b"), ("locationId", "\0")],
         [*TENANT, ("resource_type", "t")],
         [*TENANT, ("x\ud800", "t")],
@@ -48,9 +46,8 @@ def test_list_asks_for_its_members(pairs: Pairs, expected: ListRequest) -> None:
         *(
             [*TENANT, pair]
             for pair in [
-                *[("resourceType", "\0"), ("resourceId", "\ud800"), ("since", "yesterday"), ("since", "2026-01-02")],
-                *[("until", "2026-01-02T00:00:00"), ("status", "pending"), ("error", "oops"), ("limit", "0")],
-                *[("limit", "٣"), ("limit", "9" * 5000), ("limit", "501"), ("after", "r")],
+                *[("resourceType", "\0"), ("resourceId", "\ud800"), ("since", "2026-01-02"), ("status", "pending")],
+                *[("until", "2026-01-02T00:00:00"), ("limit", "501"), ("after", "r")],
             ]
         ),
         [*TENANT, ("since", "2026-01-02T00:00:00Z"), ("until", "2026-01-01T00:00:00Z")],
