@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.servers import SQS, running_servers
 
-from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
 
 pytestmark = pytest.mark.slow
@@ -283,28 +282,6 @@ async def test_message_is_a_dead_letter_when_received_too_often(client: Client, 
     (letter,) = await letters.receive()
     assert (letter["MessageId"], letter["MessageAttributes"]) == (message["MessageId"], attributes)
     assert await queue.counts() == (0, 0, 0)
-
-
-@on("ours")
-async def test_move_task_sends_dead_letters_back(client: Client) -> None:
-    queue, letters = await Queue.make_with_redrive(client, 1)
-    await queue.send("a", "b")
-    before = await queue.receive(VisibilityTimeout=0)
-    assert await queue.bodies() == []
-    arn = await letters.attribute("QueueArn")
-    await client.start_message_move_task(SourceArn=arn, MaxNumberOfMessagesPerSecond=1)
-    assert await code_of(client.start_message_move_task(SourceArn=arn)) == "InvalidParameterValue"
-
-    async def completed() -> bool:
-        (task,) = (await client.list_message_move_tasks(SourceArn=arn))["Results"]
-        moved = (task["ApproximateNumberOfMessagesMoved"], task["ApproximateNumberOfMessagesToMove"])
-        return (task["Status"], moved) == ("COMPLETED", (2, 2))
-
-    assert await poll_until(completed, within_s=30)
-    after = await queue.receive()
-    assert sorted(message["Body"] for message in after) == ["a", "b"]
-    assert not {message["MessageId"] for message in after} & {message["MessageId"] for message in before}
-    assert [count_of(message) for message in after] == [1, 1]
 
 
 @on(*ALL)
