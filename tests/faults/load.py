@@ -20,7 +20,6 @@ TYPES: Final = ("note", "task", "visit")
 RESOURCES: Final = 4  # of a type, and orders of a tenant
 TWICE: Final = 0.03  # of the records
 ORDERS: Final = 0.15  # of the operations
-ORDER_INTERVAL_S: Final = 0.25
 LOGGED: Final = Verdict(Effect.LOGGED)
 
 NotePut = Callable[..., None]

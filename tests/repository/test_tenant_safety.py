@@ -38,7 +38,6 @@ OF_NO_TENANT = {
     "position_merges": "of the stream: tokens of the rows of `stream_positions`",
     "stream_positions": "of the stream; the tenants that it names are the reader's to know",
 }
-OPEN_TABLES = {"business_types", "schema_migrations", "shard_meta"}  # with nothing of a tenant
 TABLES = [
     table
     for migration in MIGRATIONS

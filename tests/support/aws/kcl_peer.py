@@ -124,22 +124,6 @@ class KclPeer:
             self.held.pop(lease_key, None)
         return is_written
 
-    async def prepare_checkpoint(self, lease_key: str, checkpoint: str, state: bytes) -> bool:
-        row = self.held[lease_key]
-        update = (
-            "SET leaseCounter = :next, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, "
-            "ownerSwitchesSinceCheckpoint = :zero, pendingCheckpoint = :pending, "
-            "pendingCheckpointSubSequenceNumber = :zero, pendingCheckpointState = :state"
-        )
-        values = {
-            ":checkpoint": row["checkpoint"],
-            ":sub": row["checkpointSubSequenceNumber"],
-            ":zero": number(0),
-            ":pending": {"S": checkpoint},
-            ":state": {"B": state},
-        }
-        return await self._write(row, update, values)
-
     async def evict(self, lease_key: str) -> bool:
         """Release the lease, when it is still the owner (evictLease of 2.x); the KCL does not do so at its end."""
         row = self.held.pop(lease_key)

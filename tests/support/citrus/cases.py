@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections import Counter, deque
@@ -66,14 +65,6 @@ def half_a_reply(body: bytes) -> Reply:
         assert request.transport is not None
         request.transport.abort()
         return response
-
-    return answer
-
-
-def no_reply() -> Reply:
-    async def answer(_: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(60)
-        return web.Response()
 
     return answer
 

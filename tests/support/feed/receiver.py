@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -64,16 +63,6 @@ class Receiver:
         first = {one.id: one for one in reversed(self.events)}
         seen = sorted(first.values(), key=self.events.index)
         return [(one.kind.value, one.subject) for one in seen]
-
-    def positions_by_key(self) -> dict[str, list[tuple[int, int]]]:
-        seen: set[str] = set()
-        found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        for one in self.events:
-            if one.id not in seen:
-                seen.add(one.id)
-                batch_id, position = one.position.split("-")
-                found[one.subject].append((int(batch_id), int(position)))
-        return dict(found)
 
     def configured(
         self, *, begin: FeedBeginning = FeedBeginning.NOW, terms: DestinationTerms | None = None

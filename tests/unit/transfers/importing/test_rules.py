@@ -17,7 +17,6 @@ from simplu_worker.transfers.importing.rules import (
     OVERLAP,
     FollowState,
     HomeFacts,
-    ImportCertificate,
     ImportState,
     SourceRow,
     SourceTenant,
@@ -159,17 +158,6 @@ def test_step_is_decided_by_the_rows_of_the_tenant(
     assert found[1] in [None, *homes]
 
 
-CERTIFICATE = ImportCertificate(
-    source="db:5432/pos",
-    snapshot_at="2026-01-01 10:00:00+00",
-    queries="digest",
-    rows=2,
-    bytes=30,
-    checksum="0" * 16,
-    verified_at="2026-01-01T10:00:01+00:00",
-    worker_version="1",
-    types={"order": 2},
-)
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
 DETAIL = msgspec.json.decode(msgspec.json.encode(FollowState("digest", MOMENT)))
 
