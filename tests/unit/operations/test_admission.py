@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from support.queued_operations import queued_operation
 
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
 from simplu_worker.operations.waves import TenantRow, admit, admits_all, is_too_late
-from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source, TenantState
+from simplu_worker.vocabulary import DeadLetterReason, Failure, Source, TenantState
 
 WAIT = timedelta(seconds=900)
 CREATED_AT = datetime(2026, 1, 31, 9, tzinfo=UTC)
@@ -20,21 +21,8 @@ DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DEST
 
 
 def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINESIS) -> Operation:
-    return Operation(
-        kind=OperationKind.DELETE,
-        business_id="a-b",
-        location_id="c",
-        tenant_id="a-b-c",
-        resource_type="t",
-        resource_id="1",
-        request_id="r",
-        data=None,
-        query=None,
-        requested_at=CREATED_AT.isoformat(),
-        digest=b"",
-        origin=Origin(source=source, name="stream", arrived_at=arrived_at),
-        size_bytes=0,
-    )
+    origin = Origin(source=source, name="stream", arrived_at=arrived_at)
+    return replace(queued_operation("a-b-c").operation, business_id="a-b", location_id="c", origin=origin)
 
 
 def tenant(state: TenantState = TenantState.ACTIVE, *, business_id: str = "a-b", location_id: str = "c") -> TenantRow:

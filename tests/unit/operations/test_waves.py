@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from support.queued_operations import queued_operation
 
-from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.verbs import READING_KINDS
 from simplu_worker.operations.waves import isolate, plan_waves
-from simplu_worker.vocabulary import OperationKind, Source
+from simplu_worker.vocabulary import OperationKind
 
-NOW = datetime(2026, 1, 31, tzinfo=UTC)
-ORIGIN = Origin(source=Source.KINESIS, name="stream", arrived_at=NOW)
 CREATE, UPDATE, PATCH = OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH
 DELETE, READ, LIST = OperationKind.DELETE, OperationKind.READ, OperationKind.LIST
 
@@ -26,20 +25,11 @@ Outcome: TypeAlias = object
 
 
 def operation(kind: OperationKind, resource_id: str = "1", *, tenant: str = "a", resource_type: str = "t") -> Operation:
-    return Operation(
+    return replace(
+        queued_operation(f"{tenant}-l").operation,
         kind=kind,
-        business_id=tenant,
-        location_id="l",
-        tenant_id=f"{tenant}-l",
         resource_type=resource_type,
         resource_id=None if kind is LIST else resource_id,
-        request_id="r",
-        data=None,
-        query=None,
-        requested_at=NOW.isoformat(),
-        digest=b"",
-        origin=ORIGIN,
-        size_bytes=0,
     )
 
 
