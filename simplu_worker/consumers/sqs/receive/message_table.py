@@ -83,12 +83,12 @@ class _Entry(msgspec.Struct, eq=False):
 class _Lane(msgspec.Struct, eq=False):
     """The messages in flight of one group. Polls add to *queued*, calls take from it, verdicts hold or return it."""
 
-    queued: deque[_Entry]  # in order, behind *handling*
+    queued: deque[_Entry]  # in order, behind *handling*; one of the two has messages
     handling: set[str]  # ids: with the handler, or their dead letters are being stored
     held_until: float = 0.0
 
     def is_ready(self, now: float) -> bool:
-        return bool(self.queued) and not self.handling and self.held_until <= now
+        return not self.handling and self.held_until <= now
 
 
 class MessageTable:
@@ -99,7 +99,6 @@ class MessageTable:
     ) -> None:
         self._limits = limits
         self._is_fifo = is_fifo
-        self.visibility_timeout_s = 0
         self.set_visibility_timeout(visibility_timeout_s)
         self.byte_count = 0
         self._entries: dict[str, _Entry] = {}
@@ -274,7 +273,7 @@ class MessageTable:
         head, delay_s = entries[0], undecided[0][1].delay_s
         head.held_since = now if head.held_since is None else head.held_since
         head.held_count += 1
-        lane.held_until = now + delay_s if delay_s > 0 else 0.0
+        lane.held_until = now + delay_s
 
     def _returned(
         self, lane: _Lane, undecided: Sequence[tuple[Message, ReturnToQueue | RetryHeld]]

@@ -122,7 +122,17 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     assert names(lanes.held_messages(13.9)) == "a1 a2 a3"
     again = lanes.take_call(now=14.0)
     assert (names(again), [one.held_count for one in again]) == ("a1 a2 a3", [1, 0, 0])
-    assert (lanes.next_retry_at(14.0), lanes.held_messages(14.0)) == (float("inf"), [])
+    assert lanes.held_messages(14.0) == []
+    decide(lanes, again, RetryHeld(1.0), ReturnToQueue(0), ReturnToQueue(0), now=14.0)
+    assert (lanes.held_messages(15.0), [one.held_count for one in lanes.take_call(now=15.0)]) == ([], [2, 0, 0])
+    assert lanes.next_retry_at(15.0) == float("inf")
+
+
+def test_held_of_earlier_calls_take_room_and_the_first_is_next() -> None:
+    lanes = fifo("a1 b1 c1", message_count=4, batch_count=1)
+    decisions = [decide(lanes, lanes.take_call(now=0), RetryHeld(delay_s)) for delay_s in (4.0, 2.0, 3.0)]
+    assert [returned(decision) for decision in decisions] == [[], [], [("c1", 3.0)]]
+    assert (lanes.next_retry_at(0.0), names(lanes.queued_messages())) == (2.0, "a1 b1")
 
 
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
@@ -225,6 +235,7 @@ def test_groups_of_a_call_are_decided_together() -> None:
 
 def test_lost_queued_message_leaves_with_those_behind_it() -> None:
     lanes = fifo("a1 a2 a3 b1")
+    assert lanes.is_queued(named("a2"))
     assert names(lanes.take_behind(named("a2"))) == "a3"
     assert [lanes.is_queued(named(name)) for name in ("a1", "a2", "z1")] == [True, False, False]
     assert names(lanes.take_call(now=0)) == "a1 b1"

@@ -88,3 +88,8 @@ def test_tries_cost_a_receive_where_a_message_leaves_flight(delays_s: tuple[floa
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
     assert parse_redrive_policy(text) is None
+
+
+def test_target_whose_retention_is_unknown_is_fit() -> None:
+    queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(1000))
+    assert list(redrive_problems(queue, msgspec.structs.replace(QUEUE, retention_s=None), RULES)) == []
