@@ -19,6 +19,7 @@ from simplu_worker.commands.tenants.restore import restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.restoring import RestoreMode
@@ -91,8 +92,9 @@ async def test_plan_is_printed_and_then_carried_out(
 
 @pytest.mark.slow(0.3)
 async def test_restore_that_was_killed_goes_on_with_its_own_file(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(assessment, "RUNNING_S", 4.0)
     await ask(shards[0], "UPDATE tenants SET state = 'fenced', move_token = 4")
     await ask(
         shards[0],
@@ -104,7 +106,9 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     assert await show(restore(settings, apply=False), as_json=False) == 0
     assert "an earlier command has begun to overwrite" in capsys.readouterr().err
     assert await show(restore(settings), as_json=True) == 0
-    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    told = capsys.readouterr()
+    assert "to restore it, and counts as killed once it has written nothing for 4 s: waiting for that" in told.err
+    certificate = json.loads(told.out)["certificate"]
     assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
     assert exports(tmp_path) == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
