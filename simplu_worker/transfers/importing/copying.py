@@ -101,23 +101,20 @@ class CopyCallbacks(msgspec.Struct, frozen=True):
     note_rows: Callable[[int], None] = lambda _: None
 
 
-class TenantCopier:
+class TenantCopier(msgspec.Struct, frozen=True):
     """Copies tenants from the *queries* of one snapshot."""
 
-    def __init__(
-        self, snapshot: SourceSnapshot, queries: Sequence[SourceQuery], callbacks: CopyCallbacks, pace: Pacer
-    ) -> None:
-        self._snapshot = snapshot
-        self._queries = queries
-        self._callbacks = callbacks
-        self._pace = pace
+    snapshot: SourceSnapshot
+    queries: Sequence[SourceQuery]
+    callbacks: CopyCallbacks
+    pace: Pacer
 
     async def copy(self, source: SourceTenant, sink: RowSink) -> TakenRows:
         """Read all rows of a tenant into *sink*, emptied before."""
         selections = self._selections(source)
         taken = TakenRows()
         refused: list[RefusedRow] = []
-        async with self._snapshot.open_reader() as reader:
+        async with self.snapshot.open_reader() as reader:
             if sink is not None:
                 await sink.clear()
             duplicates = await _find_duplicates(reader, selections)
@@ -138,13 +135,13 @@ class TenantCopier:
                         raise PermanentError(TOO_MANY_REFUSED)
                     await self._write(sink, rows, page)
         for one in refused:
-            self._callbacks.note_refused(one)
+            self.callbacks.note_refused(one)
         return taken
 
     async def copy_changes(self, source: SourceTenant, since: datetime, target: TargetTenant) -> int:
         """Write the rows changed *since*, delete those without a document; return their number."""
         count = 0
-        async with self._snapshot.open_reader() as reader:
+        async with self.snapshot.open_reader() as reader:
             for selection in self._selections(source, changed_since=since):
                 async for page in reader.read_rows(selection):
                     taken = [row for row in page if refusal_of_row(row, ()) is None]
@@ -160,12 +157,12 @@ class TenantCopier:
         await self.copy_changes(source, since, target)
         taken = TakenRows()
         if selections := self._selections(source):
-            async with self._snapshot.open_reader() as reader:
+            async with self.snapshot.open_reader() as reader:
                 for row in await reader.fetch_all(sum_rows(selections)):
                     rows = TypeSum(row["row_count"], int(row["byte_count"]), int(row["checksum"]))
                     taken.add(row["resource_type"], rows)
                     taken.deleted += row["deleted_count"]
-        self._callbacks.note_rows(source.row_count)
+        self.callbacks.note_rows(source.row_count)
         found, taken.verified_on = await target.sum_rows()
         return taken if found == taken.types else None
 
@@ -178,15 +175,15 @@ class TenantCopier:
                 source.business_type or "",
                 changed_since=changed_since,
             )
-            for query in self._queries
+            for query in self.queries
             if changed_since is not None or source.row_counts.get(query.resource_type)
         ]
 
     async def _write(self, sink: RowSink, rows: Sequence[SourceRow], page: Sequence[SourceRow]) -> None:
         if sink is not None and rows:
             await sink.write(rows)
-        self._callbacks.note_rows(len(page))
-        await asyncio.sleep(self._pace.pause_s(len(page), now=loop_time()))
+        self.callbacks.note_rows(len(page))
+        await asyncio.sleep(self.pace.pause_s(len(page), now=loop_time()))
 
 
 async def _find_duplicates(reader: SourceReader, selections: Sequence[RowSelection]) -> set[tuple[str, str]]:

@@ -91,13 +91,12 @@ class _Homes(msgspec.Struct, frozen=True):
         return f"no answer from shards that may have it: {', '.join(self.silent)}" if self.silent else None
 
 
-class _Placer:
-    """Finds the shards of tenants, and the step for each."""
+class _Placer(msgspec.Struct, frozen=True):
+    """Finds the shards of the tenants of *source*, and the step for each."""
 
-    def __init__(self, locator: Locator, pools: Pools, *, source: str) -> None:
-        self._locator = locator
-        self._pools = pools
-        self._source = source
+    locator: Locator
+    pools: Pools
+    source: str
 
     async def place(self, tenants: Sequence[SourceTenant], *, token: str | None) -> list[TenantReport]:
         """Return the step for each tenant; with *token* register and make those that no shard has. Idempotent."""
@@ -122,7 +121,7 @@ class _Placer:
     def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> TenantReport:
         if tenant.problem is not None:
             return report_of(tenant, ImportState.REFUSED, detail=tenant.problem)
-        state, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self._source)
+        state, home, problem = place_of(tenant, homes.by_tenant.get(tenant.tenant_id, ()), source=self.source)
         if home is not None:
             is_there = state is ImportState.THERE and home.detail is not None
             certificate = msgspec.json.decode(home.detail or "", type=ImportCertificate) if is_there else None
@@ -139,8 +138,8 @@ class _Placer:
         async def name(tenant: SourceTenant) -> ShardAddress | WorkerError | None:
             try:
                 if not registers:
-                    return await self._locator.locate(tenant.tenant_id)
-                address = (await self._locator.register(*tenant.key, tenant.business_type or "")).address
+                    return await self.locator.locate(tenant.tenant_id)
+                address = (await self.locator.register(*tenant.key, tenant.business_type or "")).address
             except WorkerError as exc:
                 return exc
             return address if address.is_active else RetryableError(f"shard {address.shard_id} is not active")
@@ -150,11 +149,11 @@ class _Placer:
 
     async def _read_homes(self, tenants: Iterable[SourceTenant]) -> _Homes:
         ids = [one.tenant_id for one in tenants if one.problem is None]
-        known = await self._locator.list_shards() if ids else []
-        await follow_shards(self._pools, known)
+        known = await self.locator.list_shards() if ids else []
+        await follow_shards(self.pools, known)
 
         async def fetch(shard: ShardAddress) -> list[HomeFacts]:
-            return await read_homes(self._pools.ensure_pool(shard), ids)
+            return await read_homes(self.pools.ensure_pool(shard), ids)
 
         answers = await query_all_shards(known, fetch)
         by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
@@ -169,12 +168,12 @@ class _Placer:
 
         async def make(shard: ShardAddress, tenants: Sequence[SourceTenant]) -> None:
             try:
-                pool = self._pools.ensure_pool(shard)
+                pool = self.pools.ensure_pool(shard)
                 problem = await find_shard_problem(pool, (one.business_type or "" for one in tenants))
                 if problem is not None:
                     raise PermanentError(problem)
                 for start in range(0, len(tenants), MADE_AT_ONCE):
-                    await make_incoming(pool, tenants[start : start + MADE_AT_ONCE], source=self._source, token=token)
+                    await make_incoming(pool, tenants[start : start + MADE_AT_ONCE], source=self.source, token=token)
             except WorkerError as exc:
                 errors.update({one.key: exc for one in tenants})
 
@@ -331,7 +330,7 @@ class Importer:
             tenants = without_collisions([await self._name(one, known) for one in listed])
             tenants.sort(key=lambda one: (-one.row_count, one.key))  # the largest first: the last ones end together
             self._callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
-            placer = _Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
+            placer = _Placer(self._shards.locator, self._shards.pools, snapshot.facts.identity)
             copier = TenantCopier(snapshot, queries, self._callbacks, self._pace)
             yield _Opened(snapshot, queries, digest_of(queries), tenants, placer, copier)
 

@@ -364,8 +364,8 @@ class MoveUndo(TransferEngine[int]):
 
     @property
     def progress(self) -> object:
-        """Whether the mover is stopped."""
-        return self._token
+        """Nothing: it is over within a minute, or another try gets no further."""
+        return None
 
     def describe_state(self) -> str:
         """Return the state, which is that of before."""
