@@ -476,14 +476,3 @@ def test_no_lease_moves_when_no_replica_can_do_anything() -> None:
             assert world.owners() == owners
 
     play(CALM, work)
-
-
-def test_leases_of_a_dead_replica_are_taken_when_none_can_work() -> None:
-    async def work(world: World) -> None:
-        await until_well(world)
-        give_troubles(world, Inability.CITRUS_UNREACHABLE, *range(4))
-        await asyncio.sleep(2 * PATIENCE_S)
-        world.replicas[0].kill()
-        assert await time_until(world, lambda: is_all_read(world), within_s=60) <= 3 * CALM.lease_duration_s
-
-    play(CALM, work)

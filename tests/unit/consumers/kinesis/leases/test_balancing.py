@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -11,15 +12,22 @@ from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.leases.lease_rules import (
+    FIXED_KBPS,
     HEAVY,
+    PATIENCE_S,
+    STREAM_RETRY_S,
+    Ability,
     Reach,
     assigned_leases,
+    loads_of,
     plan_takes,
     takeable_leases,
 )
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON
+from simplu_worker.vocabulary import Inability
 
-ME, BAR, BAZ = "foo", "bar", "baz"
+ME, BAR, BAZ = "me", "bar", "baz"
+STREAM, CITRUS = Inability.STREAM_UNAVAILABLE, Inability.CITRUS_UNREACHABLE
 DURATION_S = 10.0
 NOW = 100.0
 FRESH, EXPIRED, VERY_OLD = NOW - 1.0, NOW - 10.5, NOW - 30.5
@@ -205,3 +213,139 @@ def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left() -> N
         Lease("read", LATEST, owner=ME, checkpoint_owner=BAR),
     ]
     assert [lease.lease_key for lease in assigned_leases(leases, me=ME)] == ["assigned"]
+
+
+def fleet(**owned: Sequence[float]) -> dict[str, Observation]:
+    numbers = count()
+    return {
+        key: Observation(
+            Lease(
+                key,
+                TRIM_HORIZON,
+                counter=7,
+                owner=None if owner == "free" else owner,
+                throughput_kbps=load - FIXED_KBPS,
+                metered_by=owner,
+            ),
+            FRESH,
+        )
+        for owner, loads in owned.items()
+        for load in loads
+        for key in [f"{owner}-{next(numbers):03}"]
+    }
+
+
+def test_lease_moves_from_the_heaviest_to_the_lightest_replica_whatever_their_counts() -> None:
+    assert takes(fleet(me=[10] * 5, bar=[50, 30, 100], baz=[120])) == ["bar-005"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        pytest.param([100.0, 100.0], [105.0, 105.0], id="within the bounds"),
+        pytest.param([10.0], [400.0], id="one lease alone cannot be divided"),
+        pytest.param([100.0], [98.0, 2.0], id="no lease to gain from"),
+        pytest.param([200.0], [100.0, 50.0], id="mine is heavier"),
+        pytest.param([95.0], [101.0, 4.0], id="neither is heavy or light"),
+        pytest.param([90.0], [93.0, 18.0], id="a gain that is too small"),
+    ],
+)
+def test_nothing_moves_when_nothing_is_gained(mine: list[float], theirs: list[float]) -> None:
+    assert takes(fleet(me=mine, bar=theirs)) == []
+
+
+def test_light_replica_takes_from_one_that_is_not_heavy() -> None:
+    others = {f"bar{number}": [10.0] * 10 for number in range(20)}
+
+    assert takes(fleet(**others))[0].startswith("bar0-")
+    assert takes(fleet(me=[10.0] * 8, **others))[0].startswith("bar0-")
+    assert takes(fleet(me=[10.0] * 9, **others)) == []
+
+
+def test_replica_with_its_share_takes_nothing_though_others_are_heavy() -> None:
+    assert takes(fleet(me=[110], bar=[150, 10], baz=[150, 10], light=[10])) == []
+
+
+def test_replicas_that_see_the_same_take_from_different_owners() -> None:
+    observations = fleet(me=[10], other=[20], third=[30], bar=[50, 50, 80], baz=[50, 50, 90])
+    taken = [takes(observations, me=me) for me in ("me", "other", "third")]
+
+    assert [key[0].partition("-")[0] if key else None for key in taken] == ["baz", "bar", None]
+    assert takes(observations, me="new", draw=0.0)[0].startswith("baz")
+    assert takes(observations, me="new", draw=0.99)[0].startswith("bar")
+
+
+@pytest.mark.parametrize("metered_by", [None, "elsewhere"])
+def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | None) -> None:
+    observations = fleet(me=[10, 10], bar=[500, 500], baz=[10])
+    other = {key: replace(one.lease, metered_by=metered_by) for key, one in observations.items() if key < "baz-0"}
+    mixed = observations | {key: replace(observations[key], lease=lease) for key, lease in other.items()}
+
+    assert set(loads_of(mixed).values()) == {1.0}
+    assert takes(observations, me="baz") == ["bar-003"]
+    assert takes(mixed, me="baz") == []
+
+
+def test_lease_without_a_measurement_has_the_mean_load() -> None:
+    observations = fleet(bar=[20, 40], free=[1])
+    unknown = {
+        key: replace(one, lease=replace(one.lease, throughput_kbps=None)) if key.startswith("free") else one
+        for key, one in observations.items()
+    }
+    none_known = {
+        key: replace(one, lease=replace(one.lease, throughput_kbps=None)) for key, one in observations.items()
+    }
+
+    assert sorted(loads_of(unknown).values()) == [20, 30, 40]
+    assert set(loads_of(none_known).values()) == {FIXED_KBPS}
+
+
+def test_free_leases_are_taken_up_to_an_even_share_of_the_load() -> None:
+    observations = fleet(me=[10], bar=[100], free=[20, 20, 20, 20])
+
+    assert len(takes(observations)) == 4
+    assert takes(observations, me="bar") == []
+    assert len(takes(fleet(me=[10], bar=[10], free=[20, 20, 20, 20]))) == 2
+
+
+def test_replica_takes_all_leases_from_its_start_on() -> None:
+    assert (Ability().reach(0.0), Ability().is_unable(1e9), Ability().trouble) == (Reach.ALL, False, None)
+
+
+def test_trouble_that_lasts_gives_leases_away() -> None:
+    ability = Ability()
+    ability.note(CITRUS, now=100.0)
+    ability.note(STREAM, now=110.0)  # another one: it is still unable
+    assert [ability.is_unable(100.0 + PATIENCE_S + more) for more in (-0.1, 0.0, 50.0)] == [False, True, True]
+    assert (ability.reach(100.0), ability.reach(1e6), ability.trouble) == (Reach.LEFT, Reach.LEFT, STREAM)
+
+
+def test_replica_that_is_able_again_takes_only_free_leases_for_a_time() -> None:
+    ability = Ability()
+    ability.note(STREAM, now=100.0)
+    ability.note(None, now=200.0)
+    ability.note(None, now=220.0)
+    assert [ability.reach(200.0 + PATIENCE_S + more) for more in (-0.1, 0.0)] == [Reach.FREE, Reach.ALL]
+    assert not ability.is_unable(1e6)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "then", "after_s", "expected"),
+    [
+        (STREAM, None, STREAM_RETRY_S - 0.1, STREAM),
+        (STREAM, None, STREAM_RETRY_S, None),
+        (STREAM, CITRUS, 1.0, CITRUS),
+        (CITRUS, None, 1.0, None),
+        (None, CITRUS, 1.0, CITRUS),
+        (None, None, 1.0, None),
+    ],
+)
+def test_replica_without_a_lease_does_not_see_whether_the_stream_answers(
+    trouble: Inability | None, then: Inability | None, after_s: float, expected: Inability | None
+) -> None:
+    ability = Ability()
+    ability.note(trouble, now=100.0)
+    ability.note(then, is_reading=False, now=100.0 + after_s)
+    assert ability.trouble is expected
+    is_same = (trouble is None) is (expected is None)
+    assert ability.is_unable(100.0 + PATIENCE_S) is (expected is not None and is_same)
