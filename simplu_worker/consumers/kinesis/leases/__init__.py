@@ -14,6 +14,7 @@ which reads until it releases the lease.
 
 - Every write of an owner expects that owner, a renewal or a take the counter seen last too; so of two writers one
   learns that it lost. The counter alone is not enough: a leader of the KCL 3.x begins a hand-over without moving it.
+  Children and hash ranges are facts of the stream, and may be written by anybody.
 - An owner is alive while its counter moves, by the local monotonic clock alone.
 - Two readers of one stream shard, as while a lease changes hands, do no harm (architecture, idea 2).
 - Attributes of other programs survive: every write but a lease's creation names the attributes that it changes.
