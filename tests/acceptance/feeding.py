@@ -35,7 +35,7 @@ from typing import Any, Final
 
 import msgspec
 from acceptance.moving import FILL_SQL, move, run_command
-from acceptance.struck_shard import How, Struck
+from acceptance.struck_shard import Struck
 from rich.console import Console
 from support.feed.expected_events import Change, ShardLogs, find_differences
 from support.feed.follower import Event, Follower
@@ -176,7 +176,7 @@ class Trial:
         self._console = console
         self._chance = random.Random(arguments.seed)
         self._logs = ShardLogs()
-        self._struck = [Struck(testbed, How.CITRUS, number=number) for number in range(arguments.shards)]
+        self._struck = [Struck(testbed, number=number) for number in range(arguments.shards)]
         self._chosen = testbed.tenants_of()[0]
         options = ("--hang-every", str(arguments.hang_every), "--seed", str(arguments.seed))
         self._all = Webhook(testbed, "all", *options)

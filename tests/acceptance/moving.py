@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from acceptance.struck_shard import How, Struck
+from acceptance.struck_shard import Struck
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
@@ -135,7 +135,7 @@ async def run(arguments: argparse.Namespace) -> int:
         worker_env={"KINESIS_READ": arguments.read} | ({"KINESIS_LEASE_DURATION_SECONDS": "5"} if is_disturbed else {}),
     )
     async with testbed, AsyncExitStack() as exit_stack:
-        struck = [Struck(testbed, How.CITRUS, number=number) for number in range(2)] if arguments.fail_over else []
+        struck = [Struck(testbed, number=number) for number in range(2)] if arguments.fail_over else []
         for shard in reversed(struck):
             await (shard.begin(1) if shard is struck[0] else shard.prepare())
         tenant, *others = testbed.tenants_of(testbed.server(0))

@@ -23,7 +23,7 @@ import asyncpg
 import msgspec
 from acceptance.feeding import SECRET, Webhook
 from acceptance.moving import start_command
-from acceptance.struck_shard import How, Struck, left_by, request_ids
+from acceptance.struck_shard import Struck, left_by, request_ids
 from faults.history import History, read_events, read_log, read_rows
 from support.load.testbed import Testbed
 from support.network.fault_proxy import FaultProxy
@@ -73,7 +73,7 @@ class FaultyShard(Struck):
     """A shard that Citrus names by its door, which leads to whatever server is the primary."""
 
     def __init__(self, testbed: Testbed, number: int) -> None:
-        super().__init__(testbed, How.CITRUS, number=number)
+        super().__init__(testbed, number=number)
         self.door = FaultProxy(self.primary.url)
         self.in_use = asyncio.Lock()  # by what is done to its servers
         self.is_whole = asyncio.Event()  # its standby is there: a worker that starts now sees it
