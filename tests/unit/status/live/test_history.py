@@ -109,7 +109,8 @@ def test_day_folds_ten_minutes_into_a_point() -> None:
     history = FleetHistory()
     for number in range(FOLDED + 1):
         history.note(point(number, lag_seconds=float(number), records_per_second=float(number)))
-    _, day = history.view()
+    hour, day = history.view()
+    assert (hour.interval_seconds, day.interval_seconds) == (30.0, 600.0)
     assert (day.lag_seconds, day.records_per_second) == ([19.0, 20.0], [9.5, 20.0])
     for number in range(FOLDED + 1, (DAY_POINTS_MAX + 2) * FOLDED):
         history.note(point(number))
