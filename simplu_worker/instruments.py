@@ -252,7 +252,7 @@ FEED_FILE_RELOADS = Counter("simplu_feed_file_reloads_total", "Reloads of FEED_F
 PROVISIONING = Counter("simplu_provisioning_total", "Tries to create a tenant on a Postgres shard.", ["outcome"])
 TENANTS_SPLIT = Gauge(
     "simplu_tenants_split",
-    "Tenants that two Postgres shards call their own, with operations on both, as this replica found them.",
+    "Tenants that two Postgres shards call their own, as this replica found them.",
 )
 # Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
 MOVES = Counter(
