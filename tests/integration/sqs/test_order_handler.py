@@ -5,7 +5,7 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
+from support.reader_world import eventually
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
@@ -121,12 +122,6 @@ def open_handler(
         draw=lambda: 0.0,
         utc=utc,
     )
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
         ([about_all("a"), about_all("b"), about_all("a")], [[0, 1], [2]]),
         ([about("a-1", "g"), about("b-1", "g"), about("b-1", "h")], [[0], [1], [2]]),
         ([MessageSubject(), MessageSubject(), about("a-1")], [[0, 1, 2]]),
+        ([about_all("a"), MessageSubject(), about_all("b"), about("a-1")], [[0, 1, 2], [3]]),
+        ([about("a-1", "g"), about("b-1"), about("b-2", "h"), MessageSubject()], [[0, 1, 2, 3]]),
         ([MessageSubject(group_id="g"), about("a-1", "g"), MessageSubject(group_id="g")], [[0], [1], [2]]),
     ],
 )
@@ -66,25 +68,3 @@ def test_message_waits_for_the_first_undecided_before_it(
     subjects: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
     assert first_conflict(subjects, len(subjects) - 1, undecided) == expected
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        (about("a-1"), about("a-1"), True),
-        (about("a-1"), about("a-2"), False),
-        (about("a-1"), about_all("a"), True),
-        (about("a-1"), about_all("b"), False),
-        (about_all("a"), about_all("a"), True),
-        (about("a-1", "g"), about("b-1", "g"), True),
-        (about("a-1", "g"), about("b-1", "h"), False),
-        (about("a-1", "g"), about("b-1"), False),
-        (about_all("a"), MessageSubject(), False),
-        (MessageSubject(), MessageSubject(), False),
-        (MessageSubject(group_id="g"), MessageSubject(), False),
-    ],
-)
-def test_messages_conflict_by_their_group_or_their_subject(
-    one: MessageSubject, other: MessageSubject, *, expected: bool
-) -> None:
-    assert (one.conflicts_with(other), other.conflicts_with(one)) == (expected, expected)
