@@ -52,8 +52,6 @@ class SqsActions:
                 ("DeleteMessageBatch", requests.DeleteMessageBatch, self._delete_batch),
                 ("ChangeMessageVisibility", requests.ChangeMessageVisibility, self._change),
                 ("ChangeMessageVisibilityBatch", requests.ChangeMessageVisibilityBatch, self._change_batch),
-                ("StartMessageMoveTask", requests.StartMessageMoveTask, self._start_move),
-                ("ListMessageMoveTasks", requests.ListMessageMoveTasks, self._list_moves),
             )
         }
 
@@ -75,7 +73,6 @@ class SqsActions:
 
     def answer(self, action: str, request: Any, now_ms: int) -> SqsReply:
         """Do *request* and return the answer."""
-        self.account.apply_due(now_ms)
         return self._actions[action][1](request, now_ms)
 
     def wait_s(self, request: requests.ReceiveMessage) -> int:
@@ -170,27 +167,6 @@ class SqsActions:
             request.entries,
             lambda entry: queue.change_visibility(entry.receipt_handle, entry.visibility_timeout, now_ms),
         )
-
-    def _start_move(self, request: requests.StartMessageMoveTask, now_ms: int) -> SqsReply:
-        rate = request.max_number_of_messages_per_second
-        task = self.account.start_move(request.source_arn, request.destination_arn, rate, now_ms)
-        return {"TaskHandle": task.handle}
-
-    def _list_moves(self, request: requests.ListMessageMoveTasks, now_ms: int) -> SqsReply:
-        results = []
-        for task in self.account.list_moves(request.source_arn, request.max_results, now_ms):
-            found = {
-                "TaskHandle": task.handle if task.status == "RUNNING" else None,
-                "Status": task.status,
-                "SourceArn": task.source.arn,
-                "DestinationArn": None if task.destination is None else task.destination.arn,
-                "MaxNumberOfMessagesPerSecond": task.rate,
-                "ApproximateNumberOfMessagesMoved": task.moved_count,
-                "ApproximateNumberOfMessagesToMove": task.to_move_count,
-                "StartedTimestamp": task.started_ms,
-            }
-            results.append({name: value for name, value in found.items() if value is not None})
-        return {"Results": results}
 
 
 def queue_attributes(queue: LocalQueue) -> dict[str, str]:

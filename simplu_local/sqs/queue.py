@@ -250,13 +250,6 @@ class LocalQueue:
         if message is not None and message.state is MessageState.IN_FLIGHT:
             self._make_visible(message)
 
-    def remove_visible(self, limit: int, now_ms: int) -> list[StoredMessage]:
-        """Remove up to *limit* visible messages, except those of locked groups, and return them."""
-        taken = self.receive(now_ms, limit=limit, visibility_s=1, max_receive_count=None, attempt_id=None).messages
-        for message in taken:
-            self._remove(message)
-        return taken
-
     def _receive_one(self, message: StoredMessage, now_ms: int, due_ms: int) -> None:
         message.receipt, self._next_receipt = self._next_receipt, self._next_receipt + 1
         message.receive_count += 1

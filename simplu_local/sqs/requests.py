@@ -148,21 +148,6 @@ class ChangeMessageVisibilityBatch(QueueRequest):
 BatchRequest = SendMessageBatch | DeleteMessageBatch | ChangeMessageVisibilityBatch
 
 
-class StartMessageMoveTask(msgspec.Struct, rename="pascal", kw_only=True):
-    """API_StartMessageMoveTask."""
-
-    source_arn: str
-    destination_arn: str | None = None
-    max_number_of_messages_per_second: int | None = None
-
-
-class ListMessageMoveTasks(msgspec.Struct, rename="pascal", kw_only=True):
-    """API_ListMessageMoveTasks."""
-
-    source_arn: str
-    max_results: int = 1
-
-
 def queue_name_of(request: Any) -> str | None:
     """Return the name of the queue in *request*; none when it has no queue URL."""
     url = getattr(request, "queue_url", None)

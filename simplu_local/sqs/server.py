@@ -109,7 +109,6 @@ class SqsServer(AwsServer[SqsFault]):
     def state(self) -> dict[str, Any]:
         """Return the state that the control path shows."""
         now_ms = self.now_ms()
-        self.account.apply_due(now_ms)
         return self._common_state() | {
             "polls": self._poll_count,
             "queues": {name: _queue_state(queue, now_ms) for name, queue in self.account.queues.items()},
@@ -154,7 +153,7 @@ class SqsServer(AwsServer[SqsFault]):
         try:
             while (left_s := deadline - loop.time()) > 0:
                 now_ms = self.now_ms()
-                due_ms = self.account.next_due_ms(self.account.find(name), now_ms)
+                due_ms = self.account.find(name).next_due_ms
                 pause_s = left_s if due_ms is None else min(left_s, max(due_ms - now_ms, 1) / 1000)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):

@@ -250,7 +250,7 @@ class ModelClient(NamedCalls):
     async def _park(self, arguments: dict[str, Any], ends_at: float) -> None:
         world = self._world
         queue = world.account.find(arguments["QueueUrl"].rpartition("/")[2])
-        due_ms = world.account.next_due_ms(queue, world.now_ms())
+        due_ms = queue.next_due_ms
         left_s = ends_at - world.loop.time()
         due_s = left_s if due_ms is None else max((due_ms - world.now_ms()) / 1000, 0.001)
         try:
