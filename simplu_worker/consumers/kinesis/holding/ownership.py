@@ -301,7 +301,7 @@ class Meeting(Enum):
 
 
 class TenantOwners:
-    """Which hold owns a tenant: its name goes before its slot, and a slot belongs to the first hold with it."""
+    """Which hold owns a tenant: its name goes before its slot, and no two holds have a slot."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Hold] = {}
@@ -334,16 +334,12 @@ class TenantOwners:
         """Give a new hold its tenants."""
         if hold.tenants.has_names:
             self._by_name |= dict.fromkeys(hold.tenants.names, hold)
-        elif hold.target is HeldTarget.PARENTS:  # before the slots of the last owner
-            self._inherited.insert(0, hold)
         else:
             self._inherited.append(hold)
 
     def give(self, tenant_id: str, hold: Hold) -> Hold | None:
-        """Give a tenant to *hold*; return the other hold that had it by name."""
+        """Give a tenant to *hold*; return the hold that had it by name."""
         owner = self._by_name.get(tenant_id)
-        if owner is hold:
-            return None
         if owner is not None:
             owner.tenants.discard(tenant_id)
         hold.tenants.add(tenant_id)
@@ -355,8 +351,7 @@ class TenantOwners:
         if hold in self._inherited:
             self._inherited.remove(hold)
         for tenant_id in hold.tenants.names:
-            if self._by_name.get(tenant_id) is hold:
-                del self._by_name[tenant_id]
+            del self._by_name[tenant_id]
 
 
 class Ownership:

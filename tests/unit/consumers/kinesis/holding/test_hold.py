@@ -74,6 +74,14 @@ def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: s
             assert one is None or (hold in one.holds) is (hold.catch_up is one)
 
 
+def test_hold_that_is_caught_up_and_no_other_has_a_catch_up() -> None:
+    hold, catch_up = make_hold(5), catch_up_of(make_hold(5))
+    hold.enter(HoldState.READY)
+    for state, wrong in ((HoldState.CATCHING_UP, None), (HoldState.HELD, catch_up)):
+        with pytest.raises(ValueError, match="expected a state that may follow"):
+            hold.enter(state, wrong)
+
+
 def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
     found = set()
     for target, reason in product(HeldTarget, HoldReason):

@@ -300,6 +300,10 @@ def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
     (hold,) = ownership.holds()
     assert (hold.title, hold.reason, hold.state) == ("predecessor", HoldReason.TAKEN_OVER, HoldState.READY)
     assert (hold.arrived_at, hold.since, hold.unread) == (START, 3.0, unread(5))
+    own = hold_tenant(ownership, "a-x", 5)
+    assert ownership.holds() == [own]
+    ownership.remove(own)
+    assert ownership.owner_of("a-x") is None
 
 
 def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -> None:
@@ -344,7 +348,9 @@ def test_nothing_is_read_when_too_many_tenants_are_held(monkeypatch: pytest.Monk
 def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
     ownership = new()
-    holds = [hold_tenant(ownership, tenant, 5) for tenant in TENANTS[:3]]
+    holds = [hold_tenant(ownership, tenant, 5) for tenant in TENANTS[:2]]
+    holds.append(ownership.hold_tenant(TENANTS[2], HoldReason.UNREGISTERED, [unread(5)], START, now=5.0))
+    assert [hold.next_attempt_at for hold in holds] == [0.0, *[ownership_module.OVERFLOW_INTERVAL_S] * 2]
     start(ownership, holds[1])
     hold_tenant(ownership, "d-p", 5)
     assert list(owners(ownership))[:4] == ["a-x", "0", "0", "1"]
