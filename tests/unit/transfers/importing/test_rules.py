@@ -17,14 +17,17 @@ from simplu_worker.transfers.importing.rules import (
     OVERLAP,
     FollowState,
     HomeFacts,
+    ImportCertificate,
     ImportState,
     SourceRow,
     SourceTenant,
+    TenantReport,
     followed_since,
     is_deleted,
     name_tenant,
     place_of,
     refusal_of_row,
+    report_of,
     without_collisions,
 )
 from simplu_worker.vocabulary import TenantState
@@ -160,6 +163,19 @@ def test_step_is_decided_by_the_rows_of_the_tenant(
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
 DETAIL = msgspec.json.decode(msgspec.json.encode(FollowState("digest", MOMENT)))
+
+
+def test_report_has_the_rows_of_an_earlier_certificate() -> None:
+    tenant = SourceTenant("b", "l", business_type="gym")
+    proof = ImportCertificate("pos of 7", "then", "digest", 3, 40, "00ff", "now", "1.0")
+
+    planned = report_of(tenant, ImportState.IMPORT)
+    there = report_of(tenant, ImportState.THERE, "s1", "a detail", proof)
+
+    assert planned == TenantReport(ImportState.IMPORT, "b l", "b", "l", "gym")
+    assert there == TenantReport(
+        ImportState.THERE, "b l", "b", "l", "gym", "s1", 3, 40, detail="a detail", certificate=proof
+    )
 
 
 @pytest.mark.parametrize(
