@@ -134,6 +134,11 @@ def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expecte
 
 def test_targets_are_one_bitmap_beyond_the_limit() -> None:
     assert TenantSet(POOL[:3]).encode(limit=2) == {bitmap_of(POOL[:3])} == in_slots(POOL[:3]).encode()
+    many = [f"tenant-{number}" for number in range(30_000)]  # several of a byte
+    one_by_one = in_slots(many[:1])
+    for name in many:
+        one_by_one.add(name)
+    assert TenantSet(many).encode() == one_by_one.encode() == {bitmap_of(many)}
 
 
 @pytest.mark.parametrize(
