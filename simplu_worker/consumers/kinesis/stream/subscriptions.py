@@ -52,12 +52,11 @@ class MessageBuffer:
         size_bytes = self.next_size()
         if size_bytes is None or len(self._received) < size_bytes:
             return None
-        message = bytes(self._received[:size_bytes])
-        del self._received[:size_bytes]
+        message, self._received = self._received[:size_bytes], self._received[size_bytes:]
         return _parse(message)
 
 
-def _parse(message: bytes) -> EventMessage:
+def _parse(message: bytearray) -> EventMessage:
     head_end = PRELUDE_BYTES + int.from_bytes(message[4:8])
     headers: dict[str, str] = {}
     at = PRELUDE_BYTES
