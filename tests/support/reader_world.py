@@ -164,7 +164,7 @@ def is_caught_up(reader: StreamShardReader) -> bool:
     """Return whether a reader is at the tip, with every record finished or held."""
     progress = reader.progress
     at_tip = progress.is_at_end or (reader.cursor.millis_behind == 0 and not progress.is_dispatching)
-    is_catching_up = not all(hold.is_waiting for hold in progress.holds()) or reader.view.catch_up_count
+    is_catching_up = not all(hold.is_waiting for hold in progress.holds()) or reader.status()["catchUps"]
     return at_tip and not len(progress.tracker) and not is_catching_up and progress.pipeline.lookup.has_asked_all
 
 

@@ -88,14 +88,13 @@ class StreamShardAccess:
 
     @asynccontextmanager
     async def reading(self, stopping: asyncio.Event, *, is_main: bool) -> AsyncIterator[bool]:
-        """Wait until one read may start inside the block; yield False on *stopping*. Catch-ups take turns."""
-        async with nullcontext() if is_main else self.catch_up_turn:
-            while not await sleep_or_event(self.pacing.delay_s(loop_time(), is_main=is_main), until=stopping):
-                async with self.lock:
-                    if self.pacing.delay_s(loop_time(), is_main=is_main) <= 0:  # else another cursor was faster
-                        yield True
-                        return
-            yield False
+        """Wait until one read may start inside the block; yield False on *stopping*."""
+        while not await sleep_or_event(self.pacing.delay_s(loop_time(), is_main=is_main), until=stopping):
+            async with self.lock:
+                if self.pacing.delay_s(loop_time(), is_main=is_main) <= 0:  # else another reader was faster
+                    yield True
+                    return
+        yield False
 
 
 class Cursor:
@@ -147,7 +146,8 @@ class Cursor:
         The memory of the reply stays reserved until `release_memory` or the next read.
         """
         self.release_memory()
-        async with self._access.reading(stopping, is_main=self._is_main) as may_read:
+        turn = nullcontext() if self._is_main else self._access.catch_up_turn
+        async with turn, self._access.reading(stopping, is_main=self._is_main) as may_read:
             room_bytes = self._access.memory.room_bytes if may_read else 0
             return await self._read_within(room_bytes) if room_bytes else None
 

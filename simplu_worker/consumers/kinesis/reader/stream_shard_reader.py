@@ -116,11 +116,6 @@ class ReaderView:
         return max((one.lag_s for one in self._catch_ups.running), default=0.0)
 
     @property
-    def catch_up_count(self) -> int:
-        """How many catch-ups run."""
-        return len(self._catch_ups.running)
-
-    @property
     def lag_retention_ratio(self) -> float:
         """The lag over the retention; at 1 the next records are lost. 0 while unknown."""
         return self._ratio(self.least_lag_s)

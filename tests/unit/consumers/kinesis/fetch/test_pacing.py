@@ -163,6 +163,15 @@ def test_catch_up_has_every_fifth_start_beside_a_busy_main_reader(reads: str) ->
     assert (first_s, second_s) == pytest.approx((FIRST_CATCH_UP_S, WINDOW_S) if is_busy else (0.0, SHARED_INTERVAL_S))
 
 
+@pytest.mark.parametrize(("record_count", "expected_s"), [(0, 1.0), (1, 2.0)], ids=["idle", "busy"])
+def test_catch_up_has_all_bytes_or_half_beside_a_busy_main_reader(record_count: int, expected_s: float) -> None:
+    pacing = Pacing()
+    main_read(pacing, 99.0, record_count=record_count)
+    with pacing.open_catch_up(100.0):
+        catch_up_read(pacing, 100.0, record_count=1, size_bytes=2 * MIB)
+        assert pacing.delay_s(100.0, is_main=False) == pytest.approx(expected_s)
+
+
 def test_limit_keeps_to_the_room_that_is_left() -> None:
     pacing = Pacing()
     main_read(pacing, 0.0, record_count=10, size_bytes=10 * 1024)
