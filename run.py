@@ -39,7 +39,7 @@ COMMANDS: Dict[str, Tuple[str, List[str], List[str]]] = {
     "lint": ("Run ruff, mypy and import-linter.", ["dev"], LINTERS),
     "bench": ("Run the benchmark of that name.", ["dev"], ["python -m benchmarks"]),
     "mutants": ("Run the unit tests on mutants of the pure modules.", ["dev"], ["python -m mutation.run"]),
-    "fuzz": ("Send made-up inputs to all parsers.", ["dev", "fuzz"], ["python -m fuzz.run"]),
+    "fuzz": ("Send made-up inputs to all parsers.", ["dev"], ["python -m fuzz.run"]),
     "faults": ("Have real processes go through faults, and judge them.", ["dev"], ["python -m faults"]),
     "count": ("Count lines and words by part, beside their bounds.", ["dev"], ["python -m support.counts"]),
     "setup": ("Make .venv with everything for development.", ["dev"], []),

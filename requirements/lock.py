@@ -15,7 +15,6 @@ LOCKS = {
     "image": "--group image",
     "uv": "requirements/uv.in",
     "tools": "requirements/tools.in",
-    "fuzz": "requirements/fuzz.in",
 }
 # pip 23.0 refuses a pin without the extras that another package wants of it, hence --no-strip-extras.
 OPTIONS = "--universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header -q"

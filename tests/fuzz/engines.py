@@ -1,13 +1,11 @@
-"""The two engines: hypothesis draws inputs of known structure, atheris mutates bytes towards new branches."""
+"""The engine: hypothesis draws inputs of known structure, and makes those smaller that fail."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +17,9 @@ from fuzz.target import Target, load_target
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
-STRUCTURE, COVERAGE = "structure", "coverage"
 HANGS_AFTER_CPU_S = 20
 GROWN_HANGS_AFTER_CPU_S = 100  # after a suspicion all is measured many times
 HANGS_AFTER_S = 300  # and does not compute: beside other work a second of the processor may take thirty
-MEMORY_MAX_MB = 2_048
-INPUT_MAX_BYTES = 4_096  # of atheris: short inputs reach all branches; bounds are checked on grown ones
 EXAMPLES = 200  # of hypothesis in one round
 GROWN_SIZES = (1 << 14, 1 << 16, 1 << 18)
 
@@ -33,11 +28,7 @@ class HangError(AssertionError):
     """An input does not end."""
 
 
-def has_coverage() -> bool:
-    return importlib.util.find_spec("atheris") is not None
-
-
-def run_structure(name: str, *, seconds: float, number: int, found: Path) -> int:
+def run(name: str, *, seconds: float, number: int, found: Path) -> int:
     """Check inputs that hypothesis draws, round after round; return their count. The last failing one is in *found*."""
     silence()
     for number_of_signal in (signal.SIGALRM, signal.SIGPROF):
@@ -104,40 +95,6 @@ def _run_round(target: Target, number: int, check: Callable[..., None]) -> None:
 
 def _hang(*_: object) -> None:
     raise HangError("expected an end, got none")
-
-
-def run_coverage(name: str, *, seconds: float, number: int, found: Path, corpus: Path | None) -> None:
-    """Check inputs that atheris finds; does not return. A failing one is in *found*."""
-    import atheris  # `make fuzz` installs it, on Linux on x86_64
-
-    silence()
-    with atheris.instrument_imports(include=["simplu_worker"]):
-        target = load_target(name)
-    with tempfile.TemporaryDirectory() as folder:
-        seeds, words = Path(folder, "seeds"), Path(folder, "words")
-        seeds.mkdir()
-        for place, data in enumerate(target.seeds):
-            Path(seeds, str(place)).write_bytes(data)
-        words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
-        corpora = [str(seeds)] if corpus is None else [str(corpus), str(seeds)]
-        options = {
-            "seed": number,
-            "max_total_time": max(1, round(seconds)),
-            "max_len": INPUT_MAX_BYTES,
-            "timeout": HANGS_AFTER_S,
-            "rss_limit_mb": MEMORY_MAX_MB,
-            "dict": words,
-            "exact_artifact_path": found,
-            "print_final_stats": 1,
-            "verbosity": 0,
-        }
-        arguments = [f"-{option}={value}" for option, value in options.items()]
-        atheris.Setup([sys.argv[0], *arguments, *corpora], lambda data: check_bounded(target, bytes(data)))
-        atheris.Fuzz()
-
-
-def _escaped(word: bytes) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in word)
 
 
 def repeat(name: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`make fuzz`: inputs made up by two engines for each target, on all processors, until the time is over.
+"""`make fuzz`: made-up inputs for each target, on all processors, until the time is over.
 
 An input that fails is kept in `.fuzz/`, and the one command that repeats it is printed.
 """
@@ -18,41 +18,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fuzz.engines import COVERAGE, STRUCTURE, has_coverage, repeat, report_count, run_coverage, run_structure
+from fuzz.engines import repeat, report_count, run
 from fuzz.target import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".fuzz"
-GRACE_S = 900  # of an engine beside its time, to start and to make a failing input smaller, however busy the machine
+GRACE_S = 900  # of a process beside its time, to start and to make a failing input smaller, however busy the machine
 DETAIL_LINES = 40
 DETAIL_COLUMNS = 1_000
 SHOWN_BYTES = 4_096  # of an input: CI keeps no files
-COUNTS = re.compile(r'(?:"inputs": |number_of_executed_units: )(\d+)')
+COUNTS = re.compile(r'"inputs": (\d+)')
 
 
 @dataclass
 class Job:
-    """One engine at one target, in a process of its own."""
+    """One target, in a process of its own."""
 
     target: str
-    engine: str
     folder: Path
     process: subprocess.Popen[bytes] | None = None
     started_at: float = field(default_factory=time.monotonic)
 
     @property
     def found(self) -> Path:
-        return self.folder / f"{self.target}-{self.engine}"
+        return self.folder / self.target
 
     @property
     def log(self) -> Path:
-        return self.folder / f"{self.target}-{self.engine}.log"
+        return self.folder / f"{self.target}.log"
 
-    def start(self, seconds: float, number: int, corpus: str | None) -> None:
-        command = [sys.executable, "-m", "fuzz.run", "--engine", self.engine, "--target", self.target]
+    def start(self, seconds: float, number: int) -> None:
+        command = [sys.executable, "-m", "fuzz.run", "--target", self.target]
         self.started_at = time.monotonic()
         command += ["--seconds", f"{seconds:.2f}", "--seed", str(number), "--found", str(self.found)]
-        command += ["--corpus", corpus] if corpus else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
 
@@ -70,7 +68,7 @@ class Job:
         text = self.log.read_text(errors="replace")
         count = max(map(int, COUNTS.findall(text)), default=0)
         is_good = self.process.returncode == 0 and not self.found.exists()
-        say(f"{self.target:8} {self.engine:9} {count:9,} inputs, {'none failed' if is_good else 'FAILED'}")
+        say(f"{self.target:8} {count:9,} inputs, {'none failed' if is_good else 'FAILED'}")
         if is_good:
             return True
         say("\n".join(line[:DETAIL_COLUMNS] for line in text.splitlines()[-DETAIL_LINES:]))
@@ -89,7 +87,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def run_jobs(jobs: Sequence[Job], *, total_s: float, places: int, number: int, corpus: str | None) -> bool:
+def run_jobs(jobs: Sequence[Job], *, total_s: float, places: int, number: int) -> bool:
     """Run all jobs in *total_s*, *places* at a time; return whether no input failed."""
     rounds = -(-len(jobs) // places)
     seconds = total_s / rounds
@@ -97,10 +95,7 @@ def run_jobs(jobs: Sequence[Job], *, total_s: float, places: int, number: int, c
     while waiting or running:
         while waiting and len(running) < places:
             job = waiting.pop(0)
-            folder = Path(corpus, job.target) if corpus and job.engine == COVERAGE else None
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            job.start(seconds, number, None if folder is None else str(folder))
+            job.start(seconds, number)
             running.append(job)
         for job in [job for job in running if job.is_over(seconds)]:
             running.remove(job)
@@ -113,29 +108,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="for the inputs of all targets together (60)")
     parser.add_argument("--target", choices=NAMES, help="one target alone")
-    parser.add_argument("--engine", choices=(STRUCTURE, COVERAGE), help="one engine alone")
-    parser.add_argument("--seed", type=int, default=1, help="of both engines (1); another one for other inputs")
+    parser.add_argument("--seed", type=int, default=1, help="another one for other inputs (1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time (all processors)")
-    parser.add_argument("--corpus", help="a folder for the inputs that reach new branches, to begin with the next time")
     parser.add_argument("--input", type=Path, help="repeat this input of a target")
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-def run_engine(options: argparse.Namespace) -> None:
-    """Run one engine in this process, as a job does. Its time begins when it has started, so that it has inputs."""
-    if options.engine == STRUCTURE:
-        report_count(run_structure(options.target, seconds=options.seconds, number=options.seed, found=options.found))
-    else:
-        corpus = Path(options.corpus) if options.corpus else None
-        run_coverage(options.target, seconds=options.seconds, number=options.seed, found=options.found, corpus=corpus)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the fuzz; return the exit status."""
     options = parse_arguments(arguments)
     if options.found is not None:
-        run_engine(options)
+        # Its time begins when it has started, so that it has inputs.
+        report_count(run(options.target, seconds=options.seconds, number=options.seed, found=options.found))
         return 0
     if options.input is not None:
         if options.target is None:
@@ -144,17 +129,11 @@ def main(arguments: Sequence[str]) -> int:
         repeat(options.target, options.input)
         say("no failure")
         return 0
-    engines = [options.engine] if options.engine else [STRUCTURE, COVERAGE]
-    if COVERAGE in engines and not has_coverage():
-        say("atheris has no wheel for this system: inputs of known structure only")
-        engines.remove(COVERAGE)
     KEPT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         names = [options.target] if options.target else NAMES
-        jobs = [Job(name, engine, Path(folder)) for name in names for engine in engines]
-        is_good = run_jobs(
-            jobs, total_s=options.seconds, places=options.jobs, number=options.seed, corpus=options.corpus
-        )
+        jobs = [Job(name, Path(folder)) for name in names]
+        is_good = run_jobs(jobs, total_s=options.seconds, places=options.jobs, number=options.seed)
     return 0 if is_good else 1
 
 
