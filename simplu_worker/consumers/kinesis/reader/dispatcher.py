@@ -176,18 +176,12 @@ class Dispatcher:
                 if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
                     hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
                     self.make_ready(hold)
-            case Paused():
-                if self._must_end_pause(answer, hold):
+            case Paused(entries=entries):
+                if any(map(self._progress.is_half_over, _paused_arrivals(entries, hold))):
                     await self.pipeline.end_pause(tenant_id)
             case Overdue(entries=entries):
                 given_up = GiveUp(DeadLetterReason.UNKNOWN_TENANT, unknown_tenant_error(self._tenant_wait))
                 await self._finish_stored(entries, [(entry, given_up) for entry in entries])
-
-    def _must_end_pause(self, paused: Paused[QueuedOperation], hold: Hold | None) -> bool:
-        arrivals = [entry.operation.origin.arrived_at for entry in paused.entries]
-        if hold is not None and hold.target is HeldTarget.TENANT:
-            arrivals.append(hold.first_arrival)
-        return any(map(self._progress.is_half_over, arrivals))
 
     # Dead letters
 
@@ -370,6 +364,11 @@ class Dispatcher:
         """Have a hold caught up as soon as a catch-up is free."""
         hold.enter(HoldState.READY)
         self.has_ready.set()
+
+
+def _paused_arrivals(entries: Iterable[QueuedOperation], hold: Hold | None) -> list[datetime]:
+    held = [hold.first_arrival] if hold is not None and hold.target is HeldTarget.TENANT else []
+    return [*held, *(entry.operation.origin.arrived_at for entry in entries)]
 
 
 def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:
