@@ -237,6 +237,8 @@ _ID: Final = re.compile("[!-~]{1,128}")  # SQS API reference, SendMessage
 _REGION: Final = re.compile(
     r"arn:[^:]+:kinesis:([^:]+):|https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.(?:queue\.)?amazonaws\.com"
 )
+# The characters of JSON that SQS does not take. Within JSON they are in texts alone, where an escape is the same.
+_REFUSED: Final = str.maketrans({"\ufffe": "\\ufffe", "\uffff": "\\uffff"})
 T = TypeVar("T")
 
 
@@ -294,8 +296,13 @@ def message_of(event: FeedEvent) -> OutgoingMessage | None:
     encoded = encode_event(event, SQS_EVENT_MAX_BYTES)
     if encoded is None:
         return None
+    body = encoded.decode()
+    if not body.isascii():
+        body = body.translate(_REFUSED)
+        if len(body.encode()) > SQS_EVENT_MAX_BYTES:
+            return None
     sending = f"{event.id}-{event.incarnation}-{event.sender}"
-    return OutgoingMessage(encoded.decode(), FifoIds(fifo_id(event.subject), fifo_id(sending)))
+    return OutgoingMessage(body, FifoIds(fifo_id(event.subject), fifo_id(sending)))
 
 
 def fifo_id(text: str) -> str:

@@ -104,7 +104,7 @@ async def test_entry_at_fault_is_refused_alone(client: Client, url: str, sqs_url
 
 async def test_message_is_what_a_queue_of_any_age_takes(client: Client, url: str) -> None:
     data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
-    odd = "\x00 ü"
+    odd = "\ufffe \uffff \x00 ü"
     events = [
         feed_event(0, "a", data=data),
         feed_event(1, "b", data=data),
@@ -122,6 +122,6 @@ async def test_message_is_what_a_queue_of_any_age_takes(client: Client, url: str
 
 
 async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, url: str) -> None:
-    large = [feed_event(0, "a", request_id="x" * EVENT_MAX_BYTES)]
-    (delivery,) = await queue_of(client, url).publish(large)
-    assert isinstance(delivery, Refused)
+    large = [feed_event(0, "a", request_id="x" * EVENT_MAX_BYTES), feed_event(1, "b", request_id="\uffff" * 80_000)]
+    deliveries = await queue_of(client, url).publish(large)
+    assert [type(delivery) for delivery in deliveries] == [Refused, Refused]
