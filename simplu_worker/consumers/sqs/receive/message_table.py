@@ -68,6 +68,22 @@ class CallDecision(msgspec.Struct):
     retried_count: int = 0
 
 
+class _HoldRoom(msgspec.Struct):
+    """How many messages and bytes more may be held: half of the room in flight, so that others are still received."""
+
+    message_count: int
+    byte_count: int
+
+    def take(self, messages: Sequence[Message]) -> bool:
+        """Take room for *messages*; return whether there was enough."""
+        size_bytes = sum(message.size_bytes for message in messages)
+        if len(messages) > self.message_count or size_bytes > self.byte_count:
+            return False
+        self.message_count -= len(messages)
+        self.byte_count -= size_bytes
+        return True
+
+
 class _Entry(msgspec.Struct, eq=False):
     """A message in flight. Each receive writes all but its holds."""
 
@@ -221,7 +237,11 @@ class MessageTable:
         by_key: dict[str, list[tuple[Message, Verdict]]] = {}
         for message, verdict in zip(call, verdicts, strict=True):
             by_key.setdefault(self._key(message), []).append((message, verdict))
-        room_count = self._limits.message_count // 2 - len(self.held_messages(now))
+        held = self.held_messages(now)
+        room = _HoldRoom(
+            self._limits.message_count // 2 - len(held),
+            self._limits.byte_count // 2 - sum(message.size_bytes for message in held),
+        )
         decision = CallDecision()
         for key, pairs in by_key.items():
             lane = self._lanes[key]
@@ -230,9 +250,7 @@ class MessageTable:
             lane.handling.difference_update(message.message_id for message, _ in pairs)
             undecided = self._sort(lane, own, decision)
             decision.lost += lost
-            held_count = len(undecided) + len(lane.queued)
-            if undecided and not lost and may_hold and self._may_hold(*undecided[0], held_count, room_count, now=now):
-                room_count -= held_count
+            if undecided and not lost and may_hold and self._may_hold(lane, undecided, room, now=now):
                 self._hold(lane, undecided, now)
             elif undecided or lost:
                 decision.returned += self._returned(lane, undecided)
@@ -258,14 +276,21 @@ class MessageTable:
         return undecided
 
     def _may_hold(
-        self, head: Message, verdict: ReturnToQueue | RetryHeld, held_count: int, room_count: int, *, now: float
+        self,
+        lane: _Lane,
+        undecided: Sequence[tuple[Message, ReturnToQueue | RetryHeld]],
+        room: _HoldRoom,
+        *,
+        now: float,
     ) -> bool:
+        head, verdict = undecided[0]
         if not isinstance(verdict, RetryHeld):
             return False
         since = self._entries[head.message_id].held_since
         if now + verdict.delay_s - (now if since is None else since) > HELD_MAX_S:
             return False
-        return verdict.delay_s <= 0 or held_count <= room_count
+        behind = [*(message for message, _ in undecided), *(one.message for one in lane.queued)]
+        return verdict.delay_s <= 0 or room.take(behind)
 
     def _hold(self, lane: _Lane, undecided: Sequence[tuple[Message, ReturnToQueue | RetryHeld]], now: float) -> None:
         entries = [self._entries[message.message_id] for message, _ in undecided]

@@ -128,8 +128,9 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     assert lanes.next_retry_at(15.0) == float("inf")
 
 
-def test_held_of_earlier_calls_take_room_and_the_first_is_next() -> None:
-    lanes = fifo("a1 b1 c1", message_count=4, batch_count=1)
+@pytest.mark.parametrize("room", [{"message_count": 4}, {"byte_count": 8}])
+def test_held_of_earlier_calls_take_room_and_the_first_is_next(room: Any) -> None:
+    lanes = fifo("a1 b1 c1", **room, batch_count=1)
     decisions = [decide(lanes, lanes.take_call(now=0), RetryHeld(delay_s)) for delay_s in (4.0, 2.0, 3.0)]
     assert [returned(decision) for decision in decisions] == [[], [], [("c1", 3.0)]]
     assert (lanes.next_retry_at(0.0), names(lanes.queued_messages())) == (2.0, "a1 b1")
@@ -149,6 +150,8 @@ def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
         ("a1 a2 b1 b2 c1 c2 d1 d2", {"message_count": 8, "batch_count": 4}, [1.0] * 4, "a1 a2 b1 b2"),
         ("a1 b1", {"message_count": 2}, [1.0, 1.0], "a1"),
         ("a1", {"message_count": 1}, [1.0], ""),
+        ("a1 b1", {"byte_count": 5}, [1.0, 1.0], "a1"),
+        ("a1 a2", {"byte_count": 7}, [1.0, 1.0], ""),
         ("a1 b1", {}, [HELD_MAX_S, HELD_MAX_S + 1], "a1"),
     ],
 )
