@@ -57,7 +57,7 @@ from simplu_worker.transfers.moving.copying import (
     read_last_changes,
     read_notes,
 )
-from simplu_worker.transfers.moving.places import sum_counts, time_standbys
+from simplu_worker.transfers.moving.places import count_rows, time_standbys
 from simplu_worker.transfers.moving.sides import Fenced, MoveSource, MoveTarget
 from simplu_worker.transfers.moving.types import (
     LEAVING,
@@ -174,7 +174,8 @@ class Mover(TransferEngine[Certificate]):
         self._enter(MovePhase.COPY)
         tenant_id = self._tenant_id
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
-            row_total = await sum_counts(self._shard, tenant_id)
+            size = await count_rows(self._shard, tenant_id)
+            row_total = size.get("resources", 0) + size.get("operations", 0)
             self.status = msgspec.structs.replace(self.status, row_total=row_total)
         for table in TABLES:
 

@@ -14,7 +14,7 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import COUNT_S, Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Capacity, Locator, StaticMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
@@ -156,9 +156,14 @@ async def count_rows(shard: ShardPool, tenant_id: str) -> dict[str, Any]:
 
 
 async def sum_counts(shard: ShardPool, tenant_id: str) -> int:
-    """Return how many resources and operations a shard has of a tenant; 0 if that takes long to count."""
+    """Return how many resources and operations a shard has of a tenant. Raises `RetryableError`."""
     size = await count_rows(shard, tenant_id)
-    return int(size.get("resources", 0) + size.get("operations", 0))
+    if not size:
+        raise RetryableError(
+            f"{tenant_id}: its rows on shard {shard.address.shard_id} were not counted within {COUNT_S:.0f} s; run "
+            "this again when the shard has less to do, or with --apply, which counts what it deletes"
+        )
+    return int(size["resources"] + size["operations"])
 
 
 async def time_standbys(pools: Pools, commits: ReplicationWaiter, move: Move) -> float:

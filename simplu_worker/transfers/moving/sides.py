@@ -451,16 +451,17 @@ async def clean_up(
         server = await note_server(connection)
     await commits.wait_for_transaction(home_id, server)
     async with source.transaction() as connection:
-        left = await read_tenant(connection, tenant_id, locked=True)
+        left = await read_tenant(connection, tenant_id, locked=apply)
         departure = await read_transfer(connection, tenant_id, TransferKind.DEPARTURE)
         if left is None or home is None or departure is None or not _has_left_for(left, home, target_id):
             return None
-        if not apply:
-            return await sum_counts(source, tenant_id)
         token = max(left.move_token, home.move_token) + 1
-        await take_token(connection, tenant_id, token)
         journal = Journal(tenant_id, TransferKind.DEPARTURE, str(token))
-        await journal.take(connection, TransferStep.CLEANING)
+        if apply:
+            await take_token(connection, tenant_id, token)
+            await journal.take(connection, TransferStep.CLEANING)
+    if not apply:  # a count takes another connection, and may take long
+        return await sum_counts(source, tenant_id)
     count = await drop_rows(source, tenant_id, token, TenantState.MOVED)
     if count is None:
         return None

@@ -17,8 +17,9 @@ from support.postgres.tenant_cases import fetch, operation
 from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.log import note_rejections
+from simplu_worker.shards.postgres import pool as pool_module
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, SupersededError, read_tenant
@@ -171,7 +172,9 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
 
 
 @pytest.mark.slow(1)
-async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(world: World) -> None:
+async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await world.move()
     before = await world.case("b").resources()
 
@@ -181,6 +184,13 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await fetch(world.shard_pools["a"], LEFT, timedelta()) == left
     await fetch(world.shard_pools["a"], "UPDATE transfers SET step = 'cleaning'")  # as by a command that was killed
     assert await fetch(world.shard_pools["a"], LEFT, timedelta(hours=1)) == left
+    async with Pools(size=1) as pools:  # a count holds no other connection
+        for pool in world.shard_pools.values():
+            pools.ensure_pool(pool.address)
+        assert await clean_up(pools, world.commits, TENANT_ID, "a", "b", apply=False) == 3500
+        monkeypatch.setattr(pool_module, "COUNT_S", 0.0)
+        with pytest.raises(RetryableError, match="were not counted"):
+            await clean_up(pools, world.commits, TENANT_ID, "a", "b", apply=False)
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
 
     assert await world.states() == {"a": "moved", "b": "active"}
