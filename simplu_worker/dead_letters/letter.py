@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.operations.dead_letter import BadParts, DeadLetter, origin_of_part
+from simplu_worker.operations.dead_letter import BadParts, DeadLetter, format_ranges, origin_of_part, parse_ranges
 from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id, tenant_id_of
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -80,7 +80,7 @@ def _part_members(letter: DeadLetter, parts: BadParts, max_bytes: int) -> Iterat
     """Yield the member `parts`: complete, then without the request ids, then without the numbers."""
     counts = {"total": parts.part_count, "bad": parts.bad_count, "reasons": dict(parts.reasons)}
     if parts.numbers is not None:
-        numbers = {"subSequenceNumbers": parts.numbers}
+        numbers = {"subSequenceNumbers": format_ranges(parts.numbers)}
         if parts.bad_count * REQUEST_ID_USUAL_BYTES <= max_bytes:
             yield {**counts, **numbers, "requestIds": _effective_ids(letter.origin, parts, parts.numbers)}
         yield {**counts, **numbers}
@@ -229,7 +229,7 @@ class _PartsMembers(msgspec.Struct, rename="camel"):
     total: PartCount
     bad: PartCount
     reasons: dict[str, int] = {}
-    sub_sequence_numbers: list[PartNumber] | None = None
+    sub_sequence_numbers: str | None = None
     request_ids: list[str] | None = None
 
 
@@ -263,15 +263,14 @@ def _origin_of(source: _SourceMembers) -> Origin:
 def _parts_of(wire: _PartsMembers | None) -> BadParts | None:
     if wire is None:
         return None
-    numbers, ids = wire.sub_sequence_numbers, wire.request_ids
-    for given in (numbers, ids):
-        if given is not None and len(given) != wire.bad:
-            raise NotADeadLetterError(f"expected {wire.bad} subSequenceNumbers and requestIds, got {len(given)}")
+    text, ids = wire.sub_sequence_numbers, wire.request_ids
+    if ids is not None and len(ids) != wire.bad:
+        raise NotADeadLetterError(f"expected {wire.bad} requestIds, got {len(ids)}")
     return BadParts(
         part_count=wire.total,
         bad_count=wire.bad,
         reasons=wire.reasons,
-        numbers=None if numbers is None else tuple(numbers),
+        numbers=None if text is None else parse_ranges(text, wire.bad),
         request_ids=None if ids is None else tuple(ids),
     )
 

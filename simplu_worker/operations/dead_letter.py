@@ -96,6 +96,39 @@ def origin_of_part(origin: Origin, number: PartNumber) -> Origin:
     return msgspec.structs.replace(origin, sub_sequence_number=sub, part_index=index)
 
 
+def format_ranges(numbers: Sequence[PartNumber]) -> str:
+    """Return rising *numbers* as text: `0-3,7`, or `7:0-4` with indexes."""
+    ranges: list[tuple[int | None, list[int]]] = []
+    for number in numbers:
+        sub, own = number if isinstance(number, tuple) else (None, number)
+        if ranges and ranges[-1][0] == sub and ranges[-1][1][1] == own - 1:
+            ranges[-1][1][1] = own
+        else:
+            ranges.append((sub, [own, own]))
+    return ",".join(
+        ("" if sub is None else f"{sub}:") + (str(first) if first == last else f"{first}-{last}")
+        for sub, (first, last) in ranges
+    )
+
+
+def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
+    """Return the *count* numbers of `format_ranges`. Raises ValueError for another text or count."""
+    numbers: list[PartNumber] = []
+    latest = (-1, -1)
+    for part in text.split(",", count):
+        sub, _, own = part.rpartition(":")
+        first, _, last = own.partition("-")
+        start, end = int(first), int(last or first) + 1
+        begin = (int(sub), start) if sub else (start, -1)
+        if not 0 <= start < end <= start + count - len(numbers) or begin <= latest or begin[0] < 0:
+            raise ValueError("expected rising numbers, as many as there are bad parts")
+        numbers += [(int(sub), index) for index in range(start, end)] if sub else range(start, end)
+        latest = (int(sub), end - 1) if sub else (end - 1, -1)
+    if len(numbers) != count:
+        raise ValueError("expected rising numbers, as many as there are bad parts")
+    return tuple(numbers)
+
+
 class UnknownTypeError(Exception):
     """The type of a message is missing or unknown."""
 

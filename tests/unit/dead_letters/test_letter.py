@@ -25,6 +25,8 @@ from simplu_worker.operations.dead_letter import (
     BadParts,
     DeadLetter,
     dead_letter_of,
+    format_ranges,
+    parse_ranges,
     tenant_of,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord, derived_request_id
@@ -397,12 +399,40 @@ def test_parts_of_a_letter_are_read_as_they_were_written(
         )
 
 
+@given(st.sets(st.tuples(st.integers(0, 300), st.integers(-1, 300)), min_size=1))
+def test_ranges_are_read_as_they_were_written(places: set[tuple[int, int]]) -> None:
+    numbers = tuple(place[0] if place[1] < 0 else place for place in sorted(places))
+    assert parse_ranges(format_ranges(numbers), len(numbers)) == numbers
+
+
+def test_places_of_many_bad_parts_fit_beside_an_excerpt() -> None:
+    parts = BadParts(50_000, 50_000, {"invalid_json": 50_000}, tuple(range(50_000)))
+    large = msgspec.structs.replace(letter(random.Random(1).randbytes(1_000_000)), parts=parts)
+    read = parse_dead_letter(encode_dead_letter(large, 262_144)).letter.parts
+    assert read is not None
+    assert read.numbers == parts.numbers
+
+
+def test_ranges_are_short_for_numbers_in_a_row() -> None:
+    assert format_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
+    assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
+
+
+WRONG_RANGES = ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "0-1-2"]
+
+
+@pytest.mark.parametrize("text", [*WRONG_RANGES, "0:1,0:1", "1:0,0:1", "0:3-9", "-1:0,2"])
+def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|invalid"):
+        parse_ranges(text, 2)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
         {"total": 0, "bad": 2},
         {"total": 5, "bad": 100_000_000},
-        {"total": 5, "bad": 2, "subSequenceNumbers": [0, 1, 2, 3, 4]},
+        {"total": 5, "bad": 2, "subSequenceNumbers": "0-4"},
         {"total": 5, "bad": 2, "requestIds": ["a"]},
         {"bad": 2},
         7,

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import dropwhile, repeat
 from typing import Final, TypeAlias
 
-import msgspec
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.stream import aggregation
@@ -254,7 +253,7 @@ class _Group:
                 reason=first.reason,
                 error=(
                     f"{len(self._numbers)} of the {total} {in_all} are no operations; the first one, "
-                    f"number {msgspec.json.encode(origin.part_number).decode()}: {first.error}"
+                    f"number {dead_letter.format_ranges([origin.part_number])}: {first.error}"
                 ),
                 origin=origin,
                 failed_at=failed_at,

@@ -61,7 +61,7 @@ SOUND: Final[Mapping[str, dict[str, Any]]] = {
     | {"reason": "too_large", "error": "e", "failedAt": "2026-03-01T09:00:00Z", "attempts": 1, "requestId": "q"}
     | {"source": {"kind": "sqs", "arrivedAt": "2026-03-01T09:00:00Z", "queue": "q", "messageAttributes": {"a": "b"}}}
     | {"resourceId": None, "record": "{}", "truncated": True, "recordBytes": 9}
-    | {"recordSha256": "0", "parts": {"total": 3, "bad": 2, "reasons": {"too_large": 2}, "subSequenceNumbers": [0, 1]}},
+    | {"recordSha256": "0", "parts": {"total": 3, "bad": 2, "reasons": {"too_large": 2}, "subSequenceNumbers": "0-1"}},
 }
 
 

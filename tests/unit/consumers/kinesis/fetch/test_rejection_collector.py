@@ -116,9 +116,7 @@ def test_more_bad_parts_of_an_array_share_a_letter() -> None:
         numbers=tuple((0, n + 1) for n in range(LETTERS_MAX + 1)),
         request_ids=(*[None] * LETTERS_MAX, "own"),
     )
-    assert letter.error.startswith(
-        "11 of the 12 operations of a record are no operations; the first one, number [0,1]: "
-    )
+    assert letter.error.startswith("11 of the 12 operations of a record are no operations; the first one, number 0:1: ")
     packed = deaggregate(letter.record)
     assert packed is not None
     assert [part.data for part in packed] == [*[b"7"] * LETTERS_MAX, own]
