@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -207,12 +208,13 @@ log = structlog.get_logger(__name__)
 
 
 class Restore(msgspec.Struct, frozen=True):
-    """A tenant, the shard with its home, the mode, and the new file."""
+    """A tenant, the shard with its home, the mode, and the new file. *log_kept*: workers keep rows of the log."""
 
     tenant_id: str
     shard_id: str
     mode: RestoreMode
     export: Path
+    log_kept: timedelta
 
 
 class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
@@ -445,33 +447,41 @@ class Restorer(TransferEngine[RestoreCertificate]):
         await self._walker.walk(copy)
 
     async def _add_log(self) -> None:
-        """Add the rows of the log that only the backup has, as the stream may not have them."""
+        """Add the rows of the log that only the backup has, as the stream may not have them.
+
+        Not those from before the log is kept: the shard's own have been deleted.
+        """
         last, seen = "", 0
+        async with self._shard.connection() as connection:
+            since: datetime = await connection.fetchval(QUERIES["read_clock"]) - self._restore.log_kept
 
         async def compare(limit: int) -> int:
             nonlocal last, seen
-            async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                page = await connection.fetch(QUERIES["list_logged_requests"], self._tenant_id, last, limit, None)
-            if not page:
+            pages = []
+            for pool in (self._backup, self._shard):
+                async with pool.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                    rows = await connection.fetch(QUERIES["list_logged_requests"], self._tenant_id, last, limit)
+                pages.append([row["key"] for row in rows])
+            there, here = pages
+            if not there:
                 return 0
-            end = page[-1]["key"]
-            async with self._shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                found = await connection.fetch(QUERIES["list_logged_requests"], self._tenant_id, last, None, end)
-            missing = {row["key"] for row in page}.difference(row["key"] for row in found)
-            await self._add_logged(sorted(missing))
-            last, seen = end, seen + len(page)
+            last = min(there[-1], here[-1]) if len(here) == limit else there[-1]  # behind it not all of `here` is known
+            compared = {key for key in there if key <= last}
+            await self._add_logged(sorted(compared.difference(here)), since)
+            seen += len(compared)
             self._tell("compare the logs", seen)
-            return len(page)
+            return limit if last < there[-1] else len(there)
 
         await run_in_pages(compare, limit=COMPARED_ROWS)
 
-    async def _add_logged(self, keys: list[str]) -> None:
+    async def _add_logged(self, keys: list[str], since: datetime) -> None:
         async def add(limit: int) -> int:
             page = keys[:limit]
             async with self._backup.connection() as connection:
-                rows = await connection.fetch(QUERIES["read_logged_requests"], self._tenant_id, page)
-            async with self._writing(TransferStep.REPLACING) as connection:
-                await write_changes(connection, self._tenant_id, Changes(rows))
+                rows = await connection.fetch(QUERIES["read_logged_requests"], self._tenant_id, page, since)
+            if rows:
+                async with self._writing(TransferStep.REPLACING) as connection:
+                    await write_changes(connection, self._tenant_id, Changes(rows))
             del keys[:limit]
             return len(page)
 

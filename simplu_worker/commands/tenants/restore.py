@@ -69,7 +69,8 @@ async def restore_tenant(
                 return Answer({"plan": plan}, _describe_plan(plan))
             if plan["repeats"] is not None:
                 raise PermanentError(f"{tenant_id}: {plan['repeats']}")
-            restore = Restore(tenant_id, plan["shard"], mode, Path(plan["export"]))
+            kept = timedelta(hours=settings.operation_retention_hours)
+            restore = Restore(tenant_id, plan["shard"], mode, Path(plan["export"]), kept)
             await wait_for_killed(shards, plan["shard"], tenant_id, TransferKind.RESTORE)
             with TransferProgress() as progress:
                 show = partial(show_status, progress, tenant_id)

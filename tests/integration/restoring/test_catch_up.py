@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ async def test_restored_tenant_and_its_neighbour_have_each_operation_once(
         before = await data_of(live)
         await fetch(live, "UPDATE resources SET data = '{}' WHERE id = 'a-x'")  # by hand
 
-        restore = Restore("a-x", "shard-1", mode, tmp_path / "export")
+        restore = Restore("a-x", "shard-1", mode, tmp_path / "export", timedelta(days=1))
         commits = ReplicationWaiter(world.pools)
         await Restorer(world.locator, world.pools, backup, commits, restore, show=lambda _: None).run()
         if mode is RestoreMode.CATCH_UP:

@@ -18,12 +18,11 @@ SET
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: list_logged_requests
--- The next keys behind $2 in the log of the tenant $1: $3 at most, or those up to $4.
+-- The next $3 keys behind $2 in the log of the tenant $1.
 SELECT pg_catalog.encode(request, 'hex') AS key
 FROM public.log_rows
 WHERE
     tenant_no = :number_of_tenant AND request < '\x03' AND request > pg_catalog.decode($2, 'hex')
-    AND ($4::pg_catalog.text IS NULL OR request <= pg_catalog.decode($4, 'hex'))
 ORDER BY request
 LIMIT $3;
 
@@ -40,6 +39,7 @@ FROM (
         OFFSET 0
     ) AS log_rows
     :beside_log_rows
+    WHERE log_batches.completed_at >= $3
 ) AS own;
 
 -- name: describe_database
