@@ -121,7 +121,7 @@ class LogRetention:
         retention = await self._window() if self._pools.by_shard_id() else None
         if retention is None:
             return {}
-        turns = await on_each_shard(self._pools, "retention", partial(self._forget_old, retention.total_seconds()))
+        turns = await on_each_shard(self._pools, "retention", partial(self._take_turn_on, retention.total_seconds()))
         counts = {shard_id: count for shard_id, count in turns.items() if count}
         if counts:
             log.info(
@@ -132,6 +132,15 @@ class LogRetention:
             )
         return counts
 
+    async def _take_turn_on(self, retention_s: float, pool: ShardPool) -> int:
+        shard_id = pool.address.shard_id
+        self._late_turns[shard_id] += 1
+        try:
+            return await self._forget_old(retention_s, pool)
+        finally:
+            if (turn_count := self._late_turns[shard_id]) and turn_count % LATE_TURNS == 0:
+                log.warning("retention.late", shard_id=shard_id, turn_count=turn_count)
+
     async def _forget_old(self, retention_s: float, pool: ShardPool) -> int:
         """Delete old rows until none is left or the turn is over, at the pace of the shard.
 
@@ -139,12 +148,12 @@ class LogRetention:
         """
         end = time.monotonic() + self._turn_s
         shard_id, count, after, limit = pool.address.shard_id, 0, EVER, self._statement_rows
-        self._late_turns[shard_id] += 1
         while pool.is_healthy:
             pause_s = 0.0
             try:
                 async with self._slots, pool.transaction() as connection:
                     if not await has_schema(connection, pool):
+                        self._late_turns[shard_id] = 0
                         break
                     row = await connection.fetchrow(QUERIES["forget_batches"], retention_s, limit, after)
                     started = time.monotonic()
@@ -163,8 +172,6 @@ class LogRetention:
             if time.monotonic() >= end:
                 break
             await asyncio.sleep(pause_s)
-        if (turn_count := self._late_turns[shard_id]) and turn_count % LATE_TURNS == 0:
-            log.warning("retention.late", shard_id=shard_id, turn_count=turn_count)
         return count
 
 

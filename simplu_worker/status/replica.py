@@ -225,7 +225,7 @@ class ReplicaStatus:
 
     def _stream_problem(self, fleet: Fleet) -> Unreadiness | None:
         if (outage := fleet.outage) is not None:
-            is_shut_out = fleet.kcl_leader.trouble is not None
+            is_shut_out = fleet.kcl_leader.is_leading and not fleet.kcl_leader.follows
             reason = UnreadyReason.KCL_ASSIGNS_LEASES if is_shut_out else UnreadyReason.STREAM_UNAVAILABLE
             return Unreadiness(reason, outage)
         if not fleet.is_set_up:

@@ -22,6 +22,7 @@ from simulation.simulation import produce, settle_down, stop_all
 
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet
 from simplu_worker.consumers.kinesis.leases.lease_rules import PATIENCE_S
+from simplu_worker.consumers.kinesis.leases.lease_table import KclFollower
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import Inability
 
@@ -261,6 +262,21 @@ def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, "UpdateItem")
 
     play(replace(CALM, stream_shard_count=2, replica_count=1), work)
+
+
+def test_defect_of_a_chore_keeps_no_lease_of_a_dead_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: object) -> None:
+        raise TypeError("as simulated")
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        with monkeypatch.context() as patched:
+            patched.setattr(KclFollower, "report", fail)
+            await asyncio.sleep(300.0)
+            world.replicas[0].kill()
+            await until_well(world, within_s=30.0)
+
+    play(replace(CALM, follows_kcl=True), work)
 
 
 def test_stream_shard_that_a_listing_lacks_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:

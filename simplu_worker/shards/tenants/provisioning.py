@@ -202,6 +202,7 @@ RESULTS: Final = {
     control_rules.ControlStep.NOTE: ProvisionResult.EXISTED,
     control_rules.ControlStep.STALE: ProvisionResult.STALE,
 }
+TO_LOOK_AT: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
 SPLIT_INTERVAL_S: Final = 300.0
 HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
@@ -217,10 +218,11 @@ class SplitTenants:
         self._locator = locator
         self._pools = pools
         self._split: set[str] = set()
+        self._unsure: set[str] = set()  # not all shards answered
 
     async def run(self) -> None:
         """Look at them again, and tell those that still are, until cancelled."""
-        await repeat_every(SPLIT_INTERVAL_S, lambda: self.find(self._split.copy()))
+        await repeat_every(SPLIT_INTERVAL_S, lambda: self.find(self._split | self._unsure))
 
     async def find(self, tenant_ids: Collection[str]) -> dict[str, WorkerError]:
         """Return the errors of those of *tenant_ids* that are on several of the shards that answer."""
@@ -229,6 +231,7 @@ class SplitTenants:
         try:
             found = await fetch_from_all_shards(self._locator, self._pools, QUERIES["find_tenants"], list(tenant_ids))
         except WorkerError as exc:
+            self._unsure.update(tenant_ids)
             return dict.fromkeys(tenant_ids, exc)
         homes: defaultdict[str, list[str]] = defaultdict(list)
         rows = {}
@@ -247,8 +250,11 @@ class SplitTenants:
                     shard_ids=shard_ids,
                 )
                 errors[tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(shard_ids)}")
-        if not found.silent_shard_ids:
-            self._split.difference_update(tenant_ids)
+        if found.silent_shard_ids:
+            self._unsure.update(tenant_ids)
+        else:
+            for one in (self._split, self._unsure):
+                one.difference_update(tenant_ids)
         self._split.update(errors)
         instruments.TENANTS_SPLIT.set(len(self._split))
         return errors
@@ -295,7 +301,8 @@ class Provisioner:
         async with asyncio.TaskGroup() as tasks:
             for shard, wanted in group_by_shard(placed):
                 tasks.create_task(self._make_on(shard, wanted, answers), name=f"provision:{shard.shard_id}")
-        made = [tenant_id for tenant_id, answer in answers.items() if answer is ProvisionResult.PROVISIONED]
+        # One that exists too: whoever made it may have ended before it looked.
+        made = [tenant_id for tenant_id, answer in answers.items() if answer in TO_LOOK_AT]
         answers |= await self.split.find(made)
         for answer in answers.values():
             instruments.PROVISIONING.labels(_outcome_of(answer)).inc()

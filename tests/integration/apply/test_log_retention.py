@@ -20,6 +20,7 @@ from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 
 DAY = timedelta(days=1)
 TENANT = """
@@ -148,6 +149,22 @@ async def test_retention_goes_on_with_other_shards_when_one_is_down(
     await add_rows(well, "old", age=20 * DAY, count=5)
     assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 5}
     assert not pools.ensure_pool(down).is_healthy
+
+
+async def test_retention_that_a_lock_of_yours_keeps_is_told(make_shard: ShardMaker) -> None:
+    addresses = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
+    holder = await asyncpg.connect(addresses[0].connection_string)
+    async with Pools(size=2, timeouts=ShardTimeouts(lock_s=0.01)) as pools:
+        for address in addresses:
+            pools.ensure_pool(address)
+        retention = LogRetention(pools, keeps(15 * DAY))
+        with capture_logs() as logs:
+            await holder.execute("BEGIN; LOCK TABLE log_batches")
+            for _ in range(10):
+                await retention.take_turn()
+    await holder.close()
+    late = [(entry["shard_id"], entry["turn_count"]) for entry in logs if entry["event"] == "retention.late"]
+    assert late == [("shard-1", 10)]
 
 
 async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_url: str) -> None:

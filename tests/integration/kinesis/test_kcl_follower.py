@@ -145,6 +145,6 @@ async def test_lease_table_counts_when_the_others_may_not_be_read() -> None:
             await following.table.scan()
             await following.watch.check()
 
-    assert following.watch.leaders == "kcl-1"
+    assert (following.watch.leaders, following.watch.trouble) == ("kcl-1", None)
     tables = [following.watch.coordinator, following.watch.worker_metrics]
     assert [(entry["event"], entry["table"]) for entry in logs] == [("kcl_leader.unread", table) for table in tables]

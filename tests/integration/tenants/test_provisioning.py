@@ -14,6 +14,7 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
@@ -39,6 +40,7 @@ from simplu_worker.vocabulary import Absence
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
+OTHER = ("b", "2")
 
 
 def request(
@@ -234,31 +236,46 @@ async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_sha
 
 
 class MadeElsewhere:
-    """A locator after whose register another replica makes the tenant on shard-2, as this one does on shard-1."""
+    """A locator after whose register another replica makes the tenants on shard-2, as this one does on shard-1."""
 
     def __init__(self, routed: RoutedShards) -> None:
         self._routed = routed
+        self._count = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._routed.locator, name)
 
     async def list_shards(self) -> list[ShardAddress]:
         await fetch(self._routed.pool("shard-2"), "DELETE FROM tenants")
-        await add_tenant(self._routed.pool("shard-2"))
-        return await self._routed.locator.list_shards()
+        self._count += 1
+        for tenant in (TENANT, OTHER)[: self._count]:
+            await add_tenant(self._routed.pool("shard-2"), tenant)
+        if self._count == 1:
+            raise RetryableError("no answer")
+        shards = await self._routed.locator.list_shards()
+        return [shards[0], silent("shard-3")] if self._count == 2 else shards
 
 
 async def test_provision_tells_when_two_shards_have_the_tenant(routed: RoutedShards) -> None:
     locator: Any = MadeElsewhere(routed)
     provisioner = Provisioner(locator, routed.directory, routed.pools)
 
-    with capture_logs() as logs, pytest.raises(TenantSplitError, match="rows on the shards shard-1, shard-2"):
+    first = await provisioner.provision_all([request()]) + await provisioner.provision_all([request(OTHER)])
+    assert [str(one) for one in first] == ["no answer", "provisioned"]
+
+    async def is_told() -> bool:
+        return REGISTRY.get_sample_value("simplu_tenants_split") == 2
+
+    with capture_logs() as logs:
+        look = asyncio.create_task(provisioner.split.run())
+        assert await poll_until(is_told, within_s=30)
+        look.cancel()
+    entries = [(entry["log_level"], entry["business_id"], entry["shard_ids"]) for entry in logs]
+    assert sorted(entries) == [("error", business_id, ["shard-1", "shard-2"]) for business_id in (OTHER[0], TENANT[0])]
+    with pytest.raises(TenantSplitError, match="rows on the shards shard-1, shard-2"):  # it exists
         await provisioner.provision(request())
 
-    (entry,) = [entry for entry in logs if entry["event"] == "tenant.split"]
-    assert (entry["log_level"], entry["business_id"], entry["shard_ids"]) == ("error", "clinic", ["shard-1", "shard-2"])
-    assert REGISTRY.get_sample_value("simplu_tenants_split") == 1
-    assert [len(await tenants(routed, shard_id)) for shard_id in ("shard-1", "shard-2")] == [1, 1]
+    assert [len(await tenants(routed, shard_id)) for shard_id in ("shard-1", "shard-2")] == [2, 2]
     split = SplitTenants(routed.locator, routed.pools)
     assert set(await split.find(["clinic-main"])) == {"clinic-main"}
     await fetch(routed.pool("shard-2"), "DELETE FROM tenants")

@@ -427,19 +427,27 @@ class Fleet:
         self._note_ability(now)
         await self._run_chores(now)
         await self._coordinator.release_from_parents()
-        if not self.kcl_leader.is_leading:
+        if self.kcl_leader.is_leading:
+            if self.kcl_leader.follows:
+                await self._coordinator.take_assigned(tasks, stopping)
+        elif self.kcl_leader.trouble is None:
             await self._coordinator.take(tasks, stopping, self._ability.reach(now))
-        elif self.kcl_leader.follows:
-            await self._coordinator.take_assigned(tasks, stopping)
 
     async def _run_chores(self, now: float) -> None:
         # A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
         for run, interval_s in self._chores:
             if now >= self._due_at.get(run, 0.0):
                 due_at = loop_time() + interval_s
-                if run in self._due_at:
+                if is_repeated := run in self._due_at:
                     self._due_at[run] = due_at
-                await run()
+                try:
+                    await run()
+                except (RetryableError, PermanentError):
+                    raise
+                except Exception as exc:
+                    if not is_repeated:
+                        raise
+                    note_trouble(TargetKind.LEASES, self._services.table.name, "chores", exc)
                 self._due_at[run] = due_at
 
     def _note_ability(self, now: float) -> None:

@@ -393,6 +393,7 @@ class KclLeaderWatch:
         self.follows = follows
         self._states: tuple[kcl_leader.KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
+        self._refusal: str | None = None  # at the last look
 
     @property
     def is_leading(self) -> bool:
@@ -413,7 +414,9 @@ class KclLeaderWatch:
     @property
     def trouble(self) -> str | None:
         """Why this replica takes no leases; None when it may."""
-        if self.follows or (names := self.leaders) is None:
+        if (names := self.leaders) is None:
+            return self._refusal
+        if self.follows:
             return None
         return (
             f"table {self.table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
@@ -431,26 +434,37 @@ class KclLeaderWatch:
     async def check(self) -> None:
         """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
 
-        A table that may not be read counts as empty. Raises RetryableError, and keeps the last result then.
+        A table that may not be read is `trouble`, unless the others show a leader.
+
+        Raises RetryableError, and keeps the last result then.
         """
-        found = [(self.table.name, self.table.other_rows), (self.coordinator, await self._scan(self.coordinator))]
+        refusals: list[str] = []
+        found = [
+            (self.table.name, self.table.other_rows),
+            (self.coordinator, await self._scan(self.coordinator, refusals)),
+        ]
         if kcl_leader.state_of(found).is_version_leading:  # else the workers do not matter
-            found.append((self.worker_metrics, await self._scan(self.worker_metrics)))
+            found.append((self.worker_metrics, await self._scan(self.worker_metrics, refusals)))
         state = kcl_leader.state_of(found)
         self._owners = kcl_leader.leading_owners(state, self._states)
         self._states = (state, *self._states)[: kcl_leader.LOOKS]
+        self._refusal = next(iter(refusals), None)
 
     def _leading_owners(self) -> list[str]:
         scanned = kcl_leader.state_of([(self.table.name, self.table.other_rows)])
         return self._owners or kcl_leader.new_leaders(scanned, self.state)
 
-    async def _scan(self, table: str) -> Sequence[LeaseRow]:
+    async def _scan(self, table: str, refusals: list[str]) -> Sequence[LeaseRow]:
         try:
             found, _ = await self.table.requests.scan(table, ConsistentRead=True)
         except TableMissingError:
             return ()
         except PermanentError as exc:
             log.warning("kcl_leader.unread", table=table, error=str(exc))
+            refusals.append(
+                f"table {table}: it may not be read ({exc}), and it would show a leader of the Kinesis Client Library "
+                "3.x; no lease is taken; allow dynamodb:Scan on it"
+            )
             return ()
         return found
 
