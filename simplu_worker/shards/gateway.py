@@ -241,6 +241,7 @@ class ShardGateway:
         pool = self._pools.pool_of(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored
-            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=self.times[shard_id])
+            time, applied_at = self.times[shard_id], self._last_applied_at
+            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=time, applied_at=applied_at)
             self._writers[shard_id] = pool, writer
         return writer

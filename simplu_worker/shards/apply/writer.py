@@ -33,6 +33,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import PositionClaim, ShardUnavailableError
 from simplu_worker.telemetry.spans import TracedTransaction, transaction_span
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.sharing import SharedAnswer
 from simplu_worker.vocabulary import DeadLetterReason, Failure, TargetKind
 
@@ -63,6 +64,7 @@ class ShardWriter:
         time: ShardTime | None = None,
         draw: Callable[[], float] = random.random,
         memory: write_attempt.ShardMemory | None = None,
+        applied_at: dict[str, float] | None = None,  # when each shard last applied; writers share it
     ) -> None:
         self._pool = pool
         self._tenant_wait = tenant_wait
@@ -72,7 +74,7 @@ class ShardWriter:
         self._time = time or ShardTime()
         self._group_commit = GroupCommit(self._apply, self._time)
         self._memory = memory or write_attempt.ShardMemory()
-        self._has_applied = False
+        self._applied_at: dict[str, float] = {} if applied_at is None else applied_at
 
     @property
     def stored_names(self) -> Mapping[str, Collection[str]]:
@@ -157,14 +159,14 @@ class ShardWriter:
     async def _apply_around_defect(self, attempt: write_attempt.WriteAttempt, exc: Exception) -> list[Outcome]:
         """Apply a batch at which the worker's own code raised in parts; an operation at which it does alone fails.
 
-        Where nothing was ever applied, no operation is at fault. Nothing that is remembered counts.
+        Where this process has applied nothing to any shard, none is at fault. Nothing that is remembered counts.
         """
         error = note_trouble(TargetKind.SHARD, self._pool.address.shard_id, "apply", exc)
         self._memory = write_attempt.ShardMemory()
-        if not self._has_applied or not attempt.batch.operations:
-            raise error from exc
         if (count := len(attempt.batch.operations)) > 1:
             return await self._apply_split(attempt, [count // 2], attempt.budget)
+        if not self._applied_at or not count:
+            raise error from exc
         reason = DeadLetterReason.INTERNAL_ERROR
         return [Outcome(Disposition.FAILING, reason=reason, error=defect_text(exc))]
 
@@ -303,7 +305,7 @@ class ShardWriter:
         return {index: Outcome(disposition=Disposition.FAILING, error=exc.error)}
 
     def _note_applied(self, attempt: write_attempt.WriteAttempt) -> None:
-        self._has_applied = True
+        self._applied_at[self._pool.address.shard_id] = loop_time()
         memory = self._memory
         memory.duplicates.note_applied(has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
