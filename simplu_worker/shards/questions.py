@@ -111,8 +111,6 @@ def reader_addresses(
 BYTES_MAX: Final = 16 * 1024 * 1024  # of a shard's answer: one document, of up to 10 MiB, fits
 ROWS_MAX: Final = 1000  # of a shard's answer, unless a person gives another number
 REPLY_GRACE_S: Final = 5.0  # for a server that ends a statement by its own timeout
-# In one message, so that one server of a pooler runs both. Whatever a function has locked is free then.
-END: Final = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()"
 STOP_S: Final = 2.0  # for servers to stop their statements when the command is interrupted
 
 
@@ -170,14 +168,11 @@ async def _ask_server(address: ShardAddress, question: ShardQuestion) -> ShardAn
         pool = pools.ensure_pool(address)
         async with pool.transaction(is_rehearsal=True, isolation=Isolation.ONE_MOMENT) as connection:
             try:
-                answer = await _ask(connection, question)
+                return await _ask(connection, question)
             except asyncpg.PostgresError as exc:
                 if is_no_answer(exc.sqlstate or ""):
                     raise
-                await connection.send(END)
                 raise QuestionFailedError(_describe(exc)) from exc
-            await connection.send(END)
-            return answer
 
 
 def _describe(exc: asyncpg.PostgresError) -> str:

@@ -137,7 +137,7 @@ async def run(arguments: argparse.Namespace) -> int:
     async with testbed, AsyncExitStack() as exit_stack:
         struck = [Struck(testbed, number=number) for number in range(2)] if arguments.fail_over else []
         for shard in reversed(struck):
-            await (shard.begin(1) if shard is struck[0] else shard.prepare())
+            await (shard.begin() if shard is struck[0] else shard.prepare())
         tenant, *others = testbed.tenants_of(testbed.server(0))
         other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
         await fetch(testbed.urls[0], FILL_SQL, tenant.tenant_id, arguments.rows)

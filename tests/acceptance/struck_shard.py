@@ -24,12 +24,10 @@ class Struck:
         self._testbed = testbed
         self._standby_count = 0
 
-    async def begin(self, replicas: int) -> None:
-        testbed = self._testbed
+    async def begin(self) -> None:
         await self.prepare()
-        for _ in range(replicas):
-            await testbed.start_worker()
-        await testbed.register(testbed.tenants_of())
+        await self._testbed.start_worker()
+        await self._testbed.register(self._testbed.tenants_of())
 
     async def prepare(self) -> None:
         self.standby = await self._new_standby()

@@ -202,19 +202,6 @@ def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize(
-    ("start", "other"),
-    [
-        (("StreamShardReader", "_read"), ("StreamShardReader", "read", "", "")),  # it calls the read of its cursor
-        (("ShardGateway", "apply"), ("GroupCommit", "apply", "", "")),
-        (("LeaseRenewer", "_progress"), ("LeaseTable", "_checkpoint", "", "")),
-    ],
-)
-def test_function_of_the_same_name_in_another_class_is_no_link(start: tuple[str, str], other: Station) -> None:
-    assert any(uses_in(source().methods(start[0])[start[1]], other[1]))
-    assert not leads_to(start, other)
-
-
 @pytest.mark.parametrize(("stations", "door"), [(THERE, "_send"), (BACK_AGAIN, "call")], ids=["a record", "back"])
 def test_last_station_writes(stations: list[Station], door: str) -> None:
     class_name, name, _, then = stations[-1]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
 
 import pytest
-from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.databases import ShardMaker, database_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TenantCase, add_tenant
 
@@ -17,7 +16,6 @@ from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.questions import QuestionFailedError, ShardQuestion, ask_shard
 
 SETTINGS = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}
 
@@ -51,22 +49,6 @@ async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddr
             pool = pools.ensure_pool(pooled)
             await pool.probe()
             assert (pool._connector.has_pooler, pool.is_healthy) == (True, True)
-
-
-@pytest.mark.slow
-async def test_question_leaves_no_lock_with_a_pooler(shard: ShardPool, postgres_server: PostgresServer) -> None:
-    url = shard.address.connection_string
-    await execute(url, "GRANT SELECT ON shard_meta TO public; CREATE ROLE behind_pooler LOGIN")
-    async with (
-        running_pooler(postgres_server, SETTINGS, user="behind_pooler") as port,
-        shard.connection() as connection,
-    ):
-        address = ShardAddress("shard-1", f"postgresql://guest@{HOST}:{port}/{database_of(shard.address)}")
-        for after in ("", "/ 0"):
-            with pytest.raises(QuestionFailedError) if after else nullcontext():
-                await ask_shard([address], ShardQuestion(f"SELECT count(pg_advisory_lock(7)) {after} AS n"))
-            assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
-    await execute(url, "DROP ROLE behind_pooler")
 
 
 @pytest.mark.slow

