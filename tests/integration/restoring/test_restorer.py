@@ -124,7 +124,7 @@ async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world
 
 
 @pytest.mark.parametrize(("days", "added"), [(14, 2), (16, 0)])
-async def test_log_gets_what_only_the_backup_has_unless_it_is_old(
+async def test_log_gets_what_only_the_backup_has(
     world: World, monkeypatch: pytest.MonkeyPatch, days: int, added: int
 ) -> None:
     monkeypatch.setattr(module, "COMPARED_ROWS", 2)
