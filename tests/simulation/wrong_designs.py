@@ -86,7 +86,7 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
-from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
+from simplu_worker.consumers.pipeline.results import BatchDecided, LookupResult, Paused
 from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Operation, Outcome
 from simplu_worker.operations.tries import GiveUp
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardPositionRows, StoredPositions, StreamPosition
@@ -221,8 +221,9 @@ class _ShareOfNothingDispatcher(Dispatcher):
 
 
 class _PatientDispatcher(Dispatcher):
-    def _must_end_pause(self, paused: Paused[QueuedOperation], hold: Hold | None) -> bool:
-        return False
+    async def on_home(self, answer: LookupResult[QueuedOperation]) -> None:
+        if not isinstance(answer, Paused):
+            await super().on_home(answer)
 
 
 class _TwiceReadingCatchUp(CatchUpReader):
