@@ -465,12 +465,12 @@ class Restorer(TransferEngine[RestoreCertificate]):
             there, here = pages
             if not there:
                 return 0
-            last = min(there[-1], here[-1]) if len(here) == limit else there[-1]  # behind it not all of `here` is known
-            compared = {key for key in there if key <= last}
+            end = min(there[-1], here[-1]) if len(here) == limit else there[-1]  # behind it not all of `here` is known
+            compared = {key for key in there if key <= end}
             await self._add_logged(sorted(compared.difference(here)), since)
-            seen += len(compared)
+            last, seen = end, seen + len(compared)  # only now: after a timeout the page is compared again
             self._tell("compare the logs", seen)
-            return limit if last < there[-1] else len(there)
+            return limit if end < there[-1] else len(there)
 
         await run_in_pages(compare, limit=COMPARED_ROWS)
 
