@@ -30,7 +30,6 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.provisioning import FirstUse, TenantName
 from simplu_worker.shards.types import PositionClaim, TenantPausedError
-from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, Inability, TenantState
 
 LOOK_AROUND_S: Final = 5.0
@@ -61,7 +60,7 @@ class ShardGateway:
         self.lookups = ShardLookups(directory, locator, pools)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self.times: defaultdict[str, ShardTime] = defaultdict(ShardTime)  # what operations cost each shard, by id
-        self._last_applied_at: dict[str, float] = {}
+        self._last_applied_at: dict[str, float] = {}  # by shard id, noted by the writers
 
     @property
     def inability(self) -> Inability | None:
@@ -100,7 +99,7 @@ class ShardGateway:
         return pool is not None and pool.is_healthy
 
     def last_applied_at(self, shard_id: str) -> float:
-        """Return when a shard last applied a batch of any caller (monotonic)."""
+        """Return when a shard last applied a batch, or a part of one, of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
 
     @of_tenant
@@ -155,7 +154,6 @@ class ShardGateway:
         else:
             writer = self._ensure_writer(shard_id)
             outcomes = await writer.apply(operations, claim)
-            self._last_applied_at[shard_id] = loop_time()
             stored_names = writer.stored_names
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
