@@ -185,6 +185,7 @@ class ShardTime:
         self._by_kind[OperationKind.LIST] = FIRST_LIST_S
         self._by_tenant: dict[TenantKind, float] = {}
         self.weights: dict[str, float] = {}  # of tenants with another one than 1, by their rows as last read
+        self.business_weights: dict[str, float] = {}  # the same of businesses
 
     def cost_s(self, operation: Operation) -> float:
         """Return the seconds that an operation is expected to take."""
@@ -195,13 +196,14 @@ class ShardTime:
         of_kinds_s = sum([count * self._cost_of(key) for key, count in demand.counts.items()])
         return of_kinds_s + self._byte_s * demand.size_bytes
 
-    def note_weights(self, weights: Mapping[str, float]) -> None:
-        """Note the weights of tenants, as their rows have them."""
-        for tenant_id, weight in weights.items():
-            if weight != 1.0:
-                self.weights[tenant_id] = weight
-            elif tenant_id in self.weights:
-                del self.weights[tenant_id]
+    def note_weights(self, by_tenant: Mapping[str, float], by_business: Mapping[str, float]) -> None:
+        """Note the weights of tenants and of businesses, as their rows have them."""
+        for known, weights in ((self.weights, by_tenant), (self.business_weights, by_business)):
+            for one, weight in weights.items():
+                if weight != 1.0:
+                    known[one] = weight
+                elif one in known:
+                    del known[one]
 
     def note_flood(self, now: float) -> None:
         """Note that a tenant sends more than the shard takes, and others are not to wait for it."""

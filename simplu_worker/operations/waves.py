@@ -86,6 +86,7 @@ class TenantRow(msgspec.Struct, frozen=True):
     moved_to: str | None = None
     is_paused: bool = False
     weight: float = 1.0
+    business_weight: float = 1.0
 
 
 ACTIVE = TenantState.ACTIVE

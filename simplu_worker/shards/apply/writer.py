@@ -310,7 +310,9 @@ class ShardWriter:
         memory.duplicates.note_applied(has_duplicates=attempt.has_duplicates)
         count_found(attempt.found)
         remember(memory.tenants, attempt.tenants, memory.tenants_max_count)
-        self._time.note_weights({tenant_id: row.weight for tenant_id, row in attempt.tenants.items()})
+        by_tenant = {tenant_id: row.weight for tenant_id, row in attempt.tenants.items()}
+        by_business = {row.business_id: row.business_weight for row in attempt.tenants.values()}
+        self._time.note_weights(by_tenant, by_business)
         if memory.locked:
             for operation in attempt.batch.operations:
                 memory.locked.pop(operation.tenant_id, None)

@@ -114,10 +114,10 @@ def test_tenant_with_a_large_part_has_a_cost_of_its_own(monkeypatch: pytest.Monk
 
 def test_only_weights_other_than_one_are_remembered() -> None:
     time = ShardTime()
-    time.note_weights({"a": 2.0, "b": 0.5, "c": 1.0})
-    assert time.weights == {"a": 2.0, "b": 0.5}
-    time.note_weights({"a": 1.0, "b": 3.0})
-    assert time.weights == {"b": 3.0}
+    time.note_weights({"a": 2.0, "b": 0.5, "c": 1.0}, {"k": 2.0, "l": 1.0})
+    assert (time.weights, time.business_weights) == ({"a": 2.0, "b": 0.5}, {"k": 2.0})
+    time.note_weights({"a": 1.0, "b": 3.0}, {"k": 1.0})
+    assert (time.weights, time.business_weights) == ({"b": 3.0}, {})
 
 
 def test_many_small_transactions_say_nothing_about_an_operation() -> None:

@@ -111,7 +111,7 @@ def test_turn_ends_a_quantum_after_the_next_tenant() -> None:
 
 def test_tenant_with_more_weight_gets_more_time() -> None:
     time = Known()
-    time.note_weights({"a": 3.0})
+    time.note_weights({"a": 3.0}, {})
     queue: FairQueue[Entry] = FairQueue(time)
     queue.append([*entries_of("a", 1000), *entries_of("b", 1000)], 0.0)
     assert counts(queue.take(BatchBounds(400, 10**9, 1e9))) == pytest.approx({"a": 300, "b": 100}, abs=5)
