@@ -7,13 +7,15 @@ import hashlib
 import itertools
 import json
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
+from support.aws.kpl_aggregates import aggregate
 from support.load.operation_chains import FIRST_MOMENT, LOGGED, ChainPlan, ExpectedOperation, Numbers
 
 from simplu_local.workload.workload import Item, Tenant
 
 HASH_KEY_BITS = 128  # of a partition key, by its MD5: API_PutRecords
+PARTS_COUNT = 10  # operations in a record of several
 
 
 class FloodPlan(ChainPlan, frozen=True, tag=True):
@@ -22,7 +24,8 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
     A `create` makes another resource, a `patch` or `read` is of the chain's first resource, and a `list` returns the
     *documents* first ones. So the result of a `read`, and the number of documents in that of a `list`, show the order.
     The first resources are longer by *document_bytes*, those of the cycle by *padding_bytes*. With *stream_shards*, the
-    number of stream shards, a tenant's chains are on one after the other of them; else where their names fall.
+    number of stream shards, a tenant's chains are on one after the other of them; else where their names fall. Of
+    *spoiled* records nothing is checked: they are no JSON, name no resource type, or have several operations each.
     """
 
     cycle: tuple[str, ...] = ("create",)
@@ -30,6 +33,7 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
     document_bytes: int = 0
     stream_shards: int = 0
     resources: int = 1  # a chain has resources of its own
+    spoiled: Literal["", "json", "type", "parts"] = ""
 
     def item(self, number: int) -> Item:
         step, chain = divmod(number, self.chain_count)
@@ -52,7 +56,20 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
                 message["data"] = {"n": step}
             case "list":
                 message["pagination"] = {"limit": self.documents}
-        return Item(f"{tenant.tenant_id}-{resource_type}", json.dumps(message).encode(), LOGGED)
+        key = f"{tenant.tenant_id}-{resource_type}"
+        return Item(key, self._record(key, message), LOGGED)
+
+    def _record(self, key: str, message: dict[str, Any]) -> bytes:
+        match self.spoiled:
+            case "json":
+                return json.dumps(message).encode()[:-1]
+            case "type":
+                return json.dumps(message | {"resourceType": 0}).encode()
+            case "parts":
+                own = (message | {"requestId": f"{message['requestId']}-{one}"} for one in range(PARTS_COUNT))
+                return aggregate([(key, None, json.dumps(one).encode()) for one in own])
+            case _:
+                return json.dumps(message).encode()
 
     def row(self, number: int) -> ExpectedOperation:
         """Return the expected row of the operation with that *number*; every operation succeeds."""
