@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import random
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
         match kind:
             case "create":
                 size_bytes = self.document_bytes if step < self.documents else self.padding_bytes
-                message["data"] = {"n": step, "made": step, "text": "x" * size_bytes}
+                message["data"] = {"n": step, "made": step, "text": text_of(number, size_bytes)}
             case "patch":
                 message["data"] = {"n": step}
             case "list":
@@ -114,6 +115,11 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
             return super()._type(chain)
         number, tenant_number = divmod(chain, len(self.tenants))
         return type_on(self._tenant(chain), (number + tenant_number) % self.stream_shards, self.stream_shards)
+
+
+def text_of(seed: int, size_bytes: int) -> str:
+    """Return a text that compresses as little as documents of users: to half of its size."""
+    return random.Random(seed).randbytes(size_bytes // 2).hex()
 
 
 @functools.cache
