@@ -57,6 +57,7 @@ QUIET_INTERVAL_S: Final = 0.05
 LOUD_INTERVAL_S: Final = 0.1
 # Of the 1,000 records and 1 MiB a second of a stream shard: the quiet tenants and what is late need room too.
 LOUD_RECORDS_PER_S: Final = 900.0
+UNCHECKED_RECORDS_PER_S: Final = 700.0  # smaller: a burst beyond the quota would end the producer
 LOUD_BYTES_PER_S: Final = 900_000.0
 LATE_MOST_S: Final = 0.5
 SMALL_BYTES: Final = 160  # a document of about 200 bytes
@@ -147,7 +148,8 @@ class Scenario:
         items = [plan.item(first + step * plan.chain_count) for step in range(len(plan.cycle))]
         record_bytes = statistics.mean(len(one.record) + len(one.partition_key) for one in items)
         flooded = min(self.stream_shards, plan.chain_count)
-        return flooded * min(LOUD_RECORDS_PER_S, LOUD_BYTES_PER_S / record_bytes)
+        records_per_s = LOUD_RECORDS_PER_S if self.is_checked else UNCHECKED_RECORDS_PER_S
+        return flooded * min(records_per_s, LOUD_BYTES_PER_S / record_bytes)
 
 
 LISTS_CYCLE: Final = ("list", "create", "create") * 6 + ("list", "patch", "read")
