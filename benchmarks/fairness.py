@@ -57,7 +57,7 @@ QUIET_INTERVAL_S: Final = 0.05
 LOUD_INTERVAL_S: Final = 0.1
 # Of the 1,000 records and 1 MiB a second of a stream shard: the quiet tenants and what is late need room too.
 LOUD_RECORDS_PER_S: Final = 900.0
-UNCHECKED_RECORDS_PER_S: Final = 700.0  # smaller: a burst beyond the quota would end the producer
+UNCHECKED_RECORDS_PER_S: Final = 500.0  # smaller: a burst beyond the quota would end the producer
 LOUD_BYTES_PER_S: Final = 900_000.0
 LATE_MOST_S: Final = 0.5
 SMALL_BYTES: Final = 160  # a document of about 200 bytes
