@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from support.load.chain_checker import QUERY_TIMEOUT_S, count_completed
 from support.load.console import open_console
-from support.load.flood_plan import FloodPlan
 from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import slowed
 
+from benchmarks.flood_plan import FloodPlan
 from benchmarks.targets import (
     MISSING,
     PerformanceTarget,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from support.load.flood_plan import FloodPlan
 from support.load.operation_chains import ChainPlan
 
 from simplu_local.processes.worker_process import log_tail
@@ -41,7 +40,7 @@ class ProducerOrder(msgspec.Struct, frozen=True):
     A request has those of *interval_s*. The producer makes up for a delay, of *late_most_s* at most if given.
     """
 
-    plan: ChainPlan | FloodPlan
+    plan: ChainPlan
     stream: str
     rate: float | None = None
     count: int | None = None
@@ -60,7 +59,7 @@ class ChainProducer:
         self._log_path = group.directory / f"producer-{order.plan.name}.log"
         order_path = self._log_path.with_suffix(".json")
         order_path.write_bytes(msgspec.json.encode(order))
-        argv = [sys.executable, "-m", "support.load.chain_producer", str(order_path)]
+        argv = [sys.executable, "-m", order.plan.producer, str(order_path)]
         inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
         self._process: subprocess.Popen[bytes] = group.spawn(argv, log_path=self._log_path, env=inherited | dict(env))
 
@@ -122,9 +121,8 @@ async def produce(order: ProducerOrder) -> None:
         )
 
 
-def main() -> None:
-    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ProducerOrder)
-    asyncio.run(produce(order))
+def main(order_type: type[ProducerOrder] = ProducerOrder) -> None:
+    asyncio.run(produce(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=order_type)))
 
 
 if __name__ == "__main__":

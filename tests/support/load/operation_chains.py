@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ class ChainPlan(msgspec.Struct, frozen=True, tag=True):
     Each tenant has *types* resource types, so as many partition keys, and *resources* of each. *padding_bytes* makes
     each record with data longer.
     """
+
+    producer: ClassVar[str] = "support.load.chain_producer"  # the module that puts it
 
     name: str
     tenants: tuple[Tenant, ...]

@@ -1,4 +1,9 @@
-"""Operations of tenants that each have one kind of work, with outcomes that follow from their number alone."""
+"""Operations of tenants that each have one kind of work, with outcomes that follow from their number alone.
+
+    python -m benchmarks.flood_plan ORDER.json
+
+puts them, as `support.load.chain_producer` does.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ import itertools
 import json
 import random
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from support.aws.kpl_aggregates import aggregate
+from support.load.chain_producer import ProducerOrder, main
 from support.load.operation_chains import FIRST_MOMENT, LOGGED, ChainPlan, ExpectedOperation, Numbers
 
 from simplu_local.workload.workload import Item, Tenant
@@ -29,6 +35,8 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
     *spoiled* records nothing is checked: they are no JSON, name no resource type, or have several operations each.
     """
 
+    producer: ClassVar[str] = "benchmarks.flood_plan"
+
     cycle: tuple[str, ...] = ("create",)
     documents: int = 1
     document_bytes: int = 0
@@ -37,6 +45,7 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
     spoiled: Literal["", "json", "type", "parts"] = ""
 
     def item(self, number: int) -> Item:
+        """Return the record of the operation with that *number*."""
         step, chain = divmod(number, self.chain_count)
         tenant, resource_type, kind = self._tenant(chain), self._type(chain), self._kind(step)
         message: dict[str, Any] = {
@@ -80,6 +89,7 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
         return ExpectedOperation(self._tenant(chain).tenant_id, kind, self._resource(chain, step), result)
 
     def remaining_rows(self, count: int) -> dict[tuple[str, str, str], Numbers]:
+        """Return what resources are there after *count* operations."""
         rows: dict[tuple[str, str, str], Numbers] = {}
         for chain in range(min(count, self.chain_count)):
             steps = (count - chain - 1) // self.chain_count + 1
@@ -130,3 +140,13 @@ def type_on(tenant: Tenant, stream_shard: int, stream_shards: int) -> str:
         if int.from_bytes(digest) * stream_shards >> HASH_KEY_BITS == stream_shard:
             return f"type-{number}"
     raise AssertionError
+
+
+class FloodOrder(ProducerOrder, frozen=True):
+    """An order to put a flood."""
+
+    plan: FloodPlan
+
+
+if __name__ == "__main__":
+    main(FloodOrder)
