@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from struct import pack
 from typing import Any
 
 import msgspec
-from support.feed.events import AT, TENANT
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.feed.events import AT, TENANT, feed_event
 
-from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.types import Arrival, EventBounds, FeedEvent, FeedTenant, Place, Publication
+from simplu_worker.feed.events import (
+    CLAIM_DELAY_MAX_S,
+    LEASE_S,
+    LogBatch,
+    LogRow,
+    ReadRow,
+    claim_delay_s,
+    gap_event,
+    incarnation_id,
+    lets_through,
+    read_row,
+    run_of_server,
+)
+from simplu_worker.feed.types import Arrival, DestinationTerms, EventBounds, FeedEvent, FeedTenant, Place, Publication
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server
 from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, key_of_id
 from simplu_worker.vocabulary import FeedKind
@@ -182,3 +197,62 @@ def test_gap_has_its_bounds() -> None:
         bounds=EventBounds(behind=5, through=9, to_time=AT),
     )
     assert gap_event(PUBLICATION, Place(5, 2), 9, AT, LATER) == gap
+
+
+OF_RESOURCE = feed_event(other_types=("patients",))
+OF_TENANT = feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
+OF_SHARD = tuple(
+    feed_event(kind=kind, tenant=None, resource_type=None, resource_id=None) for kind in (FeedKind.RESET, FeedKind.GAP)
+)
+ALL = (OF_RESOURCE, OF_TENANT, *OF_SHARD)
+CASES: list[tuple[DestinationTerms, tuple[FeedEvent, ...]]] = [
+    (DestinationTerms("d"), ALL),
+    (DestinationTerms("d", tenants=frozenset({"smile-berlin", "other"})), ALL),
+    (DestinationTerms("d", tenants=frozenset({"other"})), OF_SHARD),
+    (DestinationTerms("d", business_types=frozenset({"dental"})), ALL),
+    (DestinationTerms("d", business_types=frozenset({"gym"})), OF_SHARD),
+    (DestinationTerms("d", resource_types=frozenset({"patient"})), ALL),
+    (DestinationTerms("d", resource_types=frozenset({"patients"})), ALL),
+    (DestinationTerms("d", resource_types=frozenset({"order"})), ALL[1:]),
+    (DestinationTerms("d", kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, *OF_SHARD)),
+    (DestinationTerms("d", kinds=frozenset({FeedKind.TENANT_MOVED})), ALL[1:]),
+    (DestinationTerms("d", tenants=frozenset({"other"}), kinds=frozenset({FeedKind.RESET})), OF_SHARD),
+]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), CASES)
+def test_filter_lets_through_what_all_of_its_parts_do(
+    chosen: DestinationTerms, expected: tuple[FeedEvent, ...]
+) -> None:
+    assert expected == tuple(one for one in ALL if lets_through(chosen, one))
+
+
+@given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001
+def test_id_of_a_newer_incarnation_is_greater(first: datetime, later_ms: int) -> None:
+    at = first.replace(tzinfo=UTC)
+    assert incarnation_id(at, "ffff") < incarnation_id(at + timedelta(milliseconds=later_ms), "0000")
+
+
+def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    before = [incarnation_id(at + timedelta(seconds=later_s), "ffff") for later_s in (5, 60, 0)]
+    assert incarnation_id(at, "0000", [*before, ""]) == incarnation_id(
+        at + timedelta(seconds=60, milliseconds=1), "0000"
+    )
+    assert incarnation_id(at, "0000", [""]) == incarnation_id(at, "0000")
+    assert incarnation_id(datetime(1970, 1, 1, tzinfo=UTC), "ffff") == "000000000000ffff"
+
+
+def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
+    delays = [claim_delay_s(count, draw) for count in (0, 1, 8, 100, 10_000) for draw in (0.0, 1.0)]
+    assert [claim_delay_s(count, 0.5) for count in (0, 8)] == pytest.approx([0.05, 0.56])
+    assert claim_delay_s(0, 1) < claim_delay_s(8, 0) < claim_delay_s(100, 0)
+    assert all(0 < delay <= CLAIM_DELAY_MAX_S for delay in delays)
+    assert LEASE_S + CLAIM_DELAY_MAX_S < 10
+
+
+def test_run_of_a_server_is_another_after_a_promotion_a_restore_and_new_numbers() -> None:
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    runs = [("1", at, 0), ("2", at, 0), ("1", at + timedelta(microseconds=1), 0), ("1", at, 1000)]
+    assert run_of_server(*runs[0]) == "1/1772323200.000000/0"
+    assert len({run_of_server(*one) for one in runs}) == len(runs)

@@ -1,16 +1,32 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+import pytest
+from support.network.tls_front import make_certificate
+from support.reader_world import eventually
 
 from simplu_worker.bulkheads import Trouble
+from simplu_worker.consumers.operation_taps import TapFilter
 from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.health.assessment import Health, ShardObservation, health_view
 from simplu_worker.shards.health.prober import InspectedShard
+from simplu_worker.shards.listing import ListRequest, SearchPosition
 from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.status import views
-from simplu_worker.vocabulary import Absence, TargetKind, TenantState
+from simplu_worker.status import lookups, tls, views
+from simplu_worker.status.lookups import Lookups
+from simplu_worker.status.request_bodies import ListQuery, OperationQuery, PurgeQuery, TapQuery, read_query
+from simplu_worker.status.tls import server_context
+from simplu_worker.status.words import BadRequestError
+from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TargetKind, TenantState
 
 NOON = datetime(2026, 11, 27, 12, 0, 0, 250_000, tzinfo=UTC)
 AT = "2026-11-27T12:00:00.250000Z"
@@ -92,3 +108,179 @@ def test_shard_is_its_address_and_its_health() -> None:
     shown: dict[str, Any] = views.shard_view(InspectedShard(address, health))
     own = {"shardId": "shard-1", "place": address.place, "isActive": False, "businesses": 3, "maxBusinesses": 9}
     assert shown == own | {"lastHealthCheck": address.last_health_check} | health_view(health)
+
+
+Pairs = list[tuple[str, str]]
+TENANT = [("businessId", "b"), ("locationId", "l")]
+AFTER = SearchPosition(datetime(2026, 3, 1, tzinfo=UTC), "r")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], ListRequest()),
+        ([("resourceType", ""), ("limit", ""), ("businessId", ""), ("businessId", "b")], ListRequest()),
+        ([("resourceType", "t"), ("resourceId", "i")], ListRequest(resource_type="t", resource_id="i")),
+        (
+            [("since", "2026-01-31T10:00:00+01:00"), ("until", "2026-02-01T00:00:00Z")],
+            ListRequest(since=datetime(2026, 1, 31, 9, tzinfo=UTC), until=datetime(2026, 2, 1, tzinfo=UTC)),
+        ),
+        ([("status", "failed")], ListRequest(status=OperationStatus.FAILED)),
+        ([("error", "not_found")], ListRequest(error=Failure.NOT_FOUND)),
+        ([("limit", "7")], ListRequest(limit=7)),
+        ([("after", AFTER.encode())], ListRequest(after=AFTER)),
+    ],
+)
+def test_list_asks_for_its_members(pairs: Pairs, expected: ListRequest) -> None:
+    assert read_query([*TENANT, *pairs], ListQuery).request() == expected
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("businessId", "b")],
+        [("businessId", "b"), ("locationId", "\0")],
+        [*TENANT, ("resource_type", "t")],
+        [*TENANT, ("x\ud800", "t")],
+        [*TENANT, ("locationId", "m")],
+        *(
+            [*TENANT, pair]
+            for pair in [
+                *[("resourceType", "\0"), ("resourceId", "\ud800"), ("since", "2026-01-02"), ("status", "pending")],
+                *[("until", "2026-01-02T00:00:00"), ("limit", "501"), ("after", "r")],
+            ]
+        ),
+        [*TENANT, ("since", "2026-01-02T00:00:00Z"), ("until", "2026-01-01T00:00:00Z")],
+        [*TENANT, ("error", "not_found"), ("status", "succeeded")],
+    ],
+)
+def test_list_is_refused_when_it_cannot_be_meant(pairs: Pairs) -> None:
+    with pytest.raises(BadRequestError):
+        read_query(pairs, ListQuery).request()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], TapFilter()),
+        ([*TENANT, ("outcome", "")], TapFilter(business_id="b", location_id="l")),
+        ([("operation", "create"), ("outcome", "dead_letter")], TapFilter(kind="create", outcome="dead_letter")),
+        ([("resourceType", "t"), ("content", "true")], TapFilter(resource_type="t", shows_content=True)),
+        ([("content", "false")], TapFilter()),
+    ],
+)
+def test_tap_is_a_filter(pairs: Pairs, expected: TapFilter) -> None:
+    assert read_query(pairs, TapQuery).chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "pairs"),
+    [
+        *((TapQuery, [pair]) for pair in [("businessId", "b"), ("operation", "upsert"), ("content", "yes")]),
+        (TapQuery, [("outcome", "succeeded"), ("outcome", "duplicate")]),
+        *((OperationQuery, [pair]) for pair in [*TENANT, ("wait", "1")]),
+        *((OperationQuery, [*TENANT, ("wait", text)]) for text in ("nan", "-1", "20.1", "soon")),
+        (PurgeQuery, [("name", "orders")]),
+    ],
+)
+def test_query_that_cannot_be_meant_is_refused(kind: type[TapQuery], pairs: Pairs) -> None:
+    with pytest.raises(BadRequestError):
+        read_query(pairs, kind)
+
+
+class Shards:
+    def __init__(self) -> None:
+        self.lookups = self
+        self.decided: set[str] = set()
+        self.looks: list[str] = []
+        self.failure: Exception | None = None
+        self.silent = "nobody"
+
+    async def is_decided(self, _: str, business_id: str, request_id: str) -> bool:
+        self.looks.append(request_id)
+        if business_id == self.silent:
+            await asyncio.Event().wait()
+        if self.failure:
+            raise self.failure
+        return request_id in self.decided
+
+    def is_tenant(self, *_: str) -> bool:
+        return True
+
+    def begin(
+        self, request_id: str, business_id: str = "t", within_s: float = 60.0, closing: asyncio.Event | None = None
+    ) -> asyncio.Task[None]:
+        answers = Lookups(
+            cast(Any, self), cast(Any, None), cast(Any, None), cast(Any, None), fleet=None, runbook_url=None
+        )
+        waiting = answers.wait_for_operation(request_id, business_id, "l", within_s, closing or asyncio.Event())
+        return asyncio.create_task(waiting)
+
+    async def look(self, count: int = 2) -> None:
+        seen = len(self.looks)
+        await eventually(lambda: len(self.looks) >= seen + count)
+
+
+async def test_wait_ends_when_its_operation_is_decided(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lookups, "LOOK_EVERY_S", 0.001)
+    shards = Shards()
+    shards.silent = "s"
+    first, other, silent = shards.begin("a"), shards.begin("b"), shards.begin("a", "s")
+    await shards.look(4)
+    shards.decided.add("a")
+    await first
+    assert not other.done()
+    assert not silent.done()
+    other.cancel()
+    silent.cancel()
+
+
+async def test_wait_ends_after_its_time_or_at_a_stop(monkeypatch: Any) -> None:
+    monkeypatch.setattr(lookups, "LOOK_EVERY_S", 0.001)
+    shards, stop = Shards(), asyncio.Event()
+    await shards.begin("a", within_s=0.01)
+    waiting = shards.begin("a", closing=stop)
+    await shards.look()
+    stop.set()
+    await waiting
+
+
+class _Worker(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/livez" else 404)
+        self.end_headers()
+
+
+@contextmanager
+def a_worker(certificate: tuple[Path, Path] | None = None, status: int = 200) -> Iterator[int]:
+    with HTTPServer(("127.0.0.1", 0), type("Worker", (_Worker,), {"status": status})) as server:
+        if certificate is not None:
+            server.socket = server_context(*certificate).wrap_socket(server.socket, server_side=True)
+        serving = Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    certificate = make_certificate(tmp_path) if scheme == "https" else None
+    if certificate is not None:
+        monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate[0]))
+    with a_worker(certificate) as port:
+        monkeypatch.setenv("HTTP_PORT", str(port))
+        tls.main()
+
+
+def test_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_worker() as port:
+        monkeypatch.setattr(tls, "DEFAULT_PORT", str(port))
+        monkeypatch.setenv("HTTP_PORT", "tcp://10.0.0.1:80")
+        tls.main()

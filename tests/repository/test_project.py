@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support.pure_modules import is_marked_pure, worker_modules
 from support.requires import ROOT
 
 FILES = sorted((ROOT / "requirements").glob("*.txt"), key=lambda path: path.name)
@@ -62,3 +65,38 @@ def test_requirements_satisfy_the_project_in(name: str) -> None:
 def test_requirements_agree_between(smaller: str, larger: str) -> None:
     pinned = [{n: v for n, (v, _) in pins(ROOT / "requirements" / f"{s}.txt").items()} for s in (smaller, larger)]
     assert pinned[0].items() <= pinned[1].items()
+
+
+MIGRATIONS = ROOT / "simplu_worker" / "shards" / "sql" / "migrations"
+DIGESTS = ROOT / "tests" / "repository" / "released_migrations.sha256"
+
+
+def test_released_migrations_never_change() -> None:
+    lines = DIGESTS.read_text(encoding="utf-8").splitlines() if DIGESTS.exists() else []
+    released = {name: digest for digest, name in (line.split() for line in lines)}
+    now = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MIGRATIONS.glob("*.sql")}
+    assert {name: now.get(name) for name in released} == released
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert bool(released) == bool(re.search(r"^## \[\d", changelog, flags=re.MULTILINE))
+
+
+PRODUCT = [path for folder in ("simplu_worker", "simplu_local", "clients") for path in (ROOT / folder).rglob("*.py")]
+
+
+def test_product_has_no_assert_for_python_to_leave_out() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in PRODUCT
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert found == []
+
+
+LISTED = ROOT / "tests" / "mutation" / "equivalent.toml"
+
+
+def test_equivalent_mutants_are_of_pure_modules() -> None:
+    pure = {name for name, path in worker_modules().items() if is_marked_pure(path)}
+    listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["mutant"]
+    assert {mutant["module"] for mutant in listed} - pure == set()
