@@ -14,6 +14,7 @@ from mutmut.mutation import file_mutation, mutators
 TRANSPARENT_DECORATORS = frozenset({"property", "override", "contextmanager"})  # they wrap the trampoline as it is
 SWAPPED_CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TYPING_CALLS = frozenset({"assert_never", "cast"})  # they do nothing at run time
+ASSERTIONS = frozenset({"strict", "usedforsecurity"})  # keywords: the one raises on a defect, the other on a strict Python
 
 
 def install() -> None:
@@ -61,6 +62,10 @@ def _is_skipped(visitor: Any, node: cst.CSTNode, skips: Callable[[Any, cst.CSTNo
             return False
         case cst.Call(func=cst.Name(value=name)) if name in TYPING_CALLS:
             return True
+        case cst.Raise():
+            return True  # what it has is for people; that it goes is tried one level above
+        case cst.Arg(keyword=cst.Name(value=name)) if name in ASSERTIONS:
+            return True
         case _:
             return is_message(node) or skips(visitor, node)
 
@@ -91,7 +96,8 @@ def _marked_string(node: cst.BaseString) -> Iterator[cst.CSTNode]:
 def _lost_arguments(node: cst.Call) -> Iterator[cst.CSTNode]:
     """Yield *node* with None for each argument; without it most calls would fail whatever the tests."""
     for index, argument in enumerate(node.args):
-        if argument.star == "" and not is_message(argument.value) and not _is_none(argument.value):
+        is_assertion = argument.keyword is not None and argument.keyword.value in ASSERTIONS
+        if not (argument.star or is_assertion or is_message(argument.value) or _is_none(argument.value)):
             mutated = argument.with_changes(value=cst.Name("None"))
             yield node.with_changes(args=[*node.args[:index], mutated, *node.args[index + 1 :]])
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Secret
 
 from simplu_worker.config.loading import draft_settings, load_env_file, prepare_environment
-from simplu_worker.config.settings import SECRETS, VARIABLES, Settings, schemas
+from simplu_worker.config.settings import SECRETS, VARIABLES, Settings
 from simplu_worker.config.values import describe_values
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry import log as log_module
@@ -64,11 +65,13 @@ GOOD = [
     ("KINESIS_CREATE_STREAM", "ON", True),
     ("KINESIS_SHARD_COUNT", " 16 ", 16),
     ("KINESIS_INITIAL_POSITION", "LATEST", "LATEST"),
+    ("KINESIS_INITIAL_POSITION", "1970-01-01", datetime(1970, 1, 1, tzinfo=UTC)),
     ("KINESIS_INITIAL_POSITION", "2026-01-02", datetime(2026, 1, 2, tzinfo=UTC)),
     ("KINESIS_INITIAL_POSITION", "2026-01-02T03:04:05+02:00", datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
     ("KINESIS_LEASE_DURATION_SECONDS", "1.5", 1.5),
     ("SQS_RETRY_DELAYS_SECONDS", "0.1, 2,3", (0.1, 2.0, 3.0)),
     ("DATABASE_ALLOWED_HOSTS", "*.example.com,10.0.0.1", ("*.example.com", "10.0.0.1")),
+    ("FEED_ALLOWED_HOSTS", "10.0.0.0/8,*.internal", ("10.0.0.0/8", "*.internal")),
     ("HTTP_PORT", "0", 0),
     ("LOG_LEVEL", "DEBUG", "debug"),
     ("API_TOKEN", "t0ken", Secret("t0ken")),
@@ -85,31 +88,46 @@ def test_settings_accept_a_value(variable: str, value: str, expected: object) ->
 
 
 BAD = [
-    ("AWS_REGION", "EU Central"),
-    ("DYNAMODB_ENDPOINT", "localhost:8000"),
-    ("KINESIS_STREAM_NAME", "two words"),
-    ("KINESIS_SHARD_COUNT", "0"),
-    ("DATABASE_NAME", "\udcff"),
-    ("KINESIS_CREATE_STREAM", "maybe"),
-    ("KINESIS_INITIAL_POSITION", "yesterday"),
-    ("KINESIS_INITIAL_POSITION", "1767322800"),
-    ("KINESIS_INITIAL_POSITION", "0001-01-01"),
-    ("KINESIS_LEASE_DURATION_SECONDS", "nan"),
-    ("PREFETCH_MAX_BYTES", "68719476737"),
-    ("SQS_ORDER_EVENTS_QUEUE_URL", "orders.fifo"),
-    ("SQS_RETRY_DELAYS_SECONDS", "1,,5"),
-    ("CITRUS_SERVER_URL", "http://host:99999"),
-    ("TENANT_WAIT_SECONDS", "0"),
-    ("HTTP_HOST", "a b"),
-    ("LOG_LEVEL", "loud"),
+    ("AWS_REGION", "EU Central", "the name of a region, such as eu-central-1"),
+    ("DYNAMODB_ENDPOINT", "localhost:8000", "an http(s) URL without credentials, query and fragment"),
+    ("KINESIS_STREAM_NAME", "two words", "the name or ARN of a stream"),
+    ("KINESIS_SHARD_COUNT", "0", "an integer between 1 and 10000"),
+    ("DATABASE_NAME", "\udcff", "text"),
+    ("KINESIS_CREATE_STREAM", "maybe", "true or false"),
+    ("KINESIS_INITIAL_POSITION", "yesterday", "TRIM_HORIZON or LATEST or a time of RFC 3339"),
+    ("KINESIS_INITIAL_POSITION", "1767322800", "TRIM_HORIZON or LATEST or a time of RFC 3339"),
+    ("KINESIS_INITIAL_POSITION", "1969-12-31", "TRIM_HORIZON or LATEST or a time of RFC 3339"),
+    ("KINESIS_LEASE_DURATION_SECONDS", "nan", "a number between 1 and 3600"),
+    ("PREFETCH_MAX_BYTES", "68719476737", "an integer between 1048576 and 68719476736"),
+    ("SQS_ORDER_EVENTS_QUEUE_URL", "orders.fifo", "the http(s) URL of a queue, without credentials"),
+    ("SQS_RETRY_DELAYS_SECONDS", "1,,5", "comma-separated seconds, at most 100, each between 0 and 43200"),
+    ("CITRUS_SERVER_URL", "http://host:99999", "an http(s) URL without credentials, query and fragment"),
+    ("TENANT_WAIT_SECONDS", "0", "a number above 0, at most 31536000"),
+    ("HTTP_HOST", "a b", "a host name or an address"),
+    ("LOG_LEVEL", "loud", "debug, info, warning or error"),
+    ("FEED_ALLOWED_HOSTS", "10.0.0.0/99", "comma-separated host patterns, addresses and networks"),
 ]
 
 
-@pytest.mark.parametrize(("variable", "value"), BAD)
-def test_settings_say_what_is_wrong_with_a_value(variable: str, value: str) -> None:
+@pytest.mark.parametrize(("variable", "value", "words"), BAD)
+def test_settings_say_what_is_wrong_with_a_value(variable: str, value: str, words: str) -> None:
     settings, problems = draft_of({**COMPLETE, variable: value})
-    assert [f"{variable}: expected {describe_values(schemas()[variable])}, got {value!r}"] == problems
+    assert [f"{variable}: expected {words}, got {value!r}"] == problems
     assert getattr(settings, variable.lower()) == VARIABLES[variable].default
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"minLength": 1, "maxLength": 9}, "1 to 9 characters"),
+        ({"format": "path"}, "the path of a file"),
+        ({"anyOf": [{"type": "null"}, {"format": "date-time"}]}, "a time of RFC 3339"),
+        ({"type": "array", "title": "a list"}, "a list"),
+        ({"type": "string"}, "text"),
+    ],
+)
+def test_words_for_values_are_those_of_their_schema(schema: dict[str, Any], words: str) -> None:
+    assert describe_values(schema) == words
 
 
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5432", "udp://[fd00::1]:53"])

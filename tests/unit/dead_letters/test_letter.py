@@ -62,6 +62,9 @@ def letter(record: bytes = b"{}", *, origin: Origin = KINESIS, error: str = "exp
     )
 
 
+NOISE = "".join(map(chr, random.Random(7).choices(range(0x4E00, 0x9FFF), k=100_000))).encode()  # does not compress
+
+
 def decoded(text: str) -> dict[str, Any]:
     assert text.isascii()
     value: dict[str, Any] = json.loads(text)
@@ -121,6 +124,14 @@ def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
     assert base64.b64decode(members["recordBase64"]) == record[:65_536]
     facts = members["recordBytes"], members["recordSha256"], members["truncated"]
     assert facts == (1_000_000, hashlib.sha256(record).hexdigest(), True)
+
+
+@pytest.mark.parametrize(("record", "form"), [(b"{}", "record"), (b"x" * 300_000, "recordGzip"), (NOISE, "truncated")])
+def test_letter_keeps_its_form_as_long_as_it_fits(record: bytes, form: str) -> None:
+    text = encode_dead_letter(letter(record), 262_144)
+    assert form in decoded(text)
+    assert (encode_dead_letter(letter(record), len(text)), '": ' in text) == (text, False)
+    assert encode_dead_letter(letter(record), len(text) - 1) != text
 
 
 @pytest.mark.parametrize("max_bytes", range(2_000, 2_008))
@@ -202,6 +213,7 @@ def test_group_of_a_letter_is_its_key_group_or_tenant(
         {"sequence_number": "1"},
         {"sub_sequence_number": 4},
         {"message_id": "m"},
+        {"part_index": 0},
     ],
 )
 def test_deduplication_id_differs_by_each_part_of_the_position(change: dict[str, object]) -> None:
@@ -372,6 +384,41 @@ def test_times_of_a_letter_are_read_as_utc() -> None:
     read = parse_dead_letter(json.dumps(WRITTEN | {"failedAt": "2026-01-02T02:00:00+02:00", "source": source})).letter
     assert (read.failed_at, read.origin.arrived_at) == (LETTER.failed_at, LETTER.origin.arrived_at)
     assert (read.failed_at.tzinfo is UTC, read.origin.arrived_at.tzinfo is UTC) == (True, True)  # not the local zone
+
+
+def parts_letter(bad: int, *, record: bytes = b"{}", error: str = "", ids: tuple[str | None, ...] = ()) -> DeadLetter:
+    parts = BadParts(99, bad, {"invalid_json": bad}, tuple(range(1, bad + 1)), ids)
+    return msgspec.structs.replace(letter(record, error=error), parts=parts)
+
+
+@pytest.mark.parametrize("ids", [("a", None), ()])
+def test_letter_of_parts_has_their_numbers_and_ids(ids: tuple[str | None, ...]) -> None:
+    derived = [derived_request_id(msgspec.structs.replace(KINESIS, sub_sequence_number=number)) for number in (1, 2)]
+    expected = [ids[0] or "", derived[1]] if ids else derived
+    text = encode_dead_letter(parts_letter(2, ids=ids), 262_144)
+    counts = {"total": 99, "bad": 2, "reasons": {"invalid_json": 2}}
+    assert decoded(text)["parts"] == {**counts, "subSequenceNumbers": "1-2", "requestIds": expected}
+    read = parse_dead_letter(text).letter.parts
+    assert read is not None
+    assert (read.numbers, read.request_ids) == ((1, 2), tuple(expected))
+    unnumbered = msgspec.structs.replace(letter(), parts=BadParts(99, 2, {"invalid_json": 2}, None, None))
+    text = encode_dead_letter(unnumbered, 262_144)
+    read = parse_dead_letter(text).letter.parts
+    assert read is not None
+    assert (decoded(text)["parts"], read.numbers, read.request_ids) == (counts, None, None)
+
+
+def test_excerpt_has_of_its_parts_what_leaves_half_of_the_room() -> None:
+    ids = ("a",) * 20
+    size = len(encode_dead_letter(parts_letter(20, record=b"", ids=ids), 262_144)) - len(',"record":""')
+    for max_bytes, has_ids in ((2 * size - 1, False), (2 * size, True)):
+        text = encode_dead_letter(parts_letter(20, record=NOISE, ids=ids), max_bytes)
+        assert ("requestIds" in decoded(text)["parts"], len(text) <= max_bytes) == (has_ids, True)
+    crowded = decoded(encode_dead_letter(parts_letter(20, record=NOISE, ids=ids, error="e" * 600), 1_400))
+    assert (crowded["truncated"], "subSequenceNumbers" in crowded["parts"]) == (True, False)
+    for count, has_ids in ((50, True), (51, False)):  # each id takes 40 bytes, before any is made
+        text = encode_dead_letter(parts_letter(count, ids=("a",) * count), 2_000)
+        assert ("requestIds" in decoded(text)["parts"]) is has_ids
 
 
 PARTS = st.lists(st.tuples(st.integers(0, 5000), MAYBE), min_size=2, max_size=40, unique_by=lambda part: part[0])

@@ -87,7 +87,6 @@ def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
     assert exceeds_bounds(document.encode()) is expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

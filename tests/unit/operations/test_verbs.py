@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 from simplu_client import messages
 from support.postgres.tenant_cases import operation
 
 from simplu_local.workload import reference_model
 from simplu_worker.operations.business_types import RESOURCE_COLUMNS
-from simplu_worker.operations.verbs import READING_KINDS, VERBS, Verb
+from simplu_worker.operations.verbs import READING_KINDS, VERBS, Verb, _verb_of
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.apply.wave_run import statement_for
 from simplu_worker.shards.postgres.queries import QUERIES, sql_files
@@ -28,6 +29,22 @@ def test_kind_is_in_schema_statements_and_waves(verb: Verb) -> None:
         assert f"'{verb.kind}'" in QUERIES[query]
     (wave,) = plan_waves([operation(verb.kind, None if verb.has_query else "r1", "{}" if verb.has_data else None)])
     assert bool(wave.reads) is verb.is_reading
+
+
+TABLE = {  # code; needs an id, has data, a whole document, reads, has a query
+    "create": ("c", False, True, True, False, False),
+    "update": ("u", True, True, True, False, False),
+    "patch": ("p", True, True, False, False, False),
+    "delete": ("d", True, False, False, False, False),
+    "read": ("r", True, False, False, True, False),
+    "list": ("l", False, False, False, True, True),
+}
+
+
+def test_kinds_need_and_do_what_the_table_says() -> None:
+    assert {kind: msgspec.structs.astuple(_verb_of(kind)) for kind in OperationKind} == {
+        kind: (kind, *row) for kind, row in TABLE.items()
+    }
 
 
 def test_codes_of_kinds_are_letters_of_their_own() -> None:

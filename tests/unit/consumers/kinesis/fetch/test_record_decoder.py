@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.stream import aggregation
 from simplu_worker.consumers.kinesis.stream.aggregation import OUTSIDE
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
@@ -82,6 +84,41 @@ def test_decoder_notes_the_origin_of_each_operation() -> None:
     ]
     assert places(arrivals) == [Position(1), Position(2), Position(2, 1)]
     assert [one.resource_id for _, _, one in arrivals if isinstance(one, Operation)] == ["r1", "r2", "r3"]
+
+
+def test_decoder_of_a_parent_has_the_parents_name_and_range() -> None:
+    own = decoder(WHOLE)
+    parent = own.of_parent("shardId-000000000001", HashRange(0, 0))
+    ((_, _, decoded), (_, _, elsewhere)) = parent.decode([record(1, data("r1")), packed(2, "r2", "r3")])
+    assert (decoded.origin.stream_shard_id, own.stream_shard_id) == ("shardId-000000000001", STREAM_SHARD_ID)
+    assert isinstance(elsewhere, RejectedRecord)
+
+
+@pytest.mark.parametrize("content", [data("r1"), aggregate([("k", None, data("r1"))])])
+def test_record_at_which_the_decoder_has_a_defect_is_rejected(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("secret")
+
+    monkeypatch.setattr(aggregation, "deaggregate", fail)
+    ((place, bytes_of_all, rejected),) = decoder(WHOLE).decode([record(1, content + b"\n")])
+    assert isinstance(rejected, RejectedRecord)
+    assert (rejected.reason, rejected.origin.sequence_number) == (DeadLetterReason.INTERNAL_ERROR, "1")
+    assert ("KeyError" in rejected.error, "secret" in rejected.error) == (True, False)
+    assert (place.sub_sequence_number, bytes_of_all) == (len(content) + 1, content + b"\n")
+
+
+def test_records_are_decoded_alone_where_that_fails_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    contents = [data("r"), b"{", data("x" * 300), data("s").replace(b"delete", b"list")]
+    wanted: list[DecodedRecord] = []
+    found: list[DecodedRecord] = []
+    for into in (wanted, found):
+        records = [record(number, content) for number, content in enumerate(contents)]
+        into.extend(decoder(operation_max_bytes=300).decode(records))
+        monkeypatch.setattr(record_decoder, "decode_operations", fail)
+    assert found == wanted
 
 
 @pytest.mark.parametrize(

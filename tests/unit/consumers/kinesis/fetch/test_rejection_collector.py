@@ -62,7 +62,7 @@ def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> Non
     assert letter.error.startswith(
         "3 of the 6 sub-records of an aggregate are no operations; the first one, number 1: "
     )
-    assert (letter.business_id, letter.request_id, letter.failed_at) == (None, None, FAILED_AT)
+    assert (letter.business_id, letter.request_id, letter.failed_at, letter.attempts) == (None, None, FAILED_AT, 1)
 
 
 def test_single_bad_part_is_a_letter_as_ever() -> None:
@@ -98,6 +98,7 @@ def array(number: int, *parts: bytes) -> Record:
 def test_bad_parts_of_an_array_have_a_letter_each() -> None:
     letters = letters_of(array(7, *[data("good"), b"{}"] * LETTERS_MAX), record(8, b"{"))
 
+    assert {(one.failed_at, one.attempts) for one in letters} == {(FAILED_AT, 1)}
     assert [(one.record, one.parts, one.origin.part_number) for one in letters] == [
         *((b"{}", None, (0, 2 * n + 1)) for n in range(LETTERS_MAX)),
         (b"{", None, 0),

@@ -4,12 +4,19 @@ import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, tenant_of_order
+from simplu_worker.consumers.sqs.order_messages import (
+    EARLIEST,
+    OrderRules,
+    decode_order,
+    tenant_of_order,
+    with_members_of_message,
+)
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
@@ -164,6 +171,7 @@ def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], 
     ("first_sent_at", "sent_at"),
     [
         (None, ORIGIN.arrived_at),
+        (EARLIEST.isoformat(), EARLIEST),
         ("2020-01-01T02:00:00+02:00", datetime(2020, 1, 1, tzinfo=UTC)),
         ("2020-01-01T00:00:00", ORIGIN.arrived_at),  # without a time zone
         ("9999-12-31T23:59:59-14:00", ORIGIN.arrived_at),  # later than the message itself
@@ -196,6 +204,7 @@ INVALID = [
     ('{"type":"PAY","orderId":5}', {}, "unknown_type"),
     ('{"type":"create"}', {}, "unknown_type"),
     ('{"type":7}', {}, "unknown_type"),
+    ('{"type":[1]}', {}, "unknown_type"),
     ('{"type":null}', {}, "unknown_type"),
     (event("UPDATE", orderId=...), {}, "invalid_message"),
     (event("DELETE", orderId=None), {}, "invalid_message"),
@@ -237,8 +246,11 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
     size_bytes = len(body.encode())
     assert isinstance(decode(body, max_bytes=size_bytes), Operation)
     refusal = decode(body, max_bytes=size_bytes - 1)
-    assert isinstance(refusal, RejectedRecord)
-    assert (refusal.reason, refusal.request_id) == (DeadLetterReason.TOO_LARGE, "own-1")
+    got = f"expected at most {size_bytes - 1} bytes (OPERATION_MAX_BYTES), got {size_bytes}"
+    assert refusal == RejectedRecord(DeadLetterReason.TOO_LARGE, f"record: {got}", ORIGIN, request_id="own-1")
+    nameless = msgspec.structs.replace(ORIGIN, message_id=None)
+    refusal = decode_order(body, TENANT, nameless, OrderRules(1), deduplication_id=None)
+    assert refusal == RejectedRecord(DeadLetterReason.TOO_LARGE, ANY, nameless, request_id="")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +280,24 @@ def test_refusal_carries_the_ids_that_could_be_read() -> None:
     refusal = rejected(json.dumps(event("PAY", businessId="x", locationId="y")), {})
     ids = (refusal.business_id, refusal.location_id, refusal.request_id, refusal.resource_id)
     assert ids == ("x", "y", "event-1", "order-1")
+    refusal = rejected("{", {"BusinessId": "b" * 257, "LocationId": "l" * 256})
+    assert (refusal.business_id, refusal.location_id) == (None, "l" * 256)
+
+
+def test_data_beyond_the_bounds_counts_unless_nothing_is_stored() -> None:
+    for type_, expected in (("CREATE", True), ("DELETE", False)):
+        operation = decode(f'{{"type":"{type_}","orderId":"o","data":{{"n":1e1000}}}}')
+        assert isinstance(operation, Operation)
+        assert operation.exceeds_bounds is expected
+
+
+@pytest.mark.parametrize("type_", KINDS)
+def test_event_with_the_members_of_its_message_is_the_same(type_: str) -> None:
+    body = f' {{"type":"{type_}","orderId":"o","data":{{}}}} \n'
+    first = decode(body)
+    assert isinstance(first, Operation)
+    again = decode(with_members_of_message(body, {}, first), {}, deduplication_id="other")
+    assert again == msgspec.structs.replace(first, size_bytes=ANY)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +312,9 @@ def test_refusal_carries_the_ids_that_could_be_read() -> None:
         (event(), {}, None, None),
         ("no JSON", {}, None, None),
         (event(businessId=7, locationId=["l"]), {}, None, None),
+        (event(locationId="l"), {}, None, None),
+        ('"\ud800"', {}, None, None),
+        ("no JSON", {"BusinessId": "b" * 300, "LocationId": "l"}, None, "b" * 300 + "-l"),  # unread
     ],
 )
 def test_tenant_of_a_message_is_that_of_its_operation(
