@@ -14,7 +14,9 @@ from mutmut.mutation import file_mutation, mutators
 TRANSPARENT_DECORATORS = frozenset({"property", "override", "contextmanager"})  # they wrap the trampoline as it is
 SWAPPED_CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TYPING_CALLS = frozenset({"assert_never", "cast"})  # they do nothing at run time
-ASSERTIONS = frozenset({"strict", "usedforsecurity"})  # keywords: the one raises on a defect, the other on a strict Python
+ASSERTIONS = frozenset(
+    {"strict", "usedforsecurity"}
+)  # keywords: the one raises on a defect, the other on a strict Python
 
 
 def install() -> None:

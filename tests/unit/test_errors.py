@@ -32,7 +32,9 @@ def test_place_of_an_error_is_its_last_line_in_the_package() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_env_file(Path("/none"))
     assert re.fullmatch(r"ConfigurationError at simplu_worker/config/loading.py:\d+", place_of(caught.value))
-    assert place_of(caught.value.__context__ or KeyError()).startswith("FileNotFoundError at simplu_worker/config/")
+    before = caught.value.__context__
+    assert isinstance(before, OSError)
+    assert place_of(before).startswith("FileNotFoundError at simplu_worker/config/")
     assert place_of(KeyError("secret")) == "KeyError"
     assert short_path("/a/b/c/d.py") == "b/c/d.py"
 

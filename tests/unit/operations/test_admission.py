@@ -53,6 +53,14 @@ def test_state_of_the_tenant_decides(state: TenantState, expected: Outcome | Non
     assert admit(operation(source=source), tenant(state), tenant_wait=WAIT) == expected
 
 
+def test_operation_is_held_while_its_tenant_is_paused() -> None:
+    paused = replace(tenant(), is_paused=True)
+    assert admit(operation(), paused, tenant_wait=WAIT) == HOLD
+    assert not admits_all([operation()], {"a-b-c": paused}, tenant_wait=WAIT)
+    other = replace(operation(), tenant_id="d", business_id="d")
+    assert not admits_all([operation(), other], {"a-b-c": tenant()}, tenant_wait=WAIT)
+
+
 def test_operation_is_held_when_the_shard_has_no_row() -> None:
     early = operation(arrived_at=CREATED_AT - 2 * WAIT)
 

@@ -150,6 +150,7 @@ def test_waves_are_as_few_as_what_depends_on_each_other_allows(operations: list[
         ([operation(CREATE), operation(LIST, resource_type="u")], [([1], [0])]),
         ([operation(CREATE), operation(LIST, tenant="b"), operation(PATCH, tenant="b")], [([1], [0, 2])]),
         ([operation(CREATE), operation(PATCH), operation(CREATE, "2")], [([], [0, 2]), ([], [1])]),
+        ([operation(LIST), operation(CREATE, resource_type="settings"), operation(LIST)], [([0], [1]), ([2], [])]),
     ],
 )
 def test_waves_are_what_a_person_would_draw(

@@ -15,6 +15,7 @@ from simplu_worker.commands.tenants.rules import (
     AuditSubject,
     BackupFacts,
     BusinessListing,
+    Difference,
     DifferenceKind,
     find_differences,
     missing_ages,
@@ -126,6 +127,14 @@ def test_differences_tell_where_and_whose() -> None:
 )
 def test_plan_creates_only_what_no_shard_has(tenant: AuditSubject, kinds: str) -> None:
     assert " ".join(one.kind for one in plan_tenant(tenant, known_types=TYPES)) == kinds
+
+
+def test_plan_names_the_type_to_create_and_who_is_silent() -> None:
+    (created,) = plan_tenant(subject(DENTAL), known_types=TYPES)
+    assert created == Difference(DifferenceKind.CREATE, "dental", "a", "b-c")
+    (unknown,) = plan_tenant(subject(DENTAL, silent=("s2", "s3")), known_types=TYPES)
+    assert unknown == Difference(DifferenceKind.NO_ROW, "no answer from s2, s3", "a", "b-c")
+    assert [one.kind for one in plan_tenant(subject(None), known_types=TYPES)] == [DifferenceKind.NO_ROW]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def connected_hosts_of(connection_string: str, place: HostPort) -> list[str]:
         (f"postgresql://user:{SECRET}@a.internal/shard?target_session_attrs=read-write", ["a.internal"]),
         (f"postgresql://user:{SECRET}@a.internal/{'d' * 63}?application_name={'x' * 63}", ["a.internal"]),
         ("postgresql://user@a.internal/shard?passfile=/run/secrets/with%20space", ["a.internal"]),
+        (f"postgresql://user@a.internal/X?passfile=/{'x' * 4055}", ["a.internal"]),
     ],
 )
 def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str, hosts: list[str]) -> None:
@@ -83,6 +84,7 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
     assert one.validate(()) is one
     assert hosts_of(connection_string) == hosts
     assert [host.lower() for host in connected_hosts(connection_string)] == hosts
+    assert "".join(connection_string.split(one.place.partition("/")[0], maxsplit=1)) == without_hosts(connection_string)
     assert SECRET not in one.place + repr(one) + str(one)
     assert one.place == connection_string.partition("://")[2].rpartition("@")[2].partition("?")[0]
 
@@ -98,6 +100,7 @@ REFUSED = {
             f"postgresql:///shard?password={SECRET}",
             f"{USER}@/shard",
             f"{USER}@a.internal",
+            f"{USER}@a.internal/",
             f"{USER}@a.internal,/shard",
         ),
         *(f"{USER}@::1/shard", f"{USER}@[::1/shard", f"{USER}@[::1]5432/shard", f"{USER}@[10.0.0.1]/shard"),
@@ -112,7 +115,11 @@ REFUSED = {
     ),
     "user: expected no control characters": (f"postgresql://us%00options%00-c%20x:{SECRET}@a.internal/shard",),
     "password: expected no control characters": (f"{USER}%00@a.internal/shard",),
-    "database: expected no control characters": (f"{SHARD}%00options%00x", f"{USER}@a.internal/sh%0Aard"),
+    "database: expected no control characters": (
+        f"{SHARD}%00options%00x",
+        f"{USER}@a.internal/sh%0Aard",
+        f"{USER}@a.internal/%00",
+    ),
     "expected no control characters": (f"{USER}@a.in\nternal/shard", f"postgresql://us\ter:{SECRET}@a.internal/shard"),
     "option sslmode: expected one of disable, ": (f"{SHARD}?sslmode=none",),
     "option target_session_attrs: expected one of any, ": (f"{SHARD}?target_session_attrs=master",),
@@ -233,6 +240,11 @@ def test_address_takes_the_words_of_the_libraries() -> None:
             "work@er",
             "postgresql://work%40er:@a:1,b:2/shard?sslmode=verify-full&application_name=x+y",
         ),
+        (
+            "postgresql://w@a/d?auth=rds-iam&application_name=",
+            "w",
+            "postgresql://w@a/d?sslmode=require&application_name=",
+        ),
         ("postgresql://worker:pw@a.internal/shard?sslmode=prefer", None, None),
         ("postgresql://a.internal/shard", None, None),
     ],
@@ -249,7 +261,7 @@ def test_string_for_the_driver_has_no_option_of_ours_and_encrypts_with_iam(
     [
         ("postgresql://worker:correct-horse@db/app", "postgresql://re%40d%2Fer{}@db/app"),
         ("postgres://worker@[::1]:5433,db:1/app", "postgres://re%40d%2Fer{}@[::1]:5433,db:1/app"),
-        ("postgresql://db/app?sslmode=require", "postgresql://re%40d%2Fer{}@db/app?sslmode=require"),
+        ("postgresql://db/app?application_name=", "postgresql://re%40d%2Fer{}@db/app?application_name="),
         ("postgresql://%2Frun%2Fpg/app", "postgresql://re%40d%2Fer{}@%2Frun%2Fpg/app"),
     ],
 )
@@ -274,6 +286,7 @@ def test_address_from_citrus_may_not_name_files(option: str) -> None:
     assert one.validate(()) == one
     with pytest.raises(PermanentError, match=f"option {option}: Citrus may not name files"):
         one.validate((), may_name_files=False)
+    assert (one.validate_or_refuse(()), one.validate_or_refuse((), may_name_files=False).connection_string) == (one, "")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +294,11 @@ def test_address_from_citrus_may_not_name_files(option: str) -> None:
 )
 def test_database_is_the_path_of_the_address(string: str, name: str) -> None:
     assert address(string).database == name
+
+
+@pytest.mark.parametrize(("most", "ratio"), [(8, 0.5), (1, 4.0), (0, 1.0), (None, None)])
+def test_usage_is_that_of_the_room_for_businesses(most: int | None, ratio: float | None) -> None:
+    assert ShardAddress("a", "", business_count=4, business_max=most).usage_ratio == ratio
 
 
 OLD, NEW, STANDBY = (f"postgresql://u:secret@{host}/d" for host in ("old", "new", "standby"))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.shards.routing.shard_map import (
     MappedShard,
@@ -126,6 +127,14 @@ def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key
 
     assert homes[0] == f"shard-{paper_place(key, count, retired)}"
     assert {f"shard-{number}" for number in had} <= set(homes)
+
+
+def test_addresses_of_a_map_name_its_standbys_and_what_is_retired() -> None:
+    mapped = MappedShard("a", "postgresql://a/d", replica_connection_string="postgresql://b/d")
+    assert mapped.address == ShardAddress("a", "postgresql://a/d", standby_string="postgresql://b/d")
+    retired = MappedShard("b", "postgresql://c/d", retired=True)
+    assert ShardMap((mapped, retired)).retired_ids == {"b"}
+    assert ShardMap((mapped, retired), all_in_place=True).possible_homes("key") == [mapped]
 
 
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:

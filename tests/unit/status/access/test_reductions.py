@@ -61,6 +61,13 @@ def test_viewers_see_names_and_places_too() -> None:
     assert for_viewers(200, STATUS | {"recentErrors": errors}) == expected
 
 
+def test_lists_of_shown_texts_keep_texts_and_reduce_the_rest() -> None:
+    view = {"targets": ["tenant a", {"n": 1, "error": "died"}, 2, None]}
+    assert for_viewers(200, view) == {"targets": ["tenant a", {"n": 1}, 2, None]}
+    assert counts_and_states({"counts": [1, None, "text"]}) == {"counts": [1]}
+    assert for_viewers(503, {"error": None, "at": "now"}) == {"error": None, "at": "now"}
+
+
 def test_viewers_see_where_a_history_has_gaps() -> None:
     assert for_viewers(200, {"lagSeconds": [0.5, None, 1.0], "odd": ["SECRET"]}) == {
         "lagSeconds": [0.5, None, 1.0],
@@ -74,7 +81,10 @@ def test_viewers_see_where_a_history_has_gaps() -> None:
         (200, "not_found", "not_found"),
         (200, "data: expected SECRET", None),
         (404, "there is none", "there is none"),
+        (400, "there is none", "there is none"),
+        (500, "shard-1 died", HIDDEN_CAUSE),
         (503, "shard-1 died", HIDDEN_CAUSE),
+        (503, "not_found", "not_found"),
     ],
 )
 def test_viewers_see_errors_that_are_words_or_of_their_request(status: int, error: str, expected: str | None) -> None:

@@ -64,6 +64,8 @@ def test_listed_tokens_have_their_roles_and_tenants() -> None:
     assert known.caller_of("Bearer ann") == Caller(Role.OPERATOR, "ann")
     assert known.caller_of("Bearer own") == Caller(Role.OPERATOR)
     assert known.caller_of(f"Bearer {tokens[0].sha256}") is None
+    assert known.variables([Role.OPERATOR, Role.VIEWER]) == ["API_TOKEN", "API_TOKENS_FILE"]
+    assert Tokens(operator="own", viewer="look").variables([Role.VIEWER]) == ["API_VIEWER_TOKEN"]
 
 
 def test_the_empty_text_is_no_token() -> None:
@@ -85,6 +87,7 @@ def test_the_empty_text_is_no_token() -> None:
         ("[ab]", "?", ("a", "b"), False),
         ("[ab]", "?", ("[ab]", "?"), True),
         ("a.c", "*", ("abc", "x"), False),
+        ("a", "?", ("a", "b"), False),
     ],
 )
 def test_pattern_is_of_each_id(business: str, location: str, tenant: tuple[str, str], *, expected: bool) -> None:

@@ -30,6 +30,7 @@ from simplu_worker.transfers.importing.rules import (
     report_of,
     without_collisions,
 )
+from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.vocabulary import TenantState
 
 TIME = "2026-01-01 10:00:00+00"
@@ -73,6 +74,8 @@ def test_row_is_refused_for_its_reason(changes: dict[str, Any], expected: str | 
 def test_row_without_a_document_is_deleted() -> None:
     assert is_deleted(msgspec.structs.replace(ROW, document=None, byte_count=None))
     assert not is_deleted(msgspec.structs.replace(ROW, document=None, byte_count=DOCUMENT_MAX_BYTES + 1))
+    sums = [msgspec.structs.replace(ROW, byte_count=count, hash=7).sum for count in (2, None)]
+    assert sums == [TypeSum(1, 2, 7), TypeSum(1, 0, 7)]
 
 
 KNOWN = "its business type: expected one of dental, gym, hotel, got"

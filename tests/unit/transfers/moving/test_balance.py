@@ -79,6 +79,35 @@ def test_even_shards_are_left_alone(tenants: list[WeighedTenant]) -> None:
         assert plan_balance(tenants, ALIKE) == []
 
 
+def alike(**counts: int) -> list[WeighedTenant]:
+    return [
+        WeighedTenant(f"{name}{number}", "l", name, 1, "t") for name, count in counts.items() for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tenants", "rooms", "targets"),
+    [
+        (alike(a=11, b=9), ALIKE[:2], []),  # even enough
+        (alike(a=12, b=9), ALIKE[:2], ["b"]),
+        (alike(a=4), [ShardRoom("a"), ShardRoom("b", room=1)], ["b"]),
+        ([*alike(a=2), WeighedTenant("b", "none", "a", 0)], ALIKE[:2], ["b"]),  # one that weighs nothing stays
+        ([*alike(a=1, b=1), WeighedTenant("b", "large", "z", 10)], ALIKE[:2], []),  # of a shard that nobody asked about
+        (alike(a=6, b=50), [ShardRoom("a", 10), ShardRoom("b", 100), ShardRoom("c", 1, room=1)], []),
+    ],
+)
+def test_balance_moves_what_makes_shards_even(
+    tenants: list[WeighedTenant], rooms: list[ShardRoom], targets: list[str]
+) -> None:
+    assert [one.target_id for one in plan_balance(tenants, rooms)] == targets
+
+
+def test_drain_knows_no_type_on_a_shard_that_did_not_say() -> None:
+    (tenant,) = alike(a=1)
+    plan, _ = plan_drain([tenant], [ShardRoom("b"), ShardRoom("c")], {"c": "t"})
+    assert plan == [PlannedTransfer(tenant, "c")]
+
+
 @given(st.integers(0, 30), st.dictionaries(st.sampled_from(["b", "c", "d"]), st.integers(-3, 12)))
 def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int]) -> None:
     tenants = [WeighedTenant(str(number), "l", "a") for number in range(count)]
@@ -272,6 +301,7 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
 def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     rows = found(a="moved", b="active", c="incoming")
     moves = [BegunMove("b-l", "b", "c", TransferStep.OPEN), BegunMove("b-l", "a", "b", TransferStep.COMMITTED)]
+    moves.insert(0, BegunMove("a-l", "a", "b", TransferStep.COMMITTED))  # of a tenant that has gone
     begun, stuck = sort_begun_moves(rows, moves, {"a", "b", "c"})
     assert (begun, stuck) == ([transfer("a", "b", 10), transfer("b", "c", 20)], [])
     assert [one.shard_id for one in homes_after(homes_of(rows), begun)] == ["c"]

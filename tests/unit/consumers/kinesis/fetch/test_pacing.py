@@ -17,7 +17,10 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     FIRST_CATCH_UP_S,
     IDLE_TOGETHER,
     NEVER,
+    READ_INTERVAL_S,
     SHARED_INTERVAL_S,
+    STEP_S,
+    TIP_INTERVAL_S,
     WINDOW_S,
     Pacing,
     ReadSchedule,
@@ -80,6 +83,28 @@ def test_idle_stream_shards_of_a_large_replica_are_read_in_groups() -> None:
     assert len(set(moments)) == 5
 
 
+def test_groups_start_at_shifts_that_are_spread_from_the_first_one() -> None:
+    schedule = ReadSchedule(0.5)
+    ended = Pacing(schedule)
+    slots = [schedule.open_slot() for _ in range(2 * IDLE_TOGETHER)]
+    assert [slots[number].idle_shift for number in (0, 62, 63, 127)] == pytest.approx(
+        [0.5, 0.5, 0.118, 0.736], abs=1e-3
+    )
+    ended.note_end()
+    assert slots[63].idle_shift == 0.5
+
+
+def test_reader_behind_reads_as_often_as_it_may() -> None:
+    pacing = Pacing(ReadSchedule(0.5))
+    assert (pacing.is_busy(100.0), pacing.delay_s(100.0, is_main=True)) == (False, 0.0)
+    pacing.note_failure(100.0, 1.0)
+    assert pacing.delay_s(100.0, is_main=True) == pytest.approx(0.5)
+    for millis_behind, delay_s in ((5, READ_INTERVAL_S), (0, TIP_INTERVAL_S + STEP_S)):
+        pacing = Pacing(ReadSchedule(0.5))
+        main_read(pacing, 100.0, record_count=1, size_bytes=1, millis_behind=millis_behind)
+        assert pacing.delay_s(100.0, is_main=True) == pytest.approx(delay_s)
+
+
 @pytest.mark.parametrize(
     ("failure_count", "longest_s"),
     [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0), (60, 5.0)],
@@ -120,7 +145,10 @@ def test_limit_follows_the_size_of_records(
         main_read(pacing, 0.0, record_count=record_count, size_bytes=size_bytes)
     assert pacing.limit(is_main=True) == 10_000
     with pacing.open_catch_up(0.0):
+        with pacing.open_catch_up(0.0):
+            pass
         assert (pacing.limit(is_main=True), pacing.limit(is_main=False)) == (main_limit, catch_up_limit)
+    assert pacing.limit(is_main=False) == catch_up_limit
 
 
 @pytest.mark.parametrize(("record_count", "size_bytes"), [(0, 0), (1, 0), (0, 10)])

@@ -70,6 +70,18 @@ def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() 
     assert (first.room_bytes, second.room_bytes) == (750, 750)
 
 
+def test_closed_quota_holds_nothing_and_leaves_its_part() -> None:
+    first, second = quotas_holding(PrefetchMemory(MAX), 400, 0)
+    with pytest.raises(ValueError, match="at most 400 bytes, got 401"):
+        first.release(401)
+    for _ in range(2):
+        first.close()
+        first.reserve(100)
+        first.release(100)
+        assert (first.room_bytes, first.is_short, first.held_bytes) == (0, True, 0)
+        assert second.room_bytes == MAX
+
+
 class PrefetchMachine(RuleBasedStateMachine):
     """Readers open a quota, reserve within their room, get a reply of at most that, apply it, and close."""
 
