@@ -87,9 +87,6 @@ async def test_check_leaves_a_shard_as_it_was(make_shard: ShardMaker, tmp_path: 
         await connection.close()
 
 
-pytestmark = pytest.mark.slow
-
-
 @dataclass(frozen=True)
 class World:
     settings: Settings
@@ -113,6 +110,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFi
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_provision_creates_a_tenant_once(world: World) -> None:
     expected = "clinic main, dental, on shard shard-1\n"
     assert await world.provision() == (0, f"provisioned: {expected}", "")
@@ -121,6 +119,7 @@ async def test_provision_creates_a_tenant_once(world: World) -> None:
     assert (await world.row(), before["control_at"].year) == (before, 1970)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "told"),
     [
@@ -138,6 +137,7 @@ async def test_provision_leaves_a_tenant_that_is_not_active(world: World, state:
     assert await world.row() == before
 
 
+@pytest.mark.slow
 async def test_destruction_that_waits_destroys_a_tenant_made_since(world: World) -> None:
     await add_tenant(world.pool)
     sent_at = datetime.now(UTC) - timedelta(seconds=60)

@@ -32,9 +32,6 @@ from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 
-pytestmark = pytest.mark.slow
-
-
 TENANT_ID = "-".join(TENANT)
 ROWS = [
     LogRow(TENANT_ID, "r1"),
@@ -82,6 +79,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
             yield World(settings_of(tmp_path, address), routed, f"http://127.0.0.1:{port}/operations")
 
 
+@pytest.mark.slow
 async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert await world.run(ListRequest(limit=2), as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -105,6 +103,7 @@ async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest
     assert (last["next"], last["searchedTo"]) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -120,6 +119,7 @@ def test_command_refuses_options_that_cannot_be_meant(options: dict[str, Any], p
     assert str(refused.value).startswith(problem)
 
 
+@pytest.mark.slow
 async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     status, answer = await world.ask(businessId="nobody")
     assert (status, answer) == (404, {"businessId": "nobody", "locationId": "main", "state": "unregistered"})
@@ -132,6 +132,7 @@ async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFi
         await world.run(tenant=("nobody", "x" * 129))
 
 
+@pytest.mark.slow
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     before = await fetch(pool, "SELECT count(*) AS count FROM operations")

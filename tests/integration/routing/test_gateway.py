@@ -178,9 +178,6 @@ async def test_gateway_returns_the_present_row_of_a_resource(
     assert await routed.gateway.lookups.find_resource(*TENANT, "patient", "\0") is Absence.UNREGISTERED
 
 
-pytestmark = pytest.mark.slow
-
-
 WITHIN_S = 60.0
 
 
@@ -221,6 +218,7 @@ async def store(notes: RejectionNotes, *letters: DeadLetter) -> None:
     await notes.flush(WITHIN_S)
 
 
+@pytest.mark.slow
 async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed, open_notes(routed, Letters()) as notes:
@@ -257,6 +255,7 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
         assert applied is not None
 
 
+@pytest.mark.slow
 async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardMaker) -> None:
     async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
         await add_registered(routed, ("a", "b-c"), "shard-1")
@@ -272,6 +271,7 @@ async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardM
         assert not await routed.gateway.lookups.is_decided("a-b-c", "a-b", "r-2")
 
 
+@pytest.mark.slow
 async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: ShardMaker) -> None:
     origin = Origin(Source.SQS, "orders", datetime.now(UTC), message_id="m-1")
     nameless = msgspec.structs.replace(letter("d-1"), origin=origin, business_id=None, location_id=None)
@@ -285,6 +285,7 @@ async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: S
         assert await routed.gateway.lookups.find_rejection("d-1", None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_registered", [True, False])
 async def test_refused_control_message_is_told_with_its_tenant(make_shard: ShardMaker, *, is_registered: bool) -> None:
     origin = Origin(Source.SQS, "control", datetime.now(UTC), message_id="m-1")
