@@ -1,4 +1,4 @@
-"""The pins in requirements/*.txt install the same everywhere: hashes, no addresses, everything the project names."""
+"""What is installed and released: pins with hashes, versions; and what code may rely on: no asserts, pure modules."""
 
 from __future__ import annotations
 
