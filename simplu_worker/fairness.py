@@ -1,4 +1,4 @@
-"""Fair shares of tenants in queues, lanes and shards, by the cost of their operations. Pure.
+"""Fair shares of businesses, and of their locations, in lanes and shards, by the cost of their operations. Pure.
 
 An operation costs what its kind costs its tenant, and something for each byte; a transaction has a fixed cost too. How
 long a transaction took, against what was expected of it, corrects each of these, in proportion to its part of what was
@@ -14,6 +14,7 @@ import heapq
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Final, TypeAlias
 
 import msgspec
@@ -299,34 +300,85 @@ def _corrected(cost: float, change: float, share: float) -> float:
     return min(COST_MAX_S, max(COST_MIN_S, cost * math.pow(change, share)))
 
 
-OVER_SHARE_S: Final = 0.2  # that queued entries of loud tenants keep the shard busy, from which on others wait for them
+OVER_SHARE_S: Final = 0.2  # that queued entries of loud businesses keep the shard busy, from which on others wait
 SHARE_S: Final = 0.1  # of these, what stays in the lane: it is never idle before the others are read again
 WAITS_MAX: Final = 3  # batches before it that count: of many full lanes a single list would be over its share
-LOUD_MAX: Final = 4  # loud tenants; where there are more, it is a backlog of many
-OVER_SHARE_RATIO: Final = 2.0  # of a loud tenant, to what those with less have queued on average
+LOUD_MAX: Final = 4  # loud ones; where there are more, it is a backlog of many
+OVER_SHARE_RATIO: Final = 2.0  # of a loud one, to what those with less have queued on average
 LOUD_PART: Final = 0.8  # of what is queued, from which on the others gain by a hold; in a plain backlog nobody does
+
+CostsByBusiness: TypeAlias = Mapping[str, Mapping[str, float]]  # expected seconds of each tenant's queued entries
+
+
+def find_excess(
+    costs_s: CostsByBusiness, time: ShardTime, *, active_counts: Mapping[str, int], turns: int
+) -> dict[str, float]:
+    """Return the tenants of the business furthest beyond its share of a lane that have too much queued.
+
+    The values are the seconds that stay in the lane. Where the lane has one business, its locations are compared.
+    *active_counts* are the tenants of each business that sent to the lane lately, *turns* is that of `turns_of`.
+    """
+    stays_s = SHARE_S / turns
+    if len(active_counts) > 1:
+        sums_s = {one: sum(own.values()) for one, own in costs_s.items()}
+        weighted_s = {
+            one: sum(_weighted(own, time.weights).values()) / time.business_weights.get(one, 1.0)
+            for one, own in costs_s.items()
+        }
+        loud = find_over_share(sums_s, weighted_s, active_count=len(active_counts), turns=turns)
+        return {} if loud is None else find_behind({loud: costs_s[loud]}, time, stays_s)
+    for business_id, own in costs_s.items():
+        weighted_s = _weighted(own, time.weights)
+        loud = find_over_share(own, weighted_s, active_count=active_counts.get(business_id, 0), turns=turns)
+        return {} if loud is None else {loud: stays_s}
+    return {}
 
 
 def find_over_share(
-    costs_s: Mapping[str, float], weights: Mapping[str, float], *, active_count: int, turns: int
+    costs_s: Mapping[str, float], weighted_s: Mapping[str, float], *, active_count: int, turns: int
 ) -> str | None:
-    """Return the tenant that is furthest beyond its share of a lane; None if nobody is.
+    """Return the one that is furthest beyond its share of a lane; None if nobody is.
 
-    *costs_s* are the seconds that the queued entries of each tenant are expected to take, *weights* those of tenants
-    with another one than 1, *active_count* is the number of tenants that sent to the lane lately, *turns* that of
-    `turns_of`.
+    *costs_s* are the seconds that the queued entries of each are expected to take, *weighted_s* the same divided by the
+    weights, *active_count* is the number of those that sent to the lane lately.
     """
-    weighted_s = {one: cost_s / weights.get(one, 1.0) for one, cost_s in costs_s.items()}
     rest_s = all_s = sum(weighted_s.values())
     loud: list[str] = []
-    for tenant_id in heapq.nlargest(LOUD_MAX, weighted_s, key=weighted_s.__getitem__):
-        own_s, quieter_count = weighted_s[tenant_id], active_count - len(loud) - 1
+    for one in heapq.nlargest(LOUD_MAX, weighted_s, key=weighted_s.__getitem__):
+        own_s, quieter_count = weighted_s[one], active_count - len(loud) - 1
         if own_s * quieter_count < OVER_SHARE_RATIO * (rest_s - own_s) or quieter_count < 1:
             break
-        loud.append(tenant_id)
+        loud.append(one)
         rest_s -= own_s
     is_late = sum([costs_s[one] for one in loud]) * turns >= OVER_SHARE_S
     return loud[0] if is_late and sum([weighted_s[one] for one in loud]) >= LOUD_PART * all_s else None
+
+
+def find_behind(costs_s: CostsByBusiness, time: ShardTime, stays_s: float) -> dict[str, float]:
+    """Return the tenants that have more queued than their parts of *stays_s*, which are the values."""
+    of_businesses = divide(stays_s, {one: sum(own.values()) for one, own in costs_s.items()}, time.business_weights)
+    parts = {
+        tenant_id: (part_s, own[tenant_id])
+        for business_id, own in costs_s.items()
+        for tenant_id, part_s in divide(of_businesses[business_id], own, time.weights).items()
+    }
+    return {tenant_id: part_s for tenant_id, (part_s, cost_s) in parts.items() if part_s < cost_s}
+
+
+def divide(total_s: float, wanted_s: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the parts of *total_s*: what each wants, or as much, by weight, as others that want more."""
+    parts: dict[str, float] = {}
+    ratios = _weighted(wanted_s, weights)
+    names = sorted(ratios, key=ratios.__getitem__)
+    rests = list(accumulate(weights.get(one, 1.0) for one in reversed(names)))  # each with those that want more
+    for one, rest in zip(names, reversed(rests), strict=True):
+        parts[one] = min(wanted_s[one], total_s * weights.get(one, 1.0) / rest)
+        total_s -= parts[one]
+    return parts
+
+
+def _weighted(costs_s: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    return {one: cost_s / weights.get(one, 1.0) for one, cost_s in costs_s.items()}
 
 
 def turns_of(between_count: int) -> int:

@@ -102,6 +102,7 @@ class HeldTarget(StrEnum):
 
     SHARD = "shard"  # a Postgres shard
     TENANT = "tenant"
+    BUSINESS = "business"  # its tenants on a Postgres shard that send more than their share
     OVERFLOW = "overflow"  # the tenants beyond TENANT_HOLDS_MAX
     PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
     PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held
@@ -133,7 +134,7 @@ class HoldReason(StrEnum):
     BACKFILL = "backfill"  # a Postgres shard may have lost commits
     GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
     INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
-    OVER_SHARE = "over_share"  # the tenant sends more than its share of what a Postgres shard takes, and others wait
+    OVER_SHARE = "over_share"  # a Postgres shard takes less than a business, or all, send, and others wait
 
 
 OTHER_REPLICA: Final = "other_replica"  # in place of a reason: the replica that holds the tenant knows why

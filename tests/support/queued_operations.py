@@ -23,13 +23,14 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def queued_operation(
     tenant_id: str = "b-l",
     *,
+    business_id: str = "b",
     arrived_at: datetime = NOW,
     tracker: CheckpointTracker[RecordPosition] | None = None,
     number: int = 1,
 ) -> QueuedOperation:
     operation = Operation(
         kind=OperationKind.CREATE,
-        business_id="b",
+        business_id=business_id,
         location_id="l",
         tenant_id=tenant_id,
         resource_type="order",

@@ -99,7 +99,10 @@ def with_report(
     undecided: Undecided, leases: Iterable[Lease], tenant_id: str, shard_id: str | None, *, now: datetime
 ) -> Undecided:
     """Return *undecided* with the oldest hold of the tenant or its shard that replicas have reported. Pure."""
-    names = {f"tenant {tenant_id}", *(() if shard_id is None else (f"shard {shard_id}",))}
+    names = {f"tenant {tenant_id}"}
+    if shard_id is not None:
+        businesses = [tenant_id[:at] for at, one in enumerate(tenant_id) if one == "-"]
+        names |= {f"shard {shard_id}", *(f"business {business_id} on {shard_id}" for business_id in businesses)}
     held = [one for lease in leases if lease.report is not None for one in lease.report.held if one.target in names]
     if not held:
         return undecided

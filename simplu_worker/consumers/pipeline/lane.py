@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from enum import Enum, auto
@@ -18,7 +19,7 @@ from simplu_worker.consumers.operation_taps import count_outcomes, group_by_outc
 from simplu_worker.consumers.pipeline import results
 from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
-from simplu_worker.fairness import SHARE_S, find_over_share, turns_of
+from simplu_worker.fairness import SHARE_S, find_behind, find_excess, turns_of
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
@@ -79,7 +80,7 @@ class Lane(Generic[results.EntryT]):
         self._utc = utc
         self._time = gateway.times[shard_id]
         self._queue: results.FairQueue[results.EntryT] = results.FairQueue(self._time)
-        self._active: set[str] = set()  # tenants that came before the last ones
+        self._active: dict[str, str] = {}  # businesses of tenants that came before the last ones
         self._active_since = loop_time()
         self._batch: list[results.EntryT] = []  # in flight, or with outcomes that are being settled
         self._dropped: set[int] = set()  # object ids of the batch's, dropped in flight: their outcomes do not count
@@ -142,7 +143,7 @@ class Lane(Generic[results.EntryT]):
     def enqueue(self, entries: Sequence[results.EntryT]) -> None:
         """Append *entries*, in their order."""
         if (now := loop_time()) - self._active_since >= ACTIVE_S:
-            self._active, self._queue.arrived, self._active_since = self._queue.arrived, set(), now
+            self._active, self._queue.arrived, self._active_since = self._queue.arrived, {}, now
         self._queue.append(entries, now)
         self._has_work.set()
 
@@ -190,19 +191,28 @@ class Lane(Generic[results.EntryT]):
         self._queue.hurried = tenants
 
     def over_share(self, is_paced: Callable[[str], bool]) -> list[results.EntryT]:
-        """Return the newest entries of the tenant furthest beyond its share; they stay in the lane.
+        """Return the newest entries of the business furthest beyond its share; they stay in the lane.
 
         Tenants that are *is_paced* do not count: whoever sends for them waits.
         """
-        costs_s, turns = self._queue.costs_s(is_paced), turns_of(self._time.batches_between)
-        tenant_id = find_over_share(costs_s, self._time.weights, active_count=len(self._tenants()), turns=turns)
-        if tenant_id is None:
-            return []
-        self.note_flood()
-        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / turns)
+        turns = turns_of(self._time.batches_between)
+        active_counts = Counter(self._tenants().values())
+        excess = find_excess(self._queue.costs_s(is_paced), self._time, active_counts=active_counts, turns=turns)
+        if excess:
+            self.note_flood()
+        return self._queue.newest_of(excess)
 
-    def _tenants(self) -> AbstractSet[str]:
-        return self._active | self._queue.arrived | self._queue.tenants
+    def excess(self, is_held: Callable[[str], bool]) -> list[results.EntryT]:
+        """Return the newest entries beyond what the lane takes soon, divided fairly; they stay in the lane."""
+        return self._queue.newest_of(find_behind(self._queue.costs_s(is_held), self._time, SHARE_S))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether entries came lately."""
+        return loop_time() - self._active_since < 2 * ACTIVE_S
+
+    def _tenants(self) -> Mapping[str, str]:
+        return {**self._active, **self._queue.arrived, **self._queue.businesses}
 
     def note_flood(self) -> None:
         """Note that a tenant sends more than its shard takes."""
@@ -210,11 +220,11 @@ class Lane(Generic[results.EntryT]):
 
     def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
         """Return the expected seconds of the queued entries of tenants that are not paced."""
-        return sum(self._queue.costs_s(is_paced).values())
+        return sum([sum(own.values()) for own in self._queue.costs_s(is_paced).values()])
 
-    def queued_s(self, tenant_id: str) -> float:
-        """Return the expected seconds of a tenant's queued entries."""
-        return self._queue.cost_s(tenant_id)
+    def queued_s(self, is_counted: Callable[[str], bool]) -> float:
+        """Return the expected seconds of the queued entries of the tenants that are counted."""
+        return self._queue.cost_s(is_counted)
 
     async def next_result(self, stopping: asyncio.Event) -> results.LaneResult[results.EntryT] | None:
         """Send the next batch and return the result; None once *stopping* is set."""

@@ -1,16 +1,17 @@
 """The results of lanes and of lookups, and the order in which a lane serves its tenants. Pure.
 
-Weighted fair queueing by cost (start-time fair queueing, Goyal and others, 1996): each tenant has a virtual time, which
-grows by the cost of what was taken of it, and the lowest is next. One that comes back starts at the time of the tenant
-that is served now, so that nobody saves up time.
+Weighted fair queueing by cost (start-time fair queueing, Goyal and others, 1996) on two levels: each business has a
+virtual time, which grows by the cost of what was taken of it, and the lowest is next; so has each location within its
+business. One that comes back starts at the time of the one that is served now, so that nobody saves up time.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from itertools import accumulate
@@ -182,6 +183,39 @@ class BatchBounds(msgspec.Struct, frozen=True):
     cost_s: float
 
 
+class _Turns:
+    """The virtual times of names, either the businesses of a queue or the locations of one of them."""
+
+    __slots__ = ("heap", "now", "served")
+
+    def __init__(self) -> None:
+        self.served: dict[str, float] = {}  # of the names that are ahead of now
+        self.now = 0.0  # the virtual time of the name that was served last
+        self.heap: list[tuple[float, str]] = []  # while a batch is taken
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Begin with a batch of *names*; those that come back start now."""
+        self.heap = [(self.served.get(name, self.now), name) for name in names]
+        heapq.heapify(self.heap)
+
+    def next(self) -> str:
+        """Return the name whose turn it is."""
+        self.now, name = heapq.heappop(self.heap)
+        return name
+
+    def go_on(self, name: str, served: float, *, has_more: bool) -> bool:
+        """Note how much of *name* was served; return whether any name has more."""
+        self.served[name] = time = self.now + served
+        if has_more:
+            heapq.heappush(self.heap, (time, name))
+        return bool(self.heap)
+
+    def end(self) -> None:
+        """Forget the names that are not ahead of now."""
+        self.heap = []
+        self.served = {name: time for name, time in self.served.items() if time > self.now}
+
+
 class FairQueue(Generic[EntryT]):
     """The entries of all tenants that wait, in order for each tenant."""
 
@@ -190,11 +224,12 @@ class FairQueue(Generic[EntryT]):
         self._returned: deque[EntryT] = deque()  # taken before, and put back: before all others
         self._by_tenant: dict[str, deque[EntryT]] = {}  # none is empty
         self._count = 0  # of these
+        self._businesses: dict[str, str] = {}  # of these tenants
         self._waiting_since: dict[str, float] = {}  # of these tenants, or since their wait was counted last
-        self.arrived: set[str] = set()  # tenants that had no entries; whoever reads it begins it anew
+        self.arrived: dict[str, str] = {}  # businesses of tenants that had no entries; whoever reads it begins it anew
         self.hurried: AbstractSet[str] = frozenset()  # tenants that are not to wait for their turn
-        self._served: dict[str, float] = {}  # virtual times, of the tenants that are ahead of now
-        self._now = 0.0  # the virtual time of the tenant that was served last
+        self._turns = _Turns()
+        self._turns_within: dict[str, _Turns] = {}  # of the locations of businesses with entries
 
     def __len__(self) -> int:
         return len(self._returned) + self._count
@@ -206,9 +241,9 @@ class FairQueue(Generic[EntryT]):
             yield from entries
 
     @property
-    def tenants(self) -> AbstractSet[str]:
-        """The tenants with entries, but for those that were put back."""
-        return self._by_tenant.keys()
+    def businesses(self) -> Mapping[str, str]:
+        """The businesses of the tenants with entries, but for those that were put back."""
+        return self._businesses
 
     def append(self, entries: Sequence[EntryT], now: float) -> None:
         """Add *entries*, which came at *now* (monotonic)."""
@@ -218,7 +253,7 @@ class FairQueue(Generic[EntryT]):
             own = by_tenant.get(tenant_id)
             if own is None:
                 by_tenant[tenant_id] = deque((entry,))
-                self.arrived.add(tenant_id)
+                self.arrived[tenant_id] = self._businesses[tenant_id] = entry.operation.business_id
                 self._waiting_since[tenant_id] = now
             else:
                 own.append(entry)
@@ -233,17 +268,17 @@ class FairQueue(Generic[EntryT]):
         returned = [entry for entry in self._returned if entry.operation.tenant_id == tenant_id]
         return [*returned, *self._by_tenant.get(tenant_id, ())]
 
-    def costs_s(self, is_left_out: Callable[[str], bool]) -> dict[str, float]:
-        """Return the expected seconds of each tenant's entries, but for those left out."""
-        return {
-            tenant_id: self._costs_of(entries)
-            for tenant_id, entries in self._by_tenant.items()
-            if not is_left_out(tenant_id)
-        }
+    def costs_s(self, is_left_out: Callable[[str], bool]) -> dict[str, dict[str, float]]:
+        """Return the expected seconds of the entries of each business's tenants, but for those left out."""
+        costs_s: dict[str, dict[str, float]] = {}
+        for tenant_id, entries in self._by_tenant.items():
+            if not is_left_out(tenant_id):
+                costs_s.setdefault(self._businesses[tenant_id], {})[tenant_id] = self._costs_of(entries)
+        return costs_s
 
-    def cost_s(self, tenant_id: str) -> float:
-        """Return the expected seconds of a tenant's entries, without those put back."""
-        return self._costs_of(self._by_tenant.get(tenant_id, ()))
+    def cost_s(self, is_counted: Callable[[str], bool]) -> float:
+        """Return the expected seconds of the entries of the tenants that are counted, without those put back."""
+        return sum([self._costs_of(own) for tenant_id, own in self._by_tenant.items() if is_counted(tenant_id)])
 
     def count_waits(self, now: float) -> dict[str, float]:
         """Return for how many seconds each tenant has had entries since the last count."""
@@ -251,11 +286,14 @@ class FairQueue(Generic[EntryT]):
         self._waiting_since = dict.fromkeys(waits_s, now)
         return waits_s
 
-    def newest_of(self, tenant_id: str, *, beyond_s: float) -> list[EntryT]:
-        """Return a tenant's entries behind those that take *beyond_s*."""
-        entries = list(self._by_tenant.get(tenant_id, ()))
-        ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
-        return entries[bisect_right(ends_s, beyond_s) :]
+    def newest_of(self, excess: Mapping[str, float]) -> list[EntryT]:
+        """Return the entries of tenants behind those that take the given seconds."""
+        newest: list[EntryT] = []
+        for tenant_id, beyond_s in excess.items():
+            entries = list(self._by_tenant.get(tenant_id, ()))
+            ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
+            newest += entries[bisect_right(ends_s, beyond_s) :]
+        return newest
 
     def remove(self, ids: AbstractSet[int]) -> None:
         """Remove the entries with these object ids."""
@@ -266,15 +304,14 @@ class FairQueue(Generic[EntryT]):
             if kept:
                 self._by_tenant[tenant_id] = kept
             else:
-                del self._by_tenant[tenant_id]
+                del self._by_tenant[tenant_id], self._businesses[tenant_id]
 
     def clear(self) -> list[EntryT]:
         """Remove and return all entries."""
         entries = list(self)
         self._returned.clear()
-        self._by_tenant.clear()
         self._count = 0
-        self._forget_served()
+        self._forget_all()
         return entries
 
     def take(self, bounds: BatchBounds) -> list[EntryT]:
@@ -282,27 +319,41 @@ class FairQueue(Generic[EntryT]):
         batch = [self._returned.popleft() for _ in range(min(bounds.count, len(self._returned)))]
         size_bytes = sum([entry.operation.size_bytes for entry in batch])
         cost_s = self._costs_of(batch)
-        returned_count = len(batch)
-        if self._count <= bounds.count - returned_count:
+        if self._count <= bounds.count - len(batch):
             entries = [entry for own in self._by_tenant.values() for entry in own]
             demand = Demand.of([entry.operation for entry in entries])
             if (
                 size_bytes + demand.size_bytes <= bounds.size_bytes
                 and cost_s + self._time.batch_cost_s(demand) <= bounds.cost_s
             ):
-                self._by_tenant, self._count = {}, 0
-                self._forget_served()
+                self._count = 0
+                self._forget_all()
                 return batch + entries
-        turns = [(self._served.get(one, self._now), one) for one in self._by_tenant]
-        heapq.heapify(turns)
-        is_full = False
+        returned_count = len(batch)
+        self._take_turns(batch, bounds, size_bytes, cost_s)
+        self._count -= len(batch) - returned_count
+        return batch
+
+    def _take_turns(self, batch: list[EntryT], bounds: BatchBounds, size_bytes: int, cost_s: float) -> None:
+        tenants = self._by_business()
+        weights, business_weights, hurried = self._time.weights, self._time.business_weights, self.hurried
+        self._turns.begin(tenants)
+        begun: dict[str, _Turns] = {}
+        turns, is_full = self._turns.heap, False
         while turns and not is_full:
-            time, tenant_id = heapq.heappop(turns)
-            self._now = time
-            until = turns[0][0] + QUANTUM_S if turns else float("inf")
-            own = self._by_tenant[tenant_id]
-            weight = HURRIED_WEIGHT if tenant_id in self.hurried else self._time.weights.get(tenant_id, 1.0)
-            while own and time < until:
+            time, business_id = heapq.heappop(turns)
+            self._turns.now = time
+            names, within = tenants[business_id], begun.get(business_id)
+            if within is None and (len(names) > 1 or business_id in self._turns_within):
+                within = begun[business_id] = self._begin_within(business_id, names)
+            tenant_id = names[0] if within is None else within.next()
+            weight = HURRIED_WEIGHT if tenant_id in hurried else weights.get(tenant_id, 1.0)
+            of_business = weight * business_weights.get(business_id, 1.0)
+            most_s = (turns[0][0] + QUANTUM_S - time) * of_business if turns else math.inf
+            if within is not None and within.heap:
+                most_s = min(most_s, (within.heap[0][0] + QUANTUM_S - within.now) * weight)
+            own, taken_s = self._by_tenant[tenant_id], 0.0
+            while own and taken_s < most_s:
                 operation = own[0].operation
                 size_bytes += operation.size_bytes
                 one_s = self._time.cost_s(operation)
@@ -313,20 +364,39 @@ class FairQueue(Generic[EntryT]):
                 if is_full:
                     break
                 batch.append(own.popleft())
-                time += one_s / weight
-            self._served[tenant_id] = time
-            if own:
-                heapq.heappush(turns, (time, tenant_id))
-            else:
-                del self._by_tenant[tenant_id]
-        self._count -= len(batch) - returned_count
-        self._forget_served()
-        return batch
+                taken_s += one_s
+            has_more = bool(own) if within is None else within.go_on(tenant_id, taken_s / weight, has_more=bool(own))
+            if not own:
+                del self._by_tenant[tenant_id], self._businesses[tenant_id]
+            self._turns.served[business_id] = time = time + taken_s / of_business
+            if has_more:
+                heapq.heappush(turns, (time, business_id))
+        self._end_turns(begun)
+
+    def _by_business(self) -> Mapping[str, Sequence[str]]:
+        tenants: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, business_id in self._businesses.items():
+            tenants[business_id].append(tenant_id)
+        return tenants
+
+    def _begin_within(self, business_id: str, tenants: Iterable[str]) -> _Turns:
+        within = self._turns_within.get(business_id) or _Turns()
+        within.begin(tenants)
+        return within
+
+    def _end_turns(self, begun: dict[str, _Turns]) -> None:
+        if not self._by_tenant:
+            self._forget_all()
+            return
+        left = set(self._businesses.values())
+        self._turns_within = {one: of for one, of in (self._turns_within | begun).items() if one in left}
+        for turns in (self._turns, *self._turns_within.values()):
+            turns.end()
 
     def _costs_of(self, entries: Iterable[EntryT]) -> float:
         cost_s = self._time.cost_s
         return sum([cost_s(entry.operation) for entry in entries])
 
-    def _forget_served(self) -> None:
-        ahead = self._served.items() if self._by_tenant else ()
-        self._served = {one: time for one, time in ahead if time > self._now}
+    def _forget_all(self) -> None:
+        self._by_tenant, self._businesses = {}, {}
+        self._turns, self._turns_within = _Turns(), {}

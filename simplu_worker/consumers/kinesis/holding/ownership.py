@@ -6,7 +6,7 @@ Records are numbered in the order of reading (their tickets) and finish in any o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from enum import Enum, auto
@@ -200,8 +200,8 @@ class Hold:
 
     @property
     def is_paced(self) -> bool:
-        """Whether its tenant sends more than its share, so that its catch-up waits for the lane."""
-        return self.target is HeldTarget.TENANT and self.reason == HoldReason.OVER_SHARE
+        """Whether its tenants send more than their share, so that its catch-up waits for the lane."""
+        return self.reason == HoldReason.OVER_SHARE
 
     @property
     def is_waiting_for_parents(self) -> bool:
@@ -383,10 +383,10 @@ class Ownership:
         """Return whether a tenant has a hold of its own."""
         return (HeldTarget.TENANT, tenant_id) in self._holds
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more tenant can have a hold of its own."""
-        return self._tenant_count < TENANT_HOLDS_MAX
+    def is_apart(self, tenant_id: str) -> bool:
+        """Return whether a tenant has a hold of its own, or one for a share."""
+        owner = self.owner_of(tenant_id)
+        return owner is not None and (owner.target is HeldTarget.TENANT or owner.is_paced)
 
     def needs_lookup(self, tenant_id: str) -> bool:
         """Return whether a tenant is held because it has no shard."""
@@ -437,7 +437,7 @@ class Ownership:
         self, tenant_id: str, reason: HoldReason, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
         """Split a tenant off: to a hold of its own or, beyond TENANT_HOLDS_MAX, to the overflow hold."""
-        if self.has_own_hold(tenant_id) or self.has_room:
+        if self.has_own_hold(tenant_id) or self._tenant_count < TENANT_HOLDS_MAX:
             hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason
         else:
@@ -447,6 +447,29 @@ class Ownership:
             if not hold.tenants:
                 hold.next_attempt_at = now + OVERFLOW_INTERVAL_S
         self.split(tenant_id, hold, in_memory, arrived_at)
+        return hold
+
+    def hold_for_share(
+        self,
+        target: HeldTarget,
+        name: str,
+        in_memory: Mapping[str, Sequence[Unread]],
+        arrived_at: datetime,
+        *,
+        now: float,
+    ) -> Hold:
+        """Give tenants to the hold of a business or a shard, with what leaves memory of each.
+
+        A catch-up that still comes to all of it goes on; else the hold begins again, lower.
+        """
+        hold = self._holds.get((target, name))
+        if hold is None:
+            hold = self._open(target, name, HoldReason.OVER_SHARE, arrived_at, now=now)
+        for tenant_id, unread in in_memory.items():
+            if hold.catch_up is not None and hold.catch_up.comes_to(self._undone(tenant_id, unread)):
+                self._assign(tenant_id, hold)
+            else:
+                self.split(tenant_id, hold, unread, arrived_at)
         return hold
 
     def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
@@ -521,6 +544,10 @@ class Ownership:
         return True
 
     # Pending operations
+
+    def _undone(self, tenant_id: str, in_memory: Iterable[Unread]) -> Unread:
+        owner = self.owner_of(tenant_id)
+        return union([Unread(self._main.last_read) if owner is None else owner.unread, *in_memory])
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         """Return the position up to which nothing is pending, given the main reader's checkpoint."""

@@ -34,11 +34,11 @@ from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason, HoldState,
 
 # At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.
 CATCH_UPS_MAX: Final = 4
-PACED_MAX: Final = 2  # besides these, of tenants that are over their share
+PACED_MAX: Final = 2  # besides these, of businesses that are over their share, and of shards that are behind
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
-PACED_S: Final = 2 * TURN_S  # of work, queued of a tenant over its share: a batch is ready when the one before ends
+PACED_S: Final = 2 * TURN_S  # of work, queued of a hold for a share: a batch is ready when the one before ends
 KEPT_UP_S: Final = SHARE_S / turns_of(WAITS_MAX)  # with less queued its lane keeps up: it is not held again at once
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
@@ -81,7 +81,7 @@ class CatchUpReader:
         self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
         self._silent_since: float | None = None  # a shard that is backfilled, when asked for residents
         self.is_oldest = False  # began with the oldest hold that was ready
-        self.is_paced = False  # for tenants that are over their share
+        self.is_paced = False  # for a business that is over its share, or a shard that is behind
 
     @property
     def lag_s(self) -> float:
@@ -143,7 +143,7 @@ class CatchUpReader:
         count = len(self.catch_up.tracker)
         has_sent_enough = count >= SENT_MAX_COUNT or self._access.pacing.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
-            self._shares.hold_over_share()
+            self._shares.hold_excess()
             await self._wait_for_settled(ending)
         elif (reply := await cursor.read(ending)) is not None:
             await self._send_reply(access.decoder.decode(reply.records, after=after), ending)

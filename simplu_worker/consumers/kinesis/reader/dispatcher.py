@@ -312,7 +312,7 @@ class Dispatcher:
     ) -> None:
         """Hold a Postgres shard with the tenants of *entries*, which are dropped."""
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
-        if reason is HoldReason.GAP or hold.reason == HoldReason.SHARD_UNAVAILABLE:
+        if reason is HoldReason.GAP or hold.is_paced or hold.reason == HoldReason.SHARD_UNAVAILABLE:
             hold.reason = reason
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)
@@ -330,11 +330,23 @@ class Dispatcher:
             self.make_ready(own)
 
     def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
-        """Hold a tenant over its share from its *newest* operations on, and catch it up at once."""
-        hold = self._split_off(newest, HoldReason.OVER_SHARE)
+        """Hold the tenants of a business over its share from their *newest* operations on; catch them up at once."""
+        business_id = newest[0].operation.business_id
+        self._hold_for_share(HeldTarget.BUSINESS, f"{business_id} on {lane.shard_id}", newest)
+        log.warning("business.over_share", shard_id=lane.shard_id, business_id=business_id, operations=len(newest))
+
+    def hold_behind(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        """Hold what a shard is late with from the *newest* operations of its tenants on; catch it up at its pace."""
+        self._hold_for_share(HeldTarget.SHARD, lane.shard_id, newest)
+        log.warning("shard.behind", shard_id=lane.shard_id, operations=len(newest))
+
+    def _hold_for_share(self, target: HeldTarget, name: str, newest: Sequence[QueuedOperation]) -> None:
+        unread = {one: [entry.unread for entry in own] for one, own in grouped_by_tenant(newest).items()}
+        hold = self.ownership.hold_for_share(target, name, unread, _first_arrival(newest), now=loop_time())
+        hold.sample_tenant = newest[0].operation.tenant_id
         self._drop(newest)
-        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **_ids_of(newest[0]))
-        self.make_ready(hold)
+        if hold.is_waiting and hold.is_paced:  # a shard that is held for another reason is probed
+            self.make_ready(hold)
 
     def _hold_for(
         self,

@@ -235,7 +235,7 @@ class StreamShardReader:
             utc=utc,
         )
         self.shard_positions = self._dispatcher.shard_positions
-        self._shares = TenantShares(progress, self._dispatcher)
+        self._shares = TenantShares(progress, self._dispatcher, memory)
         self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._shares, self._access, progress)
         self.view = ReaderView(progress, self._dispatcher, self._catch_ups, utc=utc)
 
@@ -357,8 +357,8 @@ class StreamShardReader:
         while not self._stopping.is_set() and not self.progress.is_at_end:
             is_crowded = self._dispatcher.pipeline.lookup.is_crowded or self.progress.ownership.owners.is_full
             if self._memory.is_short or is_crowded:
-                self._shares.hold_over_share()
-                await self._wait_for_settled()
+                if not self._shares.hold_excess():
+                    await self._wait_for_settled()
                 continue
             reply = await self.cursor.read(self._stopping)
             if reply is None:

@@ -1,4 +1,4 @@
-"""Keep what waits for Postgres shards small: hold tenants over their share, and what is behind a stuck batch."""
+"""Keep what waits for Postgres shards small: hold what is over a share, late, or behind a stuck batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Final
 
 import structlog
 
+from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota
 from simplu_worker.consumers.kinesis.holding.ownership import Hold
-from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.shard_positions import cost_bytes_of
 from simplu_worker.fairness import OVER_SHARE_S, TURN_S
@@ -23,9 +24,10 @@ log = structlog.get_logger(__name__)
 class TenantShares:
     """The lanes of one reader, and which of them have enough."""
 
-    def __init__(self, progress: ReaderProgress, dispatcher: Dispatcher) -> None:
+    def __init__(self, progress: ReaderProgress, dispatcher: Dispatcher, memory: MemoryQuota) -> None:
         self._progress = progress
         self._dispatcher = dispatcher
+        self._memory = memory
         self._ownership = dispatcher.ownership
         self._pipeline = dispatcher.pipeline
 
@@ -34,33 +36,59 @@ class TenantShares:
         lanes = self._pipeline.lanes()
         if self._pipeline.has_idle_lane:
             return True
-        self.hold_over_share()
-        is_paced = self._ownership.has_own_hold
+        self.hold_excess()
+        is_apart = self._ownership.is_apart
         if any(hold.is_paced for hold in self._ownership.holds()):
-            return any(lane.waiting_s(is_paced) < TURN_S for lane in lanes)
-        return any(len(lane) < AHEAD_MAX_COUNT and lane.waiting_s(is_paced) < AHEAD_MAX_S for lane in lanes)
+            return any(lane.waiting_s(is_apart) < TURN_S for lane in lanes)
+        return any(len(lane) < AHEAD_MAX_COUNT and lane.waiting_s(is_apart) < AHEAD_MAX_S for lane in lanes)
 
-    def hold_over_share(self) -> None:
-        """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory."""
+    def hold_excess(self) -> bool:
+        """Hold what makes others wait; return whether there was any.
+
+        First the business furthest beyond its share of each lane: its newest operations leave memory. Where the memory
+        is short all the same, what the lane with most is late with, if another lane could take work.
+        """
+        has_held = False
         for lane in self._pipeline.lanes():
-            if self._ownership.has_room and (newest := lane.over_share(self._ownership.has_own_hold)):
+            if newest := lane.over_share(self._ownership.is_apart):
                 self._dispatcher.hold_newest(lane, newest)
+                has_held = True
+        if not self._memory.is_short or (late := self._find_latest()) is None:
+            return has_held
+        if newest := late.excess(self._is_held):
+            self._dispatcher.hold_behind(late, newest)
+        return has_held or bool(newest)
+
+    def _find_latest(self) -> StreamLane | None:
+        lanes, is_apart = self._pipeline.lanes(), self._ownership.is_apart
+        waits_s = {lane: lane.waiting_s(is_apart) for lane in lanes}
+        late = max(lanes, key=waits_s.__getitem__, default=None)
+        free = [one for one in lanes if one.is_active and not one.is_late and waits_s[one] < TURN_S]
+        if late is None or waits_s[late] < AHEAD_MAX_S or not free:
+            return None
+        hold = self._ownership.shard_hold(late.shard_id)
+        return None if hold is not None and hold.is_backfill else late  # it takes the tenants that it meets
+
+    def _is_held(self, tenant_id: str) -> bool:
+        return self._ownership.owner_of(tenant_id) is not None
 
     def paced_s(self, holds: Iterable[Hold]) -> float:
-        """Return the most seconds that queued operations of a tenant over its share take."""
-        lanes = [(self._pipeline.lane_of(hold.name), hold.name) for hold in holds if hold.is_paced]
-        return max([lane.queued_s(tenant_id) for lane, tenant_id in lanes if lane is not None], default=0.0)
+        """Return the most seconds that queued operations of a hold for a share take."""
+        lanes = self._pipeline.lanes()
+        paced = [hold.tenants.__contains__ for hold in holds if hold.is_paced]
+        return max([sum([lane.queued_s(is_own) for lane in lanes]) for is_own in paced], default=0.0)
 
     def look_after_paced(self) -> None:
-        """Have the lanes of tenants over their share take short turns."""
+        """Have the lanes with more than a share take short turns."""
         hurried: set[str] = set()
         for hold in self._ownership.holds():
             if not hold.is_paced:
                 continue
-            if (lane := self._pipeline.lane_of(hold.name)) is not None:
-                lane.note_flood()
+            for lane in self._pipeline.lanes():
+                if lane.queued_s(hold.tenants.__contains__):
+                    lane.note_flood()
             if self._progress.is_half_over(hold.first_arrival):
-                hurried.add(hold.name)
+                hurried |= hold.tenants.names
         for lane in self._pipeline.lanes():
             lane.hurry(hurried)
 

@@ -27,7 +27,7 @@ class Entry(msgspec.Struct, eq=False):
 
 
 def entries_of(tenant_id: str, count: int, *, first: int = 0) -> list[Entry]:
-    operation = queued_operation(tenant_id).operation
+    operation = queued_operation(tenant_id, business_id=tenant_id.partition("-")[0]).operation
     return [Entry(tenant_id, operation, first + number) for number in range(count)]
 
 
@@ -81,20 +81,20 @@ def test_tenant_that_comes_later_saves_up_nothing() -> None:
 
     batch = counts(queue.take(BatchBounds(2000, 10**9, 0.09)))
 
-    assert max(batch.values()) - min(batch.values()) <= 2
+    assert max(batch.values()) - min(batch.values()) <= 3
     assert set(batch) == {"a", "b", "new"}
 
 
 def test_tenants_with_entries_and_those_that_had_none() -> None:
     queue = queue_of(("a", 1), ("b", 2), ("c", 1))
-    assert (queue.tenants, queue.arrived) == ({"a", "b", "c"}, {"a", "b", "c"})
+    assert queue.businesses == queue.arrived == dict(zip("abc", "abc", strict=True))
 
     queue.take(BatchBounds(2, 10**9, 1e9))
     queue.remove({id(entry) for entry in queue.of_tenant("c")})
-    queue.arrived = set()
+    queue.arrived = {}
     queue.append([entry for tenant_id in "bc" for entry in entries_of(tenant_id, 1)], 0.0)
 
-    assert (queue.tenants, queue.arrived) == ({"b", "c"}, {"c"})
+    assert (queue.businesses, queue.arrived) == ({"b": "b", "c": "c"}, {"c": "c"})
 
 
 def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
@@ -115,6 +115,37 @@ def test_tenant_with_more_weight_gets_more_time() -> None:
     queue: FairQueue[Entry] = FairQueue(time)
     queue.append([*entries_of("a", 1000), *entries_of("b", 1000)], 0.0)
     assert counts(queue.take(BatchBounds(400, 10**9, 1e9))) == pytest.approx({"a": 300, "b": 100}, abs=5)
+
+
+@pytest.mark.parametrize("location_count", [1, 5, 20, 100])
+def test_business_has_one_share_whatever_its_locations(location_count: int) -> None:
+    queue = queue_of(*((f"chain-{number}", 1000) for number in range(location_count)), ("b", 1000), ("heavy", 1000))
+    taken: Counter[str] = Counter()
+    for _ in range(10):
+        taken.update(counts(queue.take(BatchBounds(2000, 10**9, 0.3))))
+    chain = [taken[f"chain-{number}"] for number in range(location_count)]
+    assert [sum(chain), taken["b"], 20 * taken["heavy"]] == pytest.approx([1000] * 3, abs=25)
+    assert max(chain) - min(chain) <= 2
+
+
+def test_weights_count_between_businesses_and_within_one() -> None:
+    time = Known()
+    time.note_weights({"a-1": 3.0}, {"b": 4.0})
+    queue: FairQueue[Entry] = FairQueue(time)
+    for tenant_id in ("a-1", "a-2", "b-1", "b-2"):
+        queue.append(entries_of(tenant_id, 5000), 0.0)
+    batch = counts(queue.take(BatchBounds(4000, 10**9, 1e9)))
+    assert batch["b-1"] == pytest.approx(batch["b-2"], abs=5)
+    assert batch["a-1"] == pytest.approx(3 * batch["a-2"], abs=5)
+    assert batch["b-1"] + batch["b-2"] == pytest.approx(4 * (batch["a-1"] / 3 + batch["a-2"]), abs=10)
+
+
+def test_location_that_was_served_is_behind_though_it_was_emptied() -> None:
+    queue = queue_of(("a-1", 200), ("z", 1000))
+    for _ in range(9):
+        queue.append([Entry("a-2", queued_operation("heavy", business_id="a").operation, 0)], 0.0)
+        queue.take(BatchBounds(2000, 10**9, 0.05))
+    assert len(queue.of_tenant("a-1")) < 130
 
 
 @pytest.mark.parametrize("bounds", [BatchBounds(1, 10**9, 1e9), BatchBounds(9, 10**9, 1e-9)], ids=["others", "nobody"])
@@ -201,9 +232,9 @@ def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
     queue = queue_of(("a", 5), ("b", 5))
     entries = queue.of_tenant("a")
 
-    assert queue.newest_of("a", beyond_s=0.0035) == queue.newest_of("a", beyond_s=0.003) == entries[3:]
-    assert queue.newest_of("a", beyond_s=1.0) == queue.newest_of("c", beyond_s=0.0) == []
-    assert queue.costs_s(lambda tenant_id: tenant_id == "b") == pytest.approx({"a": 0.005})
+    assert queue.newest_of({"a": 0.0035}) == queue.newest_of({"a": 0.003}) == entries[3:]
+    assert queue.newest_of({"a": 1.0, "c": 0.0}) == []
+    assert queue.costs_s(lambda tenant_id: tenant_id == "b") == {"a": {"a": pytest.approx(0.005)}}
 
 
 @pytest.mark.slow
@@ -213,7 +244,7 @@ def test_order_of_a_tenant_is_kept_and_nothing_is_lost(data: st.DataObject) -> N
     sent: defaultdict[str, list[Entry]] = defaultdict(list)
     taken: defaultdict[str, list[Entry]] = defaultdict(list)
     removed: set[int] = set()
-    names = st.sampled_from(["heavy", "light", "a", "b"])
+    names = st.sampled_from(["heavy", "light", "a-1", "a-2", "b"])
     for _ in range(data.draw(st.integers(1, 20))):
         match data.draw(st.sampled_from(["append", "take", "put back", "remove", "take tenant"])):
             case "append":

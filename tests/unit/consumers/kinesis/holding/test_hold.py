@@ -82,14 +82,14 @@ def test_hold_that_is_caught_up_and_no_other_has_a_catch_up() -> None:
             hold.enter(state, wrong)
 
 
-def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
+def test_hold_is_paced_for_a_share_only() -> None:
     found = set()
     for target, reason in product(HeldTarget, HoldReason):
         hold = make_hold(5, target=target)
         hold.reason = reason
         if hold.is_paced:
             found.add((target, reason))
-    assert found == {(HeldTarget.TENANT, HoldReason.OVER_SHARE)}
+    assert found == {(target, HoldReason.OVER_SHARE) for target in HeldTarget}
 
 
 @pytest.mark.parametrize(("lowered_to", "expected"), [(8, 6), (6, 6), (3, 3)])

@@ -93,8 +93,8 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
     async with asyncio.TaskGroup() as tasks:
         dispatcher.pipeline.start(tasks, ending := asyncio.Event())
         sent(dispatcher, main, "c" + "b" * 9)
-        shares = TenantShares(dispatcher._progress, dispatcher)
-        shares.hold_over_share()
+        shares = TenantShares(dispatcher._progress, dispatcher, dispatcher._memory)
+        shares.hold_excess()
         (lane,) = dispatcher.pipeline.lanes()
         shares.look_after_paced()
         hurried = lane._queue.hurried
