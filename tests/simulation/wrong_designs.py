@@ -80,6 +80,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
@@ -218,6 +219,17 @@ class _ShareOfNothingDispatcher(Dispatcher):
     def make_ready(self, hold: Hold) -> None:
         if not hold.is_paced:
             super().make_ready(hold)
+
+
+class _ByLocationDispatcher(Dispatcher):
+    def send(self, entries: Sequence[QueuedOperation]) -> None:
+        own = [replace(one.operation, business_id=one.operation.tenant_id) for one in entries]
+        super().send([replace(one, operation=operation) for one, operation in zip(entries, own, strict=True)])
+
+
+class _WaitingShares(TenantShares):
+    def _find_latest(self) -> StreamLane | None:
+        return None
 
 
 class _PatientDispatcher(Dispatcher):
@@ -533,6 +545,7 @@ def _with_reader(
     positions_class: type[ShardPositions] = ShardPositions,
     lookup_class: type[HomeLookup[QueuedOperation]] = HomeLookup,
     access_class: type[StreamShardAccess] = StreamShardAccess,
+    shares_class: type[TenantShares] = TenantShares,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
@@ -547,6 +560,7 @@ def _with_reader(
                 _create_as, catch_up_class, reader._catch_ups._create_reader
             )
             reader.shard_positions.__class__ = positions_class
+            reader._shares.__class__ = shares_class
             return reader
 
     return WrongFleet
@@ -755,6 +769,12 @@ WRONG_DESIGNS = {
     "other operations overtake re-read ones": WrongDesign(
         _with_reader(dispatcher_class=_UngatedDispatcher), weather=Weather.FEEDS, seed=1
     ),
+}
+
+# By `test_fair_shares.py`: nothing is lost, but others wait.
+WRONG_ABOUT_SHARES = {
+    "the share is by location": WrongDesign(_with_reader(dispatcher_class=_ByLocationDispatcher)),
+    "a reader waits for a lane of a shard that is behind": WrongDesign(_with_reader(shares_class=_WaitingShares)),
 }
 
 # Of these `noticed.json` has the seeds (`noticing.py`), and `.ci/nightly` runs them.

@@ -20,7 +20,7 @@ from simplu_worker.consumers.pipeline import results
 from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.fairness import SHARE_S, find_behind, find_excess, turns_of
-from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
@@ -221,6 +221,10 @@ class Lane(Generic[results.EntryT]):
     def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
         """Return the expected seconds of the queued entries of tenants that are not paced."""
         return sum([sum(own.values()) for own in self._queue.costs_s(is_paced).values()])
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return the seconds that an operation is expected to take."""
+        return self._time.cost_s(operation)
 
     def queued_s(self, is_counted: Callable[[str], bool]) -> float:
         """Return the expected seconds of the queued entries of the tenants that are counted."""

@@ -122,6 +122,7 @@ class Cursor:
         self._expires_at = expires_at
         self._iterator: str | None = None
         self._held_bytes = 0
+        self.most_bytes = READ_MAX_BYTES  # of a reply
         self.read_bytes = 0
         self.read_records = 0
         self.millis_behind: int | None = None
@@ -161,7 +162,7 @@ class Cursor:
         self._held_bytes = size_bytes
 
     async def _read_within(self, room_bytes: int) -> client.Reply | None:
-        limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES), is_main=self._is_main)
+        limit = self._pacing.limit(min(room_bytes // 2, self.most_bytes), is_main=self._is_main)
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         started_at = loop_time()
         self._pacing.note_start(started_at, is_main=self._is_main)

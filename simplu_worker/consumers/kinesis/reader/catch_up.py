@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.cursor import READ_MAX_BYTES, Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
@@ -39,6 +39,8 @@ GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 PACED_S: Final = 2 * TURN_S  # of work, queued of a hold for a share: a batch is ready when the one before ends
+PACED_REPLY_BYTES: Final = 64 * 1024  # of the first reply, and while others take long to send
+PACED_REPLY_S: Final = 1.5  # of work, at least, in a reply: there is another one within WINDOW_S
 KEPT_UP_S: Final = SHARE_S / turns_of(WAITS_MAX)  # with less queued its lane keeps up: it is not held again at once
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
@@ -80,6 +82,7 @@ class CatchUpReader:
         self._record_count = 0
         self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
         self._silent_since: float | None = None  # a shard that is backfilled, when asked for residents
+        self._most_bytes = PACED_REPLY_BYTES  # of the next reply of one that is paced
         self.is_oldest = False  # began with the oldest hold that was ready
         self.is_paced = False  # for a business that is over its share, or a shard that is behind
 
@@ -145,9 +148,14 @@ class CatchUpReader:
         if has_sent_enough or access.memory.is_short:
             self._shares.hold_excess()
             await self._wait_for_settled(ending)
-        elif (reply := await cursor.read(ending)) is not None:
-            await self._send_reply(access.decoder.decode(reply.records, after=after), ending)
-            cursor.release_memory()
+        else:
+            if self.is_paced:
+                cursor.most_bytes = self._most_bytes
+            if (reply := await cursor.read(ending)) is not None:
+                replied_at = loop_time()
+                await self._send_reply(access.decoder.decode(reply.records, after=after), ending)
+                cursor.release_memory()
+                self._most_bytes = next_reply_bytes(self._most_bytes, loop_time() - replied_at)
 
     async def _wait_for_settled(self, ending: asyncio.Event) -> None:
         self._dispatcher.has_settled.clear()
@@ -193,8 +201,8 @@ class CatchUpReader:
     def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
         # No await in between: all homes were asked for.
         in_memory = self._dispatcher.pipeline.undecided_of(_tenants_of(decoded))
-        lookup = self._dispatcher.pipeline.lookup
-        while decoded and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
+        lookup, left_s = self._dispatcher.pipeline.lookup, PACED_S
+        while decoded and left_s > 0 and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
             origin, record, operation = decoded.popleft()
             self._record_count += 1
             position = RecordPosition.from_origin(origin)
@@ -209,6 +217,7 @@ class CatchUpReader:
             else:
                 tracker.skip(position)
             if ticket is not None and isinstance(operation, Operation):
+                left_s -= self._shares.cost_s(operation) if self.is_paced else 0.0
                 self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
 
     def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
@@ -256,6 +265,16 @@ class CatchUpReader:
 
 def _tenants_of(decoded: Iterable[DecodedRecord]) -> set[str]:
     return {operation.tenant_id for _, _, operation in decoded if isinstance(operation, Operation)}
+
+
+def next_reply_bytes(before: int, took_s: float) -> int:
+    """Return how much to read after a reply that *took_s* to send.
+
+    What waits for a lane in memory is little, or the main reader would wait for memory, and with it everybody.
+    """
+    if took_s > 2 * PACED_REPLY_S:
+        return max(PACED_REPLY_BYTES, before // 2)
+    return before if took_s > PACED_REPLY_S else min(READ_MAX_BYTES, before * 2)
 
 
 def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[Group]:

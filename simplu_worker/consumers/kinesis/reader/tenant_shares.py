@@ -13,6 +13,7 @@ from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, Stream
 from simplu_worker.consumers.kinesis.recovery.reader_progress import ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.shard_positions import cost_bytes_of
 from simplu_worker.fairness import OVER_SHARE_S, TURN_S
+from simplu_worker.operations.operation import Operation
 
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
 AHEAD_MAX_COUNT: Final = 500  # in a lane, its batch included: more is in one large reply
@@ -77,6 +78,11 @@ class TenantShares:
         lanes = self._pipeline.lanes()
         paced = [hold.tenants.__contains__ for hold in holds if hold.is_paced]
         return max([sum([lane.queued_s(is_own) for lane in lanes]) for is_own in paced], default=0.0)
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return the seconds that an operation is expected to take of its lane; 0 without one."""
+        lane = self._pipeline.lane_of(operation.tenant_id)
+        return 0.0 if lane is None else lane.cost_s(operation)
 
     def look_after_paced(self) -> None:
         """Have the lanes with more than a share take short turns."""

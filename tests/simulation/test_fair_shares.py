@@ -1,0 +1,78 @@
+"""Beside a chain that floods a shard, and beside a shard that is behind, the operations of others are applied at once.
+
+Without one of the two rules they are not: in virtual time, with the worker's own reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from simulation.simulated_shards import SHARD_IDS, SimulatedGateway, Tenant
+from simulation.simulated_world import FleetMaker, Plan, World
+from simulation.test_fleet_scenarios import play, until_well
+from simulation.wrong_designs import WRONG_ABOUT_SHARES
+
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.types import PositionClaim
+
+FLOODED, OTHER = SHARD_IDS
+COST_S = 0.01
+FLOOD_S = 15
+AT_ONCE_S = 2.5
+LATE_S = 5.0
+CHAIN = Plan(replica_count=1, operation_cost_s=COST_S)
+SMALL = Plan(replica_count=1, operation_cost_s=COST_S, prefetch_max_bytes=4 * 1024 * 1024)
+SCENES = {
+    "the share is by location": (CHAIN, [f"chain-{number}" for number in range(12)], FLOODED),
+    "a reader waits for a lane of a shard that is behind": (SMALL, [f"f{number}-l" for number in range(6)], OTHER),
+}
+
+
+class LaboriousGateway(SimulatedGateway):
+    async def apply(
+        self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
+    ) -> list[Outcome]:
+        await asyncio.sleep(COST_S * len(operations) if shard_id == FLOODED else 0.0)
+        return await super().apply(shard_id, operations, claim=claim)
+
+
+async def longest_wait(world: World, loud: Sequence[str], quiet_shard: str) -> float:
+    """Put six times as much as the shard takes; return for how long an operation of the quiet tenant waited at most."""
+    world.replicas[0].gateway.__class__ = LaboriousGateway
+    world.shards.tenants = {one: Tenant(one, FLOODED) for one in loud} | {"quiet-l": Tenant("quiet-l", quiet_shard)}
+    world.register_all()
+    keys = {world.tenant_of(key): key for key in map("key-{}".format, range(200))}
+    longest_s, asked = 0.0, {}
+    for number in range(FLOOD_S * 10):
+        for at in range(60):
+            key = keys[loud[at % len(loud)]]
+            world.put(key, [world.operation(key, f"r-{number}-{at}", str(number))])
+        if number % 5 == 0:
+            world.put(keys["quiet-l"], [world.operation(keys["quiet-l"], f"q-{number}", str(number))])
+            asked["quiet-l", f"q-{number}"] = world.loop.time()
+        await asyncio.sleep(0.1)
+        asked = {name: put_at for name, put_at in asked.items() if name not in world.shards.log}
+        longest_s = max([longest_s, *(world.loop.time() - put_at for put_at in asked.values())])
+    await until_well(world, within_s=600.0)
+    return longest_s
+
+
+def wait_of(scene: str, make_fleet: FleetMaker) -> float:
+    plan, loud, quiet_shard = SCENES[scene]
+    found: list[float] = []
+
+    async def work(world: World) -> None:
+        found.append(await longest_wait(world, loud, quiet_shard))
+
+    play(plan, work, make_fleet=make_fleet)
+    return found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", SCENES)
+def test_others_are_late_only_where_the_rule_is_left_out(scene: str) -> None:
+    assert wait_of(scene, Fleet) < AT_ONCE_S
+    assert wait_of(scene, WRONG_ABOUT_SHARES[scene].make_fleet) > LATE_S
