@@ -85,10 +85,7 @@ class Ownership:
         self.rules = rules
 
     def in_memory(self, reader: Reader, tenant: int) -> list[int]:
-        return [
-            *reader.lookup[tenant],
-            *(one for lane in reader.lanes for one in lane if self._tenants[one] == tenant),
-        ]
+        return [*reader.lookup[tenant], *(one for lane in reader.lanes for one in lane if self._tenants[one] == tenant)]
 
     def tenants_of(self, operations: Iterable[int]) -> list[int]:
         return sorted({self._tenants[one] for one in operations})

@@ -72,12 +72,7 @@ class Prospect(NamedTuple):
 
 class OwnershipReaders:
     def __init__(
-        self,
-        tenants: Sequence[int],
-        tenant_count: int,
-        shard_count: int,
-        rules: Rules,
-        bounds: Bounds = UNBOUNDED,
+        self, tenants: Sequence[int], tenant_count: int, shard_count: int, rules: Rules, bounds: Bounds = UNBOUNDED
     ) -> None:
         self.ownership = Ownership(tenants, tenant_count, rules)
         self._tenants = tenants
@@ -283,9 +278,5 @@ class OwnershipReaders:
             held = self.ownership.split(reader, tenant, number)
             return f"{name}: {SHARD_NAMES[home]} does not answer, held", held
         operations = reader.lookup[tenant]
-        found = replace(
-            reader,
-            lookup=put_at(reader.lookup, tenant, ()),
-            routes=put_at(reader.routes, tenant, home),
-        )
+        found = replace(reader, lookup=put_at(reader.lookup, tenant, ()), routes=put_at(reader.routes, tenant, home))
         return f"{name} found on {SHARD_NAMES[home]}", self.ownership.send(found, tenant, home, operations)

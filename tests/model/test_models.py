@@ -8,14 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from model import (
-    failover_model,
-    gap_model,
-    group_commit_model,
-    lease_model,
-    letters_model,
-    reshard_failover_model,
-)
+from model import failover_model, gap_model, group_commit_model, lease_model, letters_model, reshard_failover_model
 from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
 from model.feed_model import FeedModel
@@ -79,13 +72,7 @@ def failover(
 
 
 def reshard_failover(
-    parent: str,
-    child: str,
-    rules: str = "",
-    *,
-    grandparent: str = "",
-    checks_claims: bool = True,
-    **budget: int,
+    parent: str, child: str, rules: str = "", *, grandparent: str = "", checks_claims: bool = True, **budget: int
 ) -> ReshardFailoverModel:
     return ReshardFailoverModel(
         parent,
@@ -509,11 +496,7 @@ WRONG = {
         11,
     ),
     "failover: child sends what is free without adopting again": (
-        reshard_harm(
-            "a",
-            "a",
-            "leaves_listed parents_own_listed frees_without_adopting",
-        ),
+        reshard_harm("a", "a", "leaves_listed parents_own_listed frees_without_adopting"),
         "order",
         9,
     ),
@@ -570,10 +553,7 @@ def test_every_state_keeps_the_promises(model: Model[Any], state_count: int) -> 
 
 @pytest.mark.parametrize(
     "model",
-    [
-        GroupCommitModel(count=2),
-        GroupCommitModel(count=2, has_rows=False, refused=((0, 0), (1, 1))),
-    ],
+    [GroupCommitModel(count=2), GroupCommitModel(count=2, has_rows=False, refused=((0, 0), (1, 1)))],
     ids=["lease taken", "data refused"],
 )
 def test_group_commit_comes_to_an_end(model: GroupCommitModel) -> None:

@@ -45,13 +45,7 @@ def zombie(operations: str, homes: str, rules: str = "", *, failovers: int = 0) 
 
 
 def after_parents(
-    operations: str,
-    homes: str,
-    rules: str = "",
-    *,
-    parents: str,
-    crashes: int = 0,
-    bounds: Bounds = UNBOUNDED,
+    operations: str, homes: str, rules: str = "", *, parents: str, crashes: int = 0, bounds: Bounds = UNBOUNDED
 ) -> OwnershipModel:
     """Return a model in which both shards fail over, and lose what the parents have applied too."""
     return owners(operations, homes, Budget(crashes=crashes), rules, parents=parents, bounds=bounds)

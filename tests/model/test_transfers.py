@@ -21,13 +21,7 @@ def move(count: int = 1, *rules: str, keeps: bool = False, moves: int = 1, **bud
 
 
 def failing(
-    count: int = 1,
-    *rules: str,
-    source: int = 0,
-    target: int = 0,
-    rows: str = "AB",
-    at_once: int = 1,
-    **budget: int,
+    count: int = 1, *rules: str, source: int = 0, target: int = 0, rows: str = "AB", at_once: int = 1, **budget: int
 ) -> TransferModel:
     setting = Setting(count, is_split=False, has_positions=True, rows=rows, at_once=at_once)
     budget = {"moves": 1, **budget}

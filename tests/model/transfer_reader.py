@@ -12,20 +12,7 @@ from functools import lru_cache
 
 from model.failover_rows import NEW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, names_of
 from model.search import put_at
-from model.transfer_state import (
-    IN_RESULTS,
-    IN_ROW,
-    SHARD_NAMES,
-    A,
-    B,
-    Merge,
-    Reader,
-    Rules,
-    Setting,
-    Shard,
-    State,
-    put,
-)
+from model.transfer_state import IN_RESULTS, IN_ROW, SHARD_NAMES, A, B, Merge, Reader, Rules, Setting, Shard, State, put
 from msgspec.structs import replace
 
 NAMED_MAX = 1 << 16  # renamings that are remembered

@@ -393,9 +393,7 @@ ELSEWHERE: Final = (
     ),
     Elsewhere(
         "it would be another structure: here each source has one lane for a shard, with one batch in flight",
-        {
-            "ownership: lanes of each owner": "",
-        },
+        {"ownership: lanes of each owner": ""},
     ),
     Elsewhere(
         "it needs followers of a KCL, or people, that no weather has",
@@ -415,7 +413,7 @@ ELSEWHERE: Final = (
         {
             "ownership: the bound on pipelines counts the held": (
                 "unit/consumers/kinesis/reader/test_catch_up.py::test_oldest_hold_has_one_place_and_the_shortest_the_others"
-            ),
+            )
         },
     ),
     Elsewhere(
@@ -428,12 +426,5 @@ ELSEWHERE: Final = (
     ),
 )
 DESIGNS: Final = frozenset(
-    {
-        *WRONG_DESIGNS,
-        *MORE_WRONG_DESIGNS,
-        *WRONG_ABOUT_GAPS,
-        *WRONG_ABOUT_QUEUES,
-        *WRONG_IN_WHOLE,
-        *MORE_WRONG_IN_WHOLE,
-    }
+    {*WRONG_DESIGNS, *MORE_WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES, *WRONG_IN_WHOLE, *MORE_WRONG_IN_WHOLE}
 )

@@ -390,13 +390,7 @@ class Server:
         return _with_cursors(tables, written), [Record(destination=one.destination) for one in written]
 
     def _read_feed(
-        self,
-        tables: FeedTables,
-        token: str,
-        batch_id: int,
-        position: int,
-        limit: int,
-        last_batch_id: int,
+        self, tables: FeedTables, token: str, batch_id: int, position: int, limit: int, last_batch_id: int
     ) -> tuple[FeedTables, Answer]:
         if tables.publisher is None or tables.publisher.token != token:
             return tables, []

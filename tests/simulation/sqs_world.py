@@ -296,9 +296,7 @@ def _pascal(value: Any) -> dict[str, Any]:
     }
 
 
-def virtually(
-    test: Callable[Concatenate[World, P], Coroutine[Any, Any, None]],
-) -> Callable[P, None]:
+def virtually(test: Callable[Concatenate[World, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         loop = VirtualLoop()
 

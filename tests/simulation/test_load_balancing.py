@@ -78,13 +78,7 @@ class Fleet:
             held.setdefault(one.lease.owner or "", []).append(key)
         taken: set[str] = set()
         for me in self._draws.sample(self.replicas, len(self.replicas)):
-            move = plan_move(
-                loads,
-                self._observations,
-                held=held.get(me, ()),
-                me=me,
-                draw=self._draws.random(),
-            )
+            move = plan_move(loads, self._observations, held=held.get(me, ()), me=me, draw=self._draws.random())
             if move is not None and move.lease_key not in taken:  # else another one was faster
                 taken.add(move.lease_key)
                 number = int(move.lease_key)

@@ -402,12 +402,7 @@ class _AgelessPositions(ShardPositions):
 
 class _AloofPositions(ShardPositions):
     async def _has_own_left(
-        self,
-        row: StreamPosition,
-        behind: ReplayStart,
-        is_old: Callable[[StreamPosition], bool],
-        *,
-        was_read: bool,
+        self, row: StreamPosition, behind: ReplayStart, is_old: Callable[[StreamPosition], bool], *, was_read: bool
     ) -> bool:
         return await super()._has_own_left(row, behind, is_old, was_read=True)
 
@@ -567,8 +562,7 @@ def _with_reader(
 
 
 def _without_rows(
-    progress_class: type[ReaderProgress] = ReaderProgress,
-    positions_class: type[NoPositions] = NoPositions,
+    progress_class: type[ReaderProgress] = ReaderProgress, positions_class: type[NoPositions] = NoPositions
 ) -> FleetMaker:
     return _with_reader(progress_class, positions_class=positions_class)
 
@@ -682,14 +676,10 @@ WRONG_DESIGNS = {
     ),
     # The next owner, or the children, would notice by the rows, where a shard has all of them.
     "the next owner starts where the last one read, not where it had applied": WrongDesign(
-        _without_rows(_BoastfulProgress),
-        _lose_nothing,
-        seed=81,
+        _without_rows(_BoastfulProgress), _lose_nothing, seed=81
     ),
     "the list of pending tenants leaves out the unregistered": WrongDesign(
-        _without_rows(_SecretiveProgress),
-        _lose_nothing,
-        seed=598,
+        _without_rows(_SecretiveProgress), _lose_nothing, seed=598
     ),
     "children do not hold the tenants pending at their parents": WrongDesign(_with_tree(_HopefulTree), seed=111),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=34),

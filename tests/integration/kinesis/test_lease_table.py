@@ -93,8 +93,7 @@ async def test_lease_is_created_once_with_the_attributes_of_the_kcl(dynamodb: Cl
 
 
 async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbage(
-    dynamodb: Client,
-    table: LeaseTable,
+    dynamodb: Client, table: LeaseTable
 ) -> None:
     await table.create(NEW)
     for row in (
@@ -202,9 +201,7 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
 
 
 async def test_release_frees_the_lease_with_its_last_checkpoint(
-    dynamodb: Client,
-    table: LeaseTable,
-    taken: Lease,
+    dynamodb: Client, table: LeaseTable, taken: Lease
 ) -> None:
     released = [await table.release(taken, ME, Position(17), None) for _ in range(2)]
     row = await row_in(dynamodb, table)
@@ -224,11 +221,7 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     ],
 )
 async def test_errors_of_dynamodb_become_ours_and_are_counted(
-    dynamodb: Client,
-    code: str,
-    status: int,
-    expected: type[Exception],
-    outcome: str,
+    dynamodb: Client, code: str, status: int, expected: type[Exception], outcome: str
 ) -> None:
     before = request_count("scan", outcome)
     aws = ScriptedAws()

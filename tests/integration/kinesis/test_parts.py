@@ -31,7 +31,4 @@ async def test_parts_of_one_record_go_to_their_tenants_and_the_bad_ones_to_the_d
     assert [
         (content, source["sequenceNumber"], source["subSequenceNumber"], source["partIndex"], reason)
         for content, source, reason in letters
-    ] == [
-        (bad.decode(), numbers[0], 0, 6, "invalid_message"),
-        ("broken", numbers[1], 0, 6, "invalid_json"),
-    ]
+    ] == [(bad.decode(), numbers[0], 0, 6, "invalid_message"), ("broken", numbers[1], 0, 6, "invalid_json")]

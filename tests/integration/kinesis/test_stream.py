@@ -146,9 +146,7 @@ async def test_iterator_starts_where_requested(stream: Stream, start_at: Any, ex
 
 @pytest.mark.parametrize("ending", [{}, {"NextShardIterator": None}])
 async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
-    scripted: Stream,
-    aws: ScriptedAws,
-    ending: dict[str, None],
+    scripted: Stream, aws: ScriptedAws, ending: dict[str, None]
 ) -> None:
     parents = ["shardId-000000000000", "shardId-000000000001"]
     child = raw_shard(2, ParentShards=parents)
@@ -173,11 +171,7 @@ async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
     ],
 )
 async def test_errors_of_kinesis_become_ours_by_their_code(
-    scripted: Stream,
-    aws: ScriptedAws,
-    code: str,
-    status: int,
-    expected: type[Exception],
+    scripted: Stream, aws: ScriptedAws, code: str, status: int, expected: type[Exception]
 ) -> None:
     before = KINESIS_THROTTLED._value.get()
     aws.refuse(code, status=status)

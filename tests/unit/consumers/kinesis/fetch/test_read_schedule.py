@@ -26,9 +26,7 @@ def late_start_of(slot: ReadSlot, first: float) -> float:
     return start
 
 
-@given(
-    firsts=st.lists(st.floats(100.0, 1e6), min_size=2, max_size=READERS_TOGETHER),
-)
+@given(firsts=st.lists(st.floats(100.0, 1e6), min_size=2, max_size=READERS_TOGETHER))
 def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firsts: list[float]) -> None:
     schedule = ReadSchedule()
     for first in firsts:
@@ -36,11 +34,7 @@ def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firs
         assert last == pytest.approx(round(last / TIP_INTERVAL_S) * TIP_INTERVAL_S, abs=MILLISECOND_S)
 
 
-@given(
-    first=st.floats(100.0, 1e6),
-    first_shift=st.floats(0.0, 0.99),
-    group=st.integers(0, 5),
-)
+@given(first=st.floats(100.0, 1e6), first_shift=st.floats(0.0, 0.99), group=st.integers(0, 5))
 def test_readers_of_a_group_read_its_shift_after_the_multiples_of_the_interval(
     first: float, first_shift: float, group: int
 ) -> None:

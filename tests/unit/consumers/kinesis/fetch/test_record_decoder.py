@@ -27,11 +27,7 @@ WHOLE = HashRange(0, (1 << 128) - 1)
 
 def decoder(hash_range: HashRange | None = None, *, operation_max_bytes: int = 10_000) -> RecordDecoder:
     return RecordDecoder(
-        STREAM,
-        STREAM_SHARD_ID,
-        operation_max_bytes=operation_max_bytes,
-        list_result_limit=1000,
-        hash_range=hash_range,
+        STREAM, STREAM_SHARD_ID, operation_max_bytes=operation_max_bytes, list_result_limit=1000, hash_range=hash_range
     )
 
 

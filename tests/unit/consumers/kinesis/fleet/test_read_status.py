@@ -33,11 +33,7 @@ ROWS = {
     ),
 }
 CHILD = Lease(
-    "child",
-    Position(5, 3),
-    parents=frozenset({"parent"}),
-    hash_range=HashRange(0, HASH_KEY_LAST),
-    read_up_to=LATE,
+    "child", Position(5, 3), parents=frozenset({"parent"}), hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=LATE
 )
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import product
 
 import pytest
 
@@ -80,16 +79,6 @@ def test_hold_that_is_caught_up_and_no_other_has_a_catch_up() -> None:
     for state, wrong in ((HoldState.CATCHING_UP, None), (HoldState.HELD, catch_up)):
         with pytest.raises(ValueError, match="expected a state that may follow"):
             hold.enter(state, wrong)
-
-
-def test_hold_is_paced_for_a_share_only() -> None:
-    found = set()
-    for target, reason in product(HeldTarget, HoldReason):
-        hold = make_hold(5, target=target)
-        hold.reason = reason
-        if hold.is_paced:
-            found.add((target, reason))
-    assert found == {(target, HoldReason.OVER_SHARE) for target in HeldTarget}
 
 
 @pytest.mark.parametrize(("lowered_to", "expected"), [(8, 6), (6, 6), (3, 3)])

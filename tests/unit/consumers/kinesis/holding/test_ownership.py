@@ -75,15 +75,6 @@ def owners(ownership: Ownership) -> Iterator[str]:
         yield "-" if hold is None else hold.name
 
 
-def test_tenant_has_one_owner_and_a_hold_without_tenants_ends() -> None:
-    ownership = new()
-    hold_tenant(ownership, "a-x", 5)
-    hold_shard(ownership, "shard-1", ["a-x", "b-w"], 3)
-    assert (list(owners(ownership))[:3], len(ownership)) == (["shard-1", "shard-1", "-"], 1)
-    hold_tenant(ownership, "b-w", 4)
-    assert (list(owners(ownership))[:3], len(ownership)) == (["shard-1", "b-w", "-"], 2)
-
-
 @pytest.mark.parametrize(
     ("owner_after", "in_memory", "expected"),
     [
@@ -174,6 +165,31 @@ def test_backfill_takes_a_tenant_when_it_comes_to_all_that_its_owner_has_not_rea
         assert hold.unread.includes(owner)
 
 
+@pytest.mark.parametrize(
+    ("owner_after", "in_memory", "is_joined", "expected"),
+    [(None, [7], True, 5), (None, [5], True, 5), (None, [4], False, 4), (3, [], False, 3), (6, [], True, 5)],
+)
+def test_hold_for_a_share_goes_on_where_it_comes_to_all_of_a_tenant(
+    owner_after: int | None,
+    in_memory: list[int],
+    is_joined: bool,  # noqa: FBT001
+    expected: int,
+) -> None:
+    ownership = new()
+    more = [] if owner_after is None else [hold_tenant(ownership, "b-w", owner_after)]
+    found = []
+    for tenant, after in (("a-x", [5]), ("b-w", in_memory)):
+        of = {tenant: [*map(unread, after)]}
+        hold = ownership.hold_for_share(HeldTarget.BUSINESS, "a on s", of, START, now=0.0)
+        found.append((hold.is_paced, hold.is_waiting, hold.unread))
+        if hold.is_waiting:
+            start(ownership, hold)
+    assert found == [(True, True, unread(5)), (True, not is_joined, unread(expected))]
+    assert (list(owners(ownership))[:2], len(ownership)) == (["a on s"] * 2, 1)
+    assert [ownership.is_apart(one) for one in ("a-x", "c-y")] == [True, False]
+    assert all(not one.is_paced for one in more)
+
+
 def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
     ownership = new()
     first, parents = hold_tenant(ownership, "a-x", 2), backfill(ownership, 2, *PARENTS).catch_up
@@ -192,21 +208,6 @@ def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
     assert not empty.take_along(hold_tenant(ownership, "f-t", 6))
 
 
-def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
-    ownership = new()
-    holds = [hold_tenant(ownership, "a-x", 2), hold_shard(ownership, "shard-1", ["b-w"], 3)]
-    catch_up = start(ownership, *holds)
-    position = mark(4)
-    assert position is not None
-    ticket = catch_up.tracker.start(position)
-    read_on(catch_up, to=9)
-    ownership.meet(catch_up)
-    assert (set(owners(ownership)), len(ownership), catch_up.holds, holds[0].catch_up) == ({"-"}, 0, [], None)
-    assert (ownership.floor(mark(9)), ownership.is_settled()) == (mark(2), False)
-    catch_up.tracker.finish([ticket])
-    assert (ownership.floor(mark(9)), ownership.is_settled()) == (mark(9), True)
-
-
 def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
     ownership = new()
     assert (ownership.floor(mark(9)), ownership.floor(None)) == (mark(9), None)
@@ -221,14 +222,15 @@ def test_catch_up_counts_until_it_has_ended_and_its_operations_are_settled() -> 
     for is_settled_first in (False, True):
         ownership = new()
         assert ownership.is_settled()
-        hold = hold_tenant(ownership, "a-x", 5)
+        holds = [hold_tenant(ownership, "a-x", 5), hold_shard(ownership, "shard-1", ["b-w"], 5)]
         assert not ownership.is_settled()
-        catch_up = start(ownership, hold)
+        catch_up = start(ownership, *holds)
         assert (ownership.is_settled(), ownership.floor(mark(9))) == (False, mark(5))
         ticket = catch_up.tracker.start(RecordPosition("6", 0, START))
         read_on(catch_up, to=9)
         assert ownership.floor(mark(9)) == mark(5)
         ownership.meet(catch_up)
+        assert (set(owners(ownership)), len(ownership), catch_up.holds, holds[0].catch_up) == ({"-"}, 0, [], None)
         assert (ownership.is_settled(), ownership.floor(mark(9))) == (False, mark(5))
         catch_up.tracker.finish([ticket])
         if is_settled_first:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,31 +25,6 @@ parents = st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), max_size=3)
     lambda found: tuple(parent(one, found[one]) for one in sorted(found))
 )
 unreads = st.builds(Unread, st.none() | st.integers(1, 12).map(mark), parents)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "expected"),
-    [
-        (Unread(mark(5)), Unread(mark(5)), True),
-        (Unread(mark(9)), Unread(mark(10)), True),  # as numbers, not as text
-        (Unread(mark(10)), Unread(mark(9)), False),
-        (Unread(None), Unread(mark(1)), True),
-        (Unread(mark(1)), Unread(None), False),
-        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5)), True),
-        (Unread(mark(5)), Unread(mark(5), (parent("a", 2),)), False),
-        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("a", 3),)), True),
-        (Unread(mark(5), (parent("a", 3),)), Unread(mark(5), (parent("a", 2),)), False),
-        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("b", 2),)), False),
-        (Unread(mark(5), (parent("a", 2), parent("b", 2))), Unread(mark(5), (parent("b", 2),)), True),
-        (Unread(mark(6), (parent("a", 2),)), Unread(mark(5), (parent("a", 2),)), False),
-        (Unread(mark(5), (parent("a", 0),)), Unread(mark(5), (parent("a", 2),)), True),
-        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("a", 0),)), False),
-    ],
-)
-def test_unread_includes_what_starts_no_lower_of_its_parents_and_of_its_own(
-    one: Unread, other: Unread, *, expected: bool
-) -> None:
-    assert one.includes(other) is expected
 
 
 def test_union_has_the_lower_start_of_each_parent_in_the_order_of_their_ids() -> None:

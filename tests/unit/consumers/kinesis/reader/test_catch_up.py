@@ -14,6 +14,7 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
     PROBE_MAX_S,
     RELAPSE_S,
     CatchUps,
+    next_reply_bytes,
     next_to_catch_up,
 )
 from simplu_worker.vocabulary import HeldTarget, HoldReason
@@ -59,3 +60,17 @@ def test_oldest_hold_has_one_place_and_the_shortest_the_others(
     waiting: str, running: list[bool], expected: str
 ) -> None:
     assert next_to_catch_up(list(waiting), running) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "took_s", "expected"),
+    [
+        (65536, 9.0, 65536),
+        (200_000, 3.1, 100_000),
+        (200_000, 2.9, 200_000),
+        (65536, 1.4, 131_072),
+        (500_000, 0, 524_288),
+    ],
+)
+def test_reply_that_a_lane_takes_slowly_is_followed_by_a_smaller_one(before: int, took_s: float, expected: int) -> None:
+    assert next_reply_bytes(before, took_s) == expected

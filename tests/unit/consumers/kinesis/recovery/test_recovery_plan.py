@@ -73,12 +73,7 @@ def place_of(
     held: tuple[str, ...] = (),
 ) -> ReplayStart:
     return replay_start(
-        found,
-        first_tenant_at,
-        tenant_wait=WAIT,
-        started_at=started_at,
-        covers=covering(*held),
-        now=NOW,
+        found, first_tenant_at, tenant_wait=WAIT, started_at=started_at, covers=covering(*held), now=NOW
     )
 
 

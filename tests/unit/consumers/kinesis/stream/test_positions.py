@@ -73,8 +73,7 @@ def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> N
     ],
 )
 def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_number(
-    checkpoint: str,
-    position: Position,
+    checkpoint: str, position: Position
 ) -> None:
     assert Position.from_checkpoint(checkpoint, 5) == position
     assert position.checkpoint == checkpoint
