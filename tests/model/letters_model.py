@@ -27,6 +27,7 @@ class Rules:
     forgets_margin: bool = False
     registers_slowly: bool = False  # the registering transaction takes its time and does not abort
     believes_old_answers: bool = False
+    finishes_first: bool = False  # the checkpoint passes a dead letter that is not stored yet
 
 
 AGREED = Rules()
@@ -35,6 +36,7 @@ AGREED = Rules()
 class Reader(StatePart, frozen=True):
     position: int  # of the first operation that it has not settled
     asked_at: int = NEVER  # when it asked last and heard: not registered
+    owed: int = 0  # bits: dead letters that are decided, and not stored yet
 
 
 class State(StatePart, frozen=True):
@@ -70,8 +72,11 @@ class LettersModel:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         for label, reader, following in self._moves(state, state.owner):
             yield label, replace(following, owner=reader)
-        if state.owner.position > state.checkpoint:
-            yield f"checkpoint {state.owner.position}", replace(state, checkpoint=state.owner.position)
+        owner = state.owner
+        is_owing = owner.owed and not self._rules.finishes_first
+        settled = (owner.owed & -owner.owed).bit_length() - 1 if is_owing else owner.position
+        if settled > state.checkpoint:
+            yield f"checkpoint {settled}", replace(state, checkpoint=settled)
         if state.now < self._last:
             yield f"it is {state.now + 1}", replace(state, now=state.now + 1)
         if len(state.arrivals) < self._count and state.now <= LAST_ARRIVAL:
@@ -111,24 +116,28 @@ class LettersModel:
         return "" if is_settled else f"unsettled: {state}"
 
     def _moves(self, state: State, reader: Reader) -> Iterator[tuple[str, Reader, State]]:
+        if first := reader.owed & -reader.owed:
+            stored = replace(state, letters=state.letters | first)
+            label = f"the dead letter of {first.bit_length() - 1} is stored"
+            yield label, replace(reader, owed=reader.owed ^ first), stored
         operation = reader.position
         if operation == len(state.arrivals):
             return
         clock = state.now + self._skew
-        past = Reader(operation + 1, reader.asked_at)
-        letter = replace(state, letters=state.letters | 1 << operation)
+        past = replace(reader, position=operation + 1)
+        owing = replace(past, owed=past.owed | 1 << operation)
         if state.created_at == NEVER:
             if reader.asked_at != clock:
                 yield f"asks at {clock}: not registered", replace(reader, asked_at=clock), state
         elif self._is_of_before(state.arrivals[operation], state.created_at):
-            yield f"{operation} came too long before created_at: dead letter", past, letter
+            yield f"{operation} came too long before created_at: dead letter", owing, state
         else:
             yield f"apply {operation}", past, _apply(state, operation)
         # Between an answer and what is done about it anything may happen.
         due = state.arrivals[operation] + self._deadline
         heard_at = clock if self._rules.believes_old_answers and reader.asked_at != NEVER else reader.asked_at
         if heard_at >= due:
-            yield f"{operation} was not registered at {reader.asked_at}: dead letter", past, letter
+            yield f"{operation} was not registered at {reader.asked_at}: dead letter", owing, state
 
     def _is_of_before(self, arrival: int, created_at: int) -> bool:
         return not self._rules.letters_by_clock and arrival + WAIT <= created_at

@@ -24,6 +24,7 @@ TOKEN_BEFORE_LOSS: Final = "a reader follows a move from a token that is older t
 
 BY_DESIGN: Final[dict[str, str]] = {
     "letters: by the clock": "an operation that may be a dead letter is applied once its tenant is registered",
+    "letters: finished before they are stored": "a record is finished before its dead letter is stored",
     "letters: no margin": "a dead letter of an unknown tenant has no margin",
     "letters: clocks further apart than the margin allows": "clocks are further apart than the margin of a dead letter",
     "lease: renewed by the counter, under the name in the row": (

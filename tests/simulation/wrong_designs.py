@@ -168,11 +168,10 @@ class _ProudProgress(ReaderProgress):
 
 
 class _HastyDispatcher(Dispatcher):
-    async def _finish_stored(
-        self, entries: Sequence[QueuedOperation], given_up: Sequence[tuple[QueuedOperation, GiveUp]]
-    ) -> None:
-        self._finish(entries)
-        await super()._finish_stored((), given_up)
+    def _owe_letters(self, given_up: Sequence[tuple[QueuedOperation, GiveUp]]) -> None:
+        self._finish([entry for entry, _ in given_up])
+        for entry, why in given_up:
+            self._letters.add([entry.dead_letter(why, failed_at=self._utc())], lambda: None)
 
 
 class _LooseDispatcher(Dispatcher):

@@ -56,6 +56,7 @@ def progress_of(
         retention=retention,
         checkpoint_at_start=None,
         ownership=Ownership(main),
+        unstored={},
         is_half_over=lambda arrived_at: retention is not None and arrived_at < utc() - retention / 2,
     )
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
+from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
+from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import RowBehindError, ShardPositions, cost_bytes_of
@@ -37,7 +39,6 @@ from simplu_worker.consumers.pipeline.results import (
     Waited,
 )
 from simplu_worker.errors import InternalError, RetryableError
-from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import is_overdue, unknown_tenant_error
 from simplu_worker.operations.tries import GiveUp, RetryRules
 from simplu_worker.shards.gateway import ShardGateway
@@ -60,16 +61,15 @@ class Dispatcher:
         progress: ReaderProgress,
         gateway: ShardGateway,
         access: StreamShardAccess,
-        store: Callable[[Sequence[DeadLetter]], Awaitable[None]],
+        letters: LetterOutbox,
         *,
         rules: RetryRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*store* returns when dead letters are stored."""
         self._progress = progress
         self._memory = access.memory
-        self._store = store
+        self._letters = letters
         self._tenant_wait = rules.tenant_wait
         self._utc = utc
         self.ownership = progress.ownership
@@ -132,7 +132,8 @@ class Dispatcher:
         for entries, delay_s in batch.locked:
             self._hold_for(delay_s, lane, batch, entries, HoldReason.LOCKED)
         self.pipeline.look_up_again(lane, batch.not_here)
-        await self._finish_stored([*batch.applied, *(entry for entry, _ in batch.refused)], batch.refused)
+        self._finish(batch.applied)
+        self._owe_letters(batch.refused)
         for entry, following, hold in given_up:
             await self._give_up(lane.shard_id, entry, following, hold)
 
@@ -181,7 +182,7 @@ class Dispatcher:
                     await self.pipeline.end_pause(tenant_id)
             case Overdue(entries=entries):
                 given_up = GiveUp(DeadLetterReason.UNKNOWN_TENANT, unknown_tenant_error(self._tenant_wait))
-                await self._finish_stored(entries, [(entry, given_up) for entry in entries])
+                self._owe_letters([(entry, given_up) for entry in entries])
 
     # Dead letters
 
@@ -189,7 +190,7 @@ class Dispatcher:
         # Where the shard does not take the row, the operation is tried again, and gets no other dead letter.
         failing = self.pipeline.failing
         if not failing.has_letter(entry.operation):
-            await self._finish_stored([], [(entry, given_up)])
+            await self._letters.store([entry.dead_letter(given_up, failed_at=self._utc())])
         try:
             outcome = await self.shard_positions.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
@@ -200,13 +201,15 @@ class Dispatcher:
         if hold.is_waiting:
             self.make_ready(hold)
 
-    async def _finish_stored(
-        self, entries: Sequence[QueuedOperation], given_up: Sequence[tuple[QueuedOperation, GiveUp]]
-    ) -> None:
-        if given_up:
-            failed_at = self._utc()
-            await self._store([entry.dead_letter(one, failed_at=failed_at) for entry, one in given_up])
-        self._finish(entries)
+    def _owe_letters(self, given_up: Sequence[tuple[QueuedOperation, GiveUp]]) -> None:
+        failed_at = self._utc()
+        for entry, why in given_up:
+            self._progress.unstored[id(entry)] = entry
+            self._letters.add([entry.dead_letter(why, failed_at=failed_at)], partial(self._finish_stored, entry))
+
+    def _finish_stored(self, entry: QueuedOperation) -> None:
+        del self._progress.unstored[id(entry)]
+        self._finish([entry])
 
     def _finish(self, entries: Sequence[QueuedOperation]) -> None:
         tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)

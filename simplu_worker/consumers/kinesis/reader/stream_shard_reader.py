@@ -20,7 +20,7 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, PushedCursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES, MemoryQuota, ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.record_decoder import (
     DecodedRecord,
     RecordDecoder,
@@ -32,6 +32,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import (
     QueuedOperation,
@@ -135,7 +136,7 @@ class ReaderView:
 
     def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         """Return whether an operation is in memory. Searches all of them."""
-        return any(entry.operation.is_named(request_id, names) for entry in self._dispatcher.pipeline.entries())
+        return any(entry.operation.is_named(request_id, names) for entry in self._progress.entries())
 
     def has_operations_of(self, names: tuple[str, str]) -> bool:
         """Return whether operations with these ids wait for a shard, held ones included."""
@@ -205,7 +206,6 @@ class StreamShardReader:
     ) -> None:
         """*memory* is the reader's part of the replica's memory."""
         self.stream_shard_id = assignment.stream_shard_id
-        self._dead_letters = services.dead_letters
         self._settings = settings
         self._memory = memory
         self._lease = lease
@@ -225,11 +225,12 @@ class StreamShardReader:
         )
         self._access = StreamShardAccess(services.stream, decoder, memory, draw, services.schedule)
         self.cursor = progress.cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
+        self._letters = LetterOutbox(services.dead_letters, lambda: self._stopping)
         self._dispatcher = Dispatcher(
             progress,
             services.gateway,
             self._access,
-            self._store,
+            self._letters,
             rules=settings.retries,
             draw=draw,
             utc=utc,
@@ -317,6 +318,7 @@ class StreamShardReader:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._dispatcher.pipeline.start(tasks, ending)
+                tasks.create_task(self._letters.run(ending), name=f"letters:{self.stream_shard_id}")
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 try:
                     await self._read()
@@ -328,6 +330,7 @@ class StreamShardReader:
                     await self._wait_for_settled()
                 ending.set()
                 deadline.reschedule(loop_time() + self._settings.drain_s)
+            await self._letters.finish(ending)  # the last batches may have had some
         except* RetryableError as group:
             if not self._stopping.is_set():
                 raise
@@ -398,8 +401,7 @@ class StreamShardReader:
             if is_full:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
         if len(rejections):
-            await self._store(rejections.dead_letters(self._utc()))
-            tracker.finish(rejected)
+            self._owe_letters(rejections.dead_letters(self._utc()), rejected)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
@@ -429,9 +431,16 @@ class StreamShardReader:
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded
 
-    async def _store(self, letters: Sequence[DeadLetter]) -> None:
-        # Raises RetryableError when the reader is stopped before.
-        await self._dead_letters.store(letters, stopping=self._stopping)
+    def _owe_letters(self, letters: Sequence[DeadLetter], tickets: Sequence[int]) -> None:
+        size_bytes = sum(len(letter.record) + OPERATION_OVERHEAD_BYTES for letter in letters)
+        self._memory.reserve(size_bytes)
+
+        def finish() -> None:
+            self.progress.tracker.finish(tickets)
+            self._memory.release(size_bytes)
+            self._dispatcher.has_settled.set()
+
+        self._letters.add(letters, finish)
 
     async def _wait_for_settled(self) -> None:
         self._dispatcher.has_settled.clear()

@@ -120,6 +120,7 @@ class ReaderProgress:
         self.predecessor_tenants = frozenset() if held is None else held.names
         pending = assignment.pending_at_parents or TenantSet()
         self.ownership.inherit(held, pending, unread, utc(), now=loop_time())
+        self.unstored: dict[int, QueuedOperation] = {}  # refused, and their dead letters not stored yet; by object id
         self._ahead_from_s = ahead_from_s
         self._utc = utc
         self.is_at_end = False
@@ -148,6 +149,10 @@ class ReaderProgress:
         """Whether it is read to its end, with no record pending."""
         return self.is_at_end and not len(self.tracker) and self.ownership.is_settled()
 
+    def entries(self) -> list[QueuedOperation]:
+        """Return all operations in memory."""
+        return [*self.pipeline.entries(), *self.unstored.values()]
+
     def is_half_over(self, arrived_at: datetime) -> bool:
         """Return whether a record is past half of the retention."""
         return self.retention is not None and arrived_at < self._utc() - self.retention / 2
@@ -159,7 +164,7 @@ class ReaderProgress:
     def all_pending_tenants(self) -> TenantSet:
         """Return all tenants that are held or have operations in memory."""
         tenants = self.ownership.owners.tenants()
-        for entry in self.pipeline.entries():
+        for entry in self.entries():
             tenants.add(entry.operation.tenant_id)
         return tenants
 
@@ -183,7 +188,7 @@ class ReaderProgress:
         if not is_noted_anyway and (read_to - oldest).total_seconds() < self._ahead_from_s:
             return None
         tenants = self.ownership.owners.tenants()
-        for entry in self.pipeline.entries():
+        for entry in self.entries():
             if entry.tracker is not self.tracker:  # read by a catch-up, which may have ended
                 tenants.add(entry.operation.tenant_id)
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
@@ -203,7 +208,7 @@ class ReaderProgress:
             if any(hold.target in (HeldTarget.PREDECESSOR, HeldTarget.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]
-            others = (entry for entry in self.pipeline.entries() if entry.tracker is not self.tracker)
+            others = (entry for entry in self.entries() if entry.tracker is not self.tracker)
             instants += [entry.operation.origin.arrived_at for entry in others]
         return min(instants) - VISIBLE_AFTER
 

@@ -17,6 +17,7 @@ from support.queued_operations import UnclaimedPositions, progress_of, queued_op
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
 from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, PATIENCE_CHECK_S, WAIT_MAX_S
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
@@ -67,22 +68,24 @@ async def test_tenant_is_asked_for_anew_before_something_is_given_up(arrived_at:
 @asynccontextmanager
 async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) -> AsyncIterator[Dispatcher]:
 
-    async def store(stored: Sequence[DeadLetter]) -> None:
+    async def store(stored: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
         (letters if letters is not None else []).extend(stored)
 
+    ending = asyncio.Event()
+    outbox = LetterOutbox(cast("Any", SimpleNamespace(store=store)), lambda: ending)
     dispatcher = Dispatcher(
         cast("Any", progress_of(CheckpointTracker())),
         cast("Any", gateway),
         cast("Any", SimpleNamespace(memory=PrefetchMemory(2**20).open_quota())),
-        store,
+        outbox,
         rules=RetryRules((), WAIT),
         draw=lambda: 0.0,
         utc=lambda: NOW,
     )
     dispatcher.shard_positions.__class__ = UnclaimedPositions
-    ending = asyncio.Event()
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         dispatcher.pipeline.start(tasks, ending)
+        tasks.create_task(outbox.run(ending))
         yield dispatcher
         ending.set()
 
