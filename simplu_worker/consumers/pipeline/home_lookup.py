@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from itertools import count
@@ -33,6 +33,7 @@ LOOKUPS_MAX: Final = 64  # at a time
 RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have been without an answer for ANSWER_S
 ANSWER_S: Final = 0.5  # a lookup of a tenant with a shard that answers takes milliseconds
 CROWD_COUNT: Final = 256  # tenants not looked up yet; more of them are not read, or not kept in memory
+BUSINESS_CROWD_COUNT: Final = CROWD_COUNT // 2  # of one business; more of them are not kept in memory
 FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of lookups that found a shard
 WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenants while no lookup is answered
 UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
@@ -56,7 +57,6 @@ class WaitingTenant(msgspec.Struct, Generic[EntryT]):
 
     entries: deque[EntryT]
     waiting_since: float
-    is_settling: bool = False  # some of its entries are overdue, and none leaves before these are settled
     reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     shard_id: str | None = None  # the Postgres shard that did not answer
     cause: Exception | None = RetryableError("no answer yet")
@@ -64,6 +64,7 @@ class WaitingTenant(msgspec.Struct, Generic[EntryT]):
     agenda_number: int | None = None
     left: str | None = None  # the Postgres shard that has refused its operations
     names: dict[tuple[str, str], None] = {}  # its pairs of business and location, in order of their first operation
+    business_id: str = ""
 
 
 class HomeLookup(Generic[EntryT]):
@@ -90,10 +91,11 @@ class HomeLookup(Generic[EntryT]):
         self._draw = draw
         self._utc = utc
         self._tenants: dict[str, WaitingTenant[EntryT]] = {}
-        self._unasked_count = 0  # tenants with entries that were not looked up yet
+        self._unasked: Counter[str] = Counter()  # by business: tenants with entries that were not looked up yet
         self._agenda: list[tuple[float, int, str]] = []  # a heap of lookups: time, number, tenant
         self._agenda_numbers = count()
-        self._lookup_started_at: dict[str, float] = {}  # by tenant, while a lookup runs (monotonic)
+        self._due: dict[str, deque[tuple[int, str]]] = {}  # of the agenda: number, tenant, by business in turn
+        self._lookups: dict[str, tuple[str, float]] = {}  # by tenant, while one runs: business, start (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
         self._checked_at = float("-inf")  # how long each tenant has waited
@@ -116,14 +118,15 @@ class HomeLookup(Generic[EntryT]):
     def is_crowded(self) -> bool:
         """Whether so many tenants wait for their first lookup that the stream need not be read further.
 
-        Not where most tenants have no shard.
+        Not where most tenants have no shard, or all are of one business or two.
         """
-        return self._unasked_count > CROWD_COUNT and self._found_share > 0.5
+        counts = [min(own, BUSINESS_CROWD_COUNT) for own in self._unasked.values()]
+        return sum(counts) > CROWD_COUNT and self._found_share > 0.5
 
     @property
     def is_busy(self) -> bool:
         """Whether as many tenants wait for a lookup as can be looked up soon."""
-        return self._unasked_count >= RECENT_LOOKUPS_MAX
+        return self._unasked.total() >= RECENT_LOOKUPS_MAX
 
     @property
     def has_asked_all(self) -> bool:
@@ -135,9 +138,8 @@ class HomeLookup(Generic[EntryT]):
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
     def in_memory(self) -> list[EntryT]:
-        """Return the waiting operations, but for tenants of which some are being settled."""
-        waiting = [tenant for tenant in self._tenants.values() if not tenant.is_settling]
-        return [entry for tenant in waiting for entry in tenant.entries]
+        """Return the waiting operations."""
+        return self.entries()
 
     def remove(self, ids: AbstractSet[int]) -> None:
         """Remove the waiting operations with these object ids."""
@@ -150,22 +152,33 @@ class HomeLookup(Generic[EntryT]):
         Return the tenant where it is to be held at once.
         """
         tenant = self._tenants.get(tenant_id)
+        arrived = list(entries)
         if tenant is None:
-            tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
-            self._unasked_count += 1
+            business_id = arrived[0].operation.business_id
+            tenant = WaitingTenant(deque(), waiting_since=loop_time(), business_id=business_id)
+            self._tenants[tenant_id] = tenant
+            self._unasked[business_id] += 1
             self._schedule(tenant_id, tenant, loop_time())
         elif not tenant.entries:  # was held
             tenant.waiting_since = loop_time()
             self._schedule(tenant_id, tenant, loop_time())
         tenant.left = left or tenant.left
-        arrived = list(entries)
         tenant.entries.extend(arrived)
         for entry in arrived:
             if len(tenant.names) < NAMES_MAX:
                 tenant.names[entry.operation.business_id, entry.operation.location_id] = None
-        if not tenant.failure_count and self._unasked_count > CROWD_COUNT and not self.is_crowded:
+        if tenant.failure_count:
+            return None
+        is_over = self._unasked[tenant.business_id] > BUSINESS_CROWD_COUNT
+        if is_over or (self._unasked.total() > CROWD_COUNT and not self.is_crowded):
             return self._take_waited(tenant_id, tenant)
         return None
+
+    def _note_asked(self, tenant: WaitingTenant[EntryT]) -> None:
+        if not tenant.failure_count:
+            self._unasked[tenant.business_id] -= 1
+            if not self._unasked[tenant.business_id]:
+                del self._unasked[tenant.business_id]
 
     def _schedule(self, tenant_id: str, tenant: WaitingTenant[EntryT], at: float) -> None:
         tenant.agenda_number = next(self._agenda_numbers)
@@ -175,39 +188,50 @@ class HomeLookup(Generic[EntryT]):
     def retry(self, tenant_id: str) -> None:
         """Look a waiting tenant up now, and not after its back-off."""
         tenant = self._tenants.get(tenant_id)
-        if tenant is not None and tenant_id not in self._lookup_started_at:
+        if tenant is not None and tenant_id not in self._lookups:
             self._schedule(tenant_id, tenant, loop_time())
 
     def take_due(self) -> list[str]:
-        """Remove and return the tenants that are due, the longest due first."""
+        """Remove and return the tenants that are due, the longest due of each business first; businesses take turns."""
         due: list[str] = []
         now = loop_time()
-        while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
+        while self._agenda and self._agenda[0][0] <= now:
             _, turn, tenant_id = heapq.heappop(self._agenda)
+            tenant = self._tenants.get(tenant_id)
+            if tenant is not None and tenant.agenda_number == turn:
+                self._due.setdefault(tenant.business_id, deque()).append((turn, tenant_id))
+        lately, running = self._count_lookups()
+        while (business_id := next_in_turn(self._due, lately, running)) is not None:
+            own = self._due.pop(business_id)
+            turn, tenant_id = own.popleft()
+            if own:
+                self._due[business_id] = own  # behind the others
             tenant = self._tenants.get(tenant_id)
             if tenant is None or tenant.agenda_number != turn:
                 continue
             tenant.agenda_number = None
             if not tenant.entries and not self._is_wanted(tenant_id):
                 self.forget(tenant_id)
-            elif tenant_id not in self._lookup_started_at:
+            elif tenant_id not in self._lookups:
                 due.append(tenant_id)
+                lately[business_id] += 1
+                running[business_id] += 1
         return due
 
-    def _can_ask(self, more: int) -> bool:
-        """Return whether one more lookup may start; those without an answer do not count."""
+    def _count_lookups(self) -> tuple[Counter[str], Counter[str]]:
+        """Return the lookups by business: those that may be answered soon, and all."""
         now = loop_time()
-        lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
-        return lately + more < RECENT_LOOKUPS_MAX and len(self._lookup_started_at) + more < LOOKUPS_MAX
+        lately = Counter(business_id for business_id, at in self._lookups.values() if now - at < ANSWER_S)
+        return lately, Counter(business_id for business_id, _ in self._lookups.values())
 
     async def wait_for_change(self, stopping: asyncio.Event) -> None:
         """Wait until something may have to be done."""
         self._change.clear()
         within_s = None
         if self._tenants or self._agenda:
-            # With all lookups in use, a due tenant has to wait for an answer.
-            is_free = self._agenda and self._can_ask(0)
-            due_s = self._agenda[0][0] - loop_time() if is_free else CHECK_INTERVAL_MAX_S
+            if self._due and next_in_turn(self._due, *self._count_lookups()) is not None:
+                return  # else those that are due have to wait for an answer
+            due_s = self._agenda[0][0] - loop_time() if self._agenda else CHECK_INTERVAL_MAX_S
             within_s = min(max(0.0, due_s), CHECK_INTERVAL_MAX_S)
         await wait_any(self._change, stopping, within_s=within_s)
 
@@ -221,11 +245,11 @@ class HomeLookup(Generic[EntryT]):
         for tenant_id, tenant in list(self._tenants.items()):
             patience_s = WAIT_MAX_S if tenant.reason is HoldReason.MOVING else self._patience_s
             longest_s = patience_s if tenant.failure_count else in_line_s
-            if tenant.entries and not tenant.is_settling and now - tenant.waiting_since >= longest_s:
+            if tenant.entries and now - tenant.waiting_since >= longest_s:
                 yield self._take_waited(tenant_id, tenant)
 
     def _take_waited(self, tenant_id: str, tenant: WaitingTenant[EntryT]) -> Waited[EntryT]:
-        self._unasked_count -= not tenant.failure_count
+        self._note_asked(tenant)
         tenant.failure_count = tenant.failure_count or 1
         entries = list(tenant.entries)
         tenant.entries.clear()
@@ -233,15 +257,16 @@ class HomeLookup(Generic[EntryT]):
 
     def forget(self, tenant_id: str) -> None:
         """Look a tenant up no more."""
-        self._unasked_count -= not self._tenants.pop(tenant_id).failure_count
+        self._note_asked(self._tenants.pop(tenant_id))
 
     def begin(self, tenant_id: str) -> None:
         """Note that a lookup of a tenant begins."""
-        self._lookup_started_at[tenant_id] = loop_time()
+        tenant = self._tenants.get(tenant_id)
+        self._lookups[tenant_id] = "" if tenant is None else tenant.business_id, loop_time()
 
     def end(self, tenant_id: str) -> None:
         """Note that a lookup has ended, and its result is dealt with."""
-        del self._lookup_started_at[tenant_id]
+        del self._lookups[tenant_id]
         tenant = self._tenants.get(tenant_id)
         if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
             self._schedule(tenant_id, tenant, loop_time())
@@ -318,7 +343,7 @@ class HomeLookup(Generic[EntryT]):
         tenant.reason, tenant.cause = reason, exc
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
-        self._unasked_count -= not tenant.failure_count
+        self._note_asked(tenant)
         if reason is HoldReason.MOVING and tenant.entries:
             tenant.failure_count = tenant.failure_count or 1
             self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
@@ -339,14 +364,26 @@ class HomeLookup(Generic[EntryT]):
         ]
         if not entries:
             return None
-        tenant.is_settling = True
         return Overdue(tenant_id, entries)
 
     def remove_overdue(self, overdue: Overdue[EntryT]) -> None:
         """Remove the operations of *overdue*, which are settled."""
         tenant = self._tenants[overdue.tenant_id]
-        tenant.waiting_since, tenant.is_settling = loop_time(), False
+        tenant.waiting_since = loop_time()
         given_up = {id(entry) for entry in overdue.entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
         if not tenant.entries and not self._is_wanted(overdue.tenant_id):
             self.forget(overdue.tenant_id)
+
+
+def next_in_turn(waiting: Iterable[str], lately: Mapping[str, int], running: Mapping[str, int]) -> str | None:
+    """Return the first business that may have one more lookup; those without an answer count less.
+
+    A business has at most three times the room that all leave: whoever comes next finds some.
+    """
+    recent_room = RECENT_LOOKUPS_MAX - sum(lately.values())
+    room = LOOKUPS_MAX - sum(running.values())
+    for business_id in waiting:
+        if lately.get(business_id, 0) < 3 * recent_room and running.get(business_id, 0) < 3 * room:
+            return business_id
+    return None

@@ -9,6 +9,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from simulation.virtual_time import VirtualLoop
 from structlog.testing import capture_logs
@@ -18,7 +19,14 @@ from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
-from simplu_worker.consumers.pipeline.home_lookup import MOVING_RETRY_S, PATIENCE_CHECK_S, WAIT_MAX_S
+from simplu_worker.consumers.pipeline.home_lookup import (
+    BUSINESS_CROWD_COUNT,
+    CROWD_COUNT,
+    MOVING_RETRY_S,
+    PATIENCE_CHECK_S,
+    WAIT_MAX_S,
+    next_in_turn,
+)
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN, Operation, Outcome
@@ -183,6 +191,48 @@ async def test_tenant_with_known_names_is_made_when_no_shard_has_it() -> None:
         dispatcher.send([queued_operation(arrived_at=NOW)])
         await eventually(lambda: dispatcher.pipeline.is_empty)
     assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
+
+
+@pytest.mark.parametrize(
+    ("waiting", "lately", "running", "expected"),
+    [
+        ("", {}, {}, None),
+        ("ab", {}, {}, "a"),
+        ("ab", {"a": 11}, {"a": 11}, "a"),
+        ("ab", {"a": 12}, {"a": 12}, "b"),  # four are left to others
+        ("a", {"a": 12}, {"a": 12}, None),
+        ("ab", {"a": 12, "b": 4}, {"a": 12, "b": 4}, None),
+        ("ab", {}, {"a": 47}, "a"),  # of those without an answer for long
+        ("ab", {}, {"a": 48}, "b"),
+        ("c", {}, {"a": 48, "b": 16}, None),
+    ],
+)
+def test_business_leaves_lookups_to_others(
+    waiting: str, lately: dict[str, int], running: dict[str, int], expected: str | None
+) -> None:
+    assert next_in_turn(waiting, lately, running) == expected
+
+
+class SilentAboutFlood(Maker):
+    async def find_writable_shard(self, tenant_id: str, *, absence_max_age_s: float) -> Any:
+        if tenant_id.startswith("flood"):
+            await asyncio.Event().wait()
+        return "shard-1"
+
+
+async def test_unknown_tenants_of_one_business_delay_no_other_and_are_held_beyond_its_part() -> None:
+    gateway = SilentAboutFlood(set())
+    async with running(gateway) as dispatcher:
+        flood = [queued_operation(f"flood-{number}") for number in range(3 * CROWD_COUNT)]
+        with capture_logs():
+            dispatcher.send(flood)
+        assert not dispatcher.pipeline.lookup.is_crowded
+        assert len(dispatcher.ownership.holds()) == 3 * CROWD_COUNT - BUSINESS_CROWD_COUNT
+        quiet = queued_operation("quiet")
+        dispatcher.send(
+            [msgspec.structs.replace(quiet, operation=msgspec.structs.replace(quiet.operation, business_id="quiet"))]
+        )
+        await eventually(lambda: gateway.applied == [("quiet", "shard-1")])
 
 
 async def eventually(is_so: Callable[[], bool]) -> None:
