@@ -77,6 +77,8 @@ class LetterOutbox:
         try:
             await self.store([letter for letter, _ in batch])
         except RetryableError as exc:
+            if not self._stopping().is_set():
+                raise
             self._error = exc
             return
         for _, owed in batch:
