@@ -128,7 +128,8 @@ class HoldReason(StrEnum):
     HOME_UNKNOWN = "home_unknown"  # the shards that answer do not have the tenant, and a silent one may
     FAILING = "failing"
     LOCKED = "locked"  # another transaction keeps a row of the tenant locked
-    PAUSED = "paused"  # a person has paused the tenant
+    PAUSED = "paused"  # a person has paused the tenant, or its business
+    OVER_LIMIT = "over_limit"  # the tenant, or its business, sends more than a person allows
     RESHARD = "reshard"
     TAKEN_OVER = "taken_over"
     BACKFILL = "backfill"  # a Postgres shard may have lost commits
@@ -395,6 +396,7 @@ class Retry(StrEnum):
     SHARD_UNAVAILABLE = HoldReason.SHARD_UNAVAILABLE  # or Citrus
     FAILING = HoldReason.FAILING
     LOCKED = HoldReason.LOCKED
+    OVER_LIMIT = HoldReason.OVER_LIMIT
     BLOCKED = "blocked"  # a control message, until a person acts
 
 

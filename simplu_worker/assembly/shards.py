@@ -15,6 +15,7 @@ from simplu_worker.business_info import BusinessFinder
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import NO_ROUTE, Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.operations.limits import Limit
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.pool import Pools
@@ -69,6 +70,7 @@ async def open_shards(
                 locator,
                 pools,
                 tenant_wait=tenant_wait,
+                default_limit=Limit(settings.tenant_operations_per_second, settings.tenant_bytes_per_second),
                 on_change=on_change,
                 commits=commits,
                 first_use=None if business_info is None else FirstUse(business_info, provisioner, locator, pools),

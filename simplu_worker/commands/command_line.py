@@ -8,11 +8,13 @@ The options of every command that moves tenants.
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, NoReturn, ParamSpec
 
 from cyclopts import Parameter, validators
@@ -67,6 +69,22 @@ def parse_duration(option: str, text: str) -> timedelta:
     if unit is None or not (number.isascii() and number.isdecimal() and len(number) <= DURATION_DIGITS_MAX):
         raise UsageError(f"{option}: expected a number and one of s, m, h, d, such as 7d, got {text!r}")
     return timedelta(**{unit: int(number)})
+
+
+SIZES: Final = {"B": 1, "kB": 1_000, "MB": 1_000_000}
+RATE: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(\w*)/s", re.ASCII)
+
+
+def parse_rate(option: str, text: str | None, units: Mapping[str, int] = MappingProxyType({"": 1})) -> float | None:
+    """Return the rate in *text*, such as 50/s, in one of *units*; None without one. Raises UsageError."""
+    if text is None:
+        return None
+    found = RATE.fullmatch(text)
+    rate = float(found[1]) * units.get(found[2], 0) if found else 0.0
+    if rate <= 0:
+        expected = "such as 1MB/s, in B, kB or MB" if "MB" in units else "such as 50/s"
+        raise UsageError(f"{option}: expected a number above 0 for each second, {expected}, got {text!r}")
+    return rate
 
 
 def parse_time(option: str, text: str) -> datetime:

@@ -130,6 +130,10 @@ class Settings(BaseSettings):
     business-info."""
     tenant_wait_seconds: Annotated[float, Field(gt=0, le=31_536_000)] = 900.0
     """How long operations of an unregistered tenant are held."""
+    tenant_operations_per_second: Annotated[float, Field(ge=0.01, le=1_000_000)] | None = None
+    """[Limit](holding.md#limits) on the operations of each tenant without a limit of its own; unset: none."""
+    tenant_bytes_per_second: Annotated[float, Field(ge=1, le=1_000_000_000)] | None = None
+    """The same for the bytes of their records."""
     tenant_destroy_grace_hours: Annotated[float, Field(ge=0, le=876_000)] = 168.0
     """Time between `SHARD_DESTRUCTION` and the deletion of the tenant's rows."""
     operation_retention_hours: Annotated[float, Field(ge=1, le=876_000)] = 360.0

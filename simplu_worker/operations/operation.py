@@ -175,7 +175,8 @@ class Disposition(StrEnum):
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one operation.
 
-    *error* does not quote the record; *is_late*: an order event sent long after its row's.
+    *error* does not quote the record; *is_late*: an order event sent long after its row's; *over_limit_s*: for how
+    long an operation waits that is beyond a limit (LOCKED).
     """
 
     disposition: Disposition
@@ -183,6 +184,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     reason: DeadLetterReason | None = None
     error: str | None = None
     is_late: bool = False
+    over_limit_s: float | None = None
 
 
 def is_storable(text: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.operations.limits import Limit
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source, TenantState
 
@@ -87,6 +88,23 @@ class TenantRow(msgspec.Struct, frozen=True):
     is_paused: bool = False
     weight: float = 1.0
     business_weight: float = 1.0
+    operations_per_s: float | None = None
+    bytes_per_s: float | None = None
+    business_operations_per_s: float | None = None
+    business_bytes_per_s: float | None = None
+
+    def limits(self, default: Limit) -> list[tuple[str, Limit]]:
+        """Return the buckets that its operations take from, and the limit of each; *default* is that of all tenants."""
+        own = Limit(self.operations_per_s, self.bytes_per_s) or default
+        of_business = Limit(self.business_operations_per_s, self.business_bytes_per_s)
+        named = ((f"t/{self.number}", own), (f"b/{self.business_id}", of_business))
+        return [(target, limit) for target, limit in named if limit]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a person has set a limit for it, or for its business."""
+        own = self.operations_per_s is not None or self.bytes_per_s is not None
+        return own or self.business_operations_per_s is not None or self.business_bytes_per_s is not None
 
 
 ACTIVE = TenantState.ACTIVE

@@ -13,6 +13,7 @@ from simplu_worker.bulkheads import of_shard, of_tenant
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.fairness import ShardTime
+from simplu_worker.operations.limits import NO_LIMIT, Limit
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
@@ -45,6 +46,7 @@ class ShardGateway:
         pools: Pools,
         *,
         tenant_wait: timedelta,
+        default_limit: Limit = NO_LIMIT,
         on_change: OnChange = ignore_changes,
         commits: ReplicationWaiter | None = None,
         first_use: FirstUse | None = None,
@@ -53,6 +55,7 @@ class ShardGateway:
         self._locator = locator
         self._pools = pools
         self._tenant_wait = tenant_wait
+        self._default_limit = default_limit
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
@@ -240,6 +243,12 @@ class ShardGateway:
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored
             time, applied_at = self.times[shard_id], self._last_applied_at
-            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=time, applied_at=applied_at)
+            writer = ShardWriter(
+                pool,
+                tenant_wait=self._tenant_wait,
+                default_limit=self._default_limit,
+                time=time,
+                applied_at=applied_at,
+            )
             self._writers[shard_id] = pool, writer
         return writer

@@ -259,7 +259,7 @@ class ShardLookups:
 
         async def write(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:
             ids = (tenant_id, business_id, location_id)
-            row = await self._fetch_one(shard, "set_controls", *ids, controls.pause_s, controls.weight)
+            row = await self._fetch_one(shard, "set_controls", *ids, *msgspec.structs.astuple(controls))
             if row is not None:
                 return shard.shard_id, row
             if (row := await self._fetch_one(shard, "find_tenants", [tenant_id])) is None:
@@ -269,6 +269,10 @@ class ShardLookups:
             return TenantState(row["state"]) if row["state"] in DESTROYED_STATES else None
 
         return await self._directory.ask_home(tenant_id, write) if is_storable(tenant_id) else Absence.UNREGISTERED
+
+    async def set_business_controls(self, business_id: str, controls: TenantControls) -> ShardRows:
+        """Set what a person wants for all locations of a business, on every known shard."""
+        return await self.survey("set_business_controls", business_id, *msgspec.structs.astuple(controls))
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, each for at most a few seconds."""

@@ -126,6 +126,9 @@ class MovingTenant(msgspec.Struct, frozen=True):
     weight: float
     read_at: datetime
     server: Server
+    operations_per_s: float | None = None
+    bytes_per_s: float | None = None
+    business_controls: str | None = None  # the row of its business on the shard, JSON
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -37,13 +37,26 @@ class TenantPausedError(RetryableError):
 
 PAUSE_MAX_S: Final = 14 * 86_400.0  # SQS keeps no message for longer
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
+RATE_MAX: Final = 1e12  # of a limit
 
 
 class TenantControls(msgspec.Struct, frozen=True):
-    """What a person sets for a tenant: a pause in seconds from now, a weight. None leaves it."""
+    """What a person sets for a tenant, or for all locations of a business. None leaves it.
+
+    A pause is in seconds from now; it is none for 0, and so are the limits.
+    """
 
     pause_s: float | None = None
     weight: float | None = None
+    operations_per_s: float | None = None
+    bytes_per_s: float | None = None
+
+    @property
+    def action(self) -> str:
+        """The name of what sets it, for the log."""
+        if self.pause_s is not None:
+            return "pause_tenant" if self.pause_s else "resume_tenant"
+        return "limit_tenant" if self.weight is None else "weigh_tenant"
 
 
 class PositionChangedError(RetryableError):

@@ -234,11 +234,28 @@ class Retry(Members):
 
 
 class Controls(Members):
-    """What people have set for a tenant."""
+    """What people have set for a tenant, or on one shard for a business."""
 
     shard_id: str
     paused_until: datetime | None
     weight: float
+    operations_per_second: float | None = None
+    bytes_per_second: float | None = None
+
+
+class BusinessControls(Members):
+    """What people have set for a business on each shard."""
+
+    shards: list[Json]
+    shards_without_answer: list[str]
+
+
+class BusinessShare(Members):
+    """Weight and limits of a tenant's business on its shard."""
+
+    weight: float
+    operations_per_second: float | None
+    bytes_per_second: float | None
 
 
 class Letters(Members):
@@ -360,6 +377,9 @@ class Tenant(NoTenant, kw_only=True):
     created_at: datetime | UnsetType | None = UNSET
     paused_until: datetime | UnsetType | None = UNSET
     weight: float | UnsetType = UNSET
+    operations_per_second: float | UnsetType | None = UNSET
+    bytes_per_second: float | UnsetType | None = UNSET
+    business: BusinessShare | UnsetType | None = UNSET
     resources: Count | UnsetType | None = UNSET
     operations: Count | UnsetType | None = UNSET
 

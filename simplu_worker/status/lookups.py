@@ -36,7 +36,14 @@ from simplu_worker.status.causes import advice_members
 from simplu_worker.status.guard import Actor, logged_action
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.request_bodies import HttpAnswer
-from simplu_worker.status.views import controls_error, controls_view, refused_view, shard_view, tenant_view
+from simplu_worker.status.views import (
+    business_controls_view,
+    controls_error,
+    controls_view,
+    refused_view,
+    shard_view,
+    tenant_view,
+)
 from simplu_worker.status.words import RequestStatus, Role
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
@@ -229,12 +236,16 @@ class Lookups:
         ).json()
 
     async def set_controls(self, business_id: str, location_id: str, controls: TenantControls) -> HttpAnswer:
-        """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
+        """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume`, `/weight` and `/limit`."""
         found = await self.gateway.lookups.set_controls(business_id, location_id, controls)
         if not isinstance(found, tuple):
             is_here = found is Absence.MOVING or isinstance(found, TenantState)
             return (409 if is_here else 404), {"error": controls_error(found)}
         return 200, controls_view(*found)
+
+    async def set_business_controls(self, business_id: str, controls: TenantControls) -> HttpAnswer:
+        """Answer `POST /businesses/{businessId}/pause`, `/resume`, `/weight` and `/limit`."""
+        return 200, business_controls_view(await self.gateway.lookups.set_business_controls(business_id, controls))
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every shard as it is now; names those without answer."""

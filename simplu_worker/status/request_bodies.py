@@ -25,7 +25,7 @@ from simplu_worker.shards.listing import (
     check_request,
     decode_cursor,
 )
-from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, TenantControls
+from simplu_worker.shards.types import PAUSE_MAX_S, RATE_MAX, WEIGHT_MAX, WEIGHT_MIN, TenantControls
 from simplu_worker.status.words import BadRequestError
 from simplu_worker.vocabulary import Failure, OperationKind, OperationOutcome, OperationStatus
 
@@ -79,6 +79,18 @@ class WeightRequest(Strict, frozen=True):
     def controls(self) -> TenantControls:
         """What it sets."""
         return TenantControls(weight=self.weight)
+
+
+class LimitRequest(Strict, frozen=True):
+    """The body of `POST /tenants/…/limit`: what it may send in a second; 0 ends a limit, and one left out stays."""
+
+    operations_per_second: Annotated[float, Meta(ge=0, le=RATE_MAX)] | None = None
+    bytes_per_second: Annotated[float, Meta(ge=0, le=RATE_MAX)] | None = None
+
+    @property
+    def controls(self) -> TenantControls:
+        """What it sets."""
+        return TenantControls(operations_per_s=self.operations_per_second, bytes_per_s=self.bytes_per_second)
 
 
 class PurgeQuery(Strict, frozen=True):

@@ -196,17 +196,25 @@ ROUTES: Final = (
     ),
     *(
         Route(
-            *(f"POST /tenants/{{businessId}}/{{locationId}}/{word}", name, OPERATORS, IN_TURNS, summary),
-            {200: answers.Controls, 404: answers.Error, 409: answers.Error},
+            *(f"POST {place}/{word}", f"{verb}_{whom}", OPERATORS, IN_TURNS, summary.format(whom)),
+            found,
             body=body,
         )
-        for word, name, body, summary in (
+        for word, verb, body, summary in (
             (
-                *("pause", "pause_tenant", request_bodies.PauseRequest),
-                "Have a tenant's operations and order events wait, for a time.",
+                *("pause", "pause", request_bodies.PauseRequest),
+                "Have a {}'s operations and order events wait, for a time.",
             ),
-            ("resume", "resume_tenant", request_bodies.ResumeRequest, "End the pause of a tenant."),
-            ("weight", "weigh_tenant", request_bodies.WeightRequest, "Give a tenant more or less of its shard's time."),
+            ("resume", "resume", request_bodies.ResumeRequest, "End the pause of a {}."),
+            ("weight", "weigh", request_bodies.WeightRequest, "Give a {} more or less of a shard's time."),
+            ("limit", "limit", request_bodies.LimitRequest, "Limit what a {} may send; the rest waits."),
+        )
+        for place, whom, found in (
+            (
+                *("/tenants/{businessId}/{locationId}", "tenant"),
+                {200: answers.Controls, 404: answers.Error, 409: answers.Error},
+            ),
+            ("/businesses/{businessId}", "business", {200: answers.BusinessControls}),
         )
     ),
     Route("GET /sqs/stats", "sqs_stats", COUNTS, SHARED, "The queues as SQS reports them.", {200: answers.Queues}),

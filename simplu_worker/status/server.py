@@ -370,7 +370,13 @@ class _Endpoints:
     async def pause_tenant(self, call: Call) -> HttpAnswer:
         return await call.act(self._replica.started.set_controls(*call.tenant, call.asked.controls))
 
-    resume_tenant = weigh_tenant = pause_tenant
+    resume_tenant = weigh_tenant = limit_tenant = pause_tenant
+
+    async def pause_business(self, call: Call) -> HttpAnswer:
+        (business_id,) = call.ids
+        return await call.act(self._replica.started.set_business_controls(business_id, call.asked.controls))
+
+    resume_business = weigh_business = limit_business = pause_business
 
     async def list_letters(self, call: Call) -> HttpAnswer:
         if self._letters is None:

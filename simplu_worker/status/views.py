@@ -10,7 +10,17 @@ from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.lookups import RejectedRequest
-from simplu_worker.status.answers import Controls, FeedDestination, FeedState, Json, Refusal, Tenant
+from simplu_worker.shards.routing.shard_query import ShardRows
+from simplu_worker.status.answers import (
+    BusinessControls,
+    BusinessShare,
+    Controls,
+    FeedDestination,
+    FeedState,
+    Json,
+    Refusal,
+    Tenant,
+)
 from simplu_worker.status.words import UnreadyReason
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence, TenantState
@@ -50,12 +60,38 @@ def feed_state(published_count: int, destinations: Iterable[DestinationView]) ->
 TENANT_COLUMNS: Final = (
     *("business_id", "location_id", "business_type", "state", "moved_to", "created_at", "paused_until", "weight"),
 )
+LIMIT_COLUMNS: Final = {"operations_per_s": "operations_per_second", "bytes_per_s": "bytes_per_second"}
 
 
 def tenant_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return a tenant's row as JSON members."""
     counts: dict[str, Any] = {"resources": row.get("resource_count"), "operations": row.get("operation_count")}
-    return Tenant(shard_id=shard_id, **{name: row[name] for name in TENANT_COLUMNS}, **counts).json()
+    limits = {shown: row[name] for name, shown in LIMIT_COLUMNS.items()}
+    return Tenant(
+        shard_id=shard_id,
+        **{name: row[name] for name in TENANT_COLUMNS},
+        **limits,
+        **counts,
+        business=_of_business(row),
+    ).json()
+
+
+def _of_business(row: Mapping[str, Any]) -> BusinessShare | None:
+    limits = row["business_operations_per_s"], row["business_bytes_per_s"]
+    return (
+        None
+        if row["business_weight"] == 1.0 and limits == (None, None)
+        else BusinessShare(row["business_weight"], *limits)
+    )
+
+
+def limit_text(view: Mapping[str, Any]) -> str:
+    """Return what a tenant, with its business, or a business may send, for people."""
+    rates = (("operationsPerSecond", "operations/s"), ("bytesPerSecond", "bytes/s"))
+    of_business = view.get("business") or {}
+    texts = [f"{view[name]:g} {unit}" for name, unit in rates if view.get(name)]
+    texts += [f"{of_business[name]:g} {unit} of its business" for name, unit in rates if of_business.get(name)]
+    return " and ".join(texts) or "none"
 
 
 def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
@@ -74,7 +110,14 @@ def refused_view(found: RejectedRequest | Absence | None) -> Json | None:
 
 def controls_view(shard_id: str, row: Mapping[str, Any]) -> Json:
     """Return what people have set for a tenant as JSON members."""
-    return Controls(shard_id, row["paused_until"], row["weight"]).json()
+    names = ("paused_until", "weight", *LIMIT_COLUMNS)
+    return Controls(shard_id, *(row[name] for name in names)).json()
+
+
+def business_controls_view(found: ShardRows) -> Json:
+    """Return what people have set for a business on each shard as JSON members."""
+    shards = [controls_view(shard_id, row) for shard_id, row in found.rows]
+    return BusinessControls(shards, list(found.silent_shard_ids)).json()
 
 
 def controls_error(found: TenantState | Absence) -> str:

@@ -289,7 +289,7 @@ async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: 
     assert (response.status, answer["pausedUntil"], answer["weight"]) == (200, None, 1)
     for sent in await asyncio.gather(*ends):
         assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 3
-    weighed = await terminal.run("tenants", "weight", "clinic", "north", "0.5", "--json")
+    weighed = await terminal.run("tenants", "weight", "clinic", "north", "--to", "0.5", "--json")
     assert (weighed.status, weighed.json["weight"]) == (0, 0.5)
     for words in (("pause", "clinic", "north", "--for", "0s"), ("pause", "clinic", "north", "--for", "15d")):
         refused = await terminal.run("tenants", *words)

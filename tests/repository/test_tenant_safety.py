@@ -27,6 +27,8 @@ TENANT_COLUMNS = {
 # Of views, and of rows that belong to a row of another table.
 OTHER_COLUMNS = {"operations": ("tenant_id",), "log_outcomes": ("tenant_no", "position")}
 OF_NO_TENANT = {
+    "business_controls": "what people set for all tenants of a business",
+    "limit_buckets": "numbers alone, which batches count by",
     "business_types": "what every tenant of a type begins with",
     "log_batches": "what the rows of one transaction share; whose these are is in `log_rows`",
     "feed_cursors": "of a destination; the held tenants that it names are the feed's to know",

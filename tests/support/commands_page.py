@@ -35,6 +35,7 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "tenants": "tenants.md",
     "tenants cleanup": "moving.md",
     "tenants import": "importing.md",
+    "tenants limit": "holding.md#limits",
     "tenants move": "moving.md",
     "tenants pause": "holding.md#pausing-a-tenant",
     "tenants restore": "backups.md#one-tenant",

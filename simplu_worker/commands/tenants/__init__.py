@@ -10,11 +10,13 @@ from cyclopts import App, Parameter, validators
 from simplu_worker.commands.command_line import (
     DEFAULT_BOUNDS,
     NO_OPTIONS,
+    SIZES,
     Apply,
     CommonOptions,
     Flag,
     MoveBounds,
     parse_duration,
+    parse_rate,
 )
 from simplu_worker.errors import UsageError
 
@@ -87,13 +89,13 @@ def move_tenant(
 @tenants.command(name="pause")
 def pause_tenant(
     business: str,
-    location: str,
+    location: str | None = None,
     /,
     *,
     duration: Annotated[str, Parameter(name="--for")] = "4h",
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Have a tenant's operations and order events wait in the stream and the queues, for a time.
+    """Have operations and order events of a tenant, or of a business, wait in the stream and the queues, for a time.
 
     Parameters
     ----------
@@ -110,8 +112,8 @@ def pause_tenant(
 
 
 @tenants.command(name="resume")
-def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """End the pause of a tenant."""
+def resume_tenant(business: str, location: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """End the pause of a tenant, or that of a business."""
     from simplu_worker.commands.tenants.controls import set_controls
     from simplu_worker.shards.types import TenantControls
 
@@ -121,23 +123,57 @@ def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO
 @tenants.command(name="weight")
 def weigh_tenant(
     business: str,
-    location: str,
-    weight: Annotated[float, Parameter(validator=validators.Number(gte=0.1, lte=10))],
+    location: str | None = None,
     /,
     *,
+    to: Annotated[float, Parameter(validator=validators.Number(gte=0.1, lte=10))],
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Give a tenant more or less of its shard's time than the others, where they wait for each other.
+    """Give a tenant, or a business, more or less of a shard's time than the others, where they wait for each other.
 
     Parameters
     ----------
-    weight
-        From 0.1 to 10; a tenant has 1 by default.
+    to
+        The weight, from 0.1 to 10; each tenant and each business has 1 by default.
     """
     from simplu_worker.commands.tenants.controls import set_controls
     from simplu_worker.shards.types import TenantControls
 
-    return common.run(set_controls, business, location, TenantControls(weight=weight))
+    return common.run(set_controls, business, location, TenantControls(weight=to))
+
+
+@tenants.command(name="limit")
+def limit_tenant(
+    business: str,
+    location: str | None = None,
+    /,
+    *,
+    operations: str | None = None,
+    size: Annotated[str | None, Parameter(name="--bytes")] = None,
+    none: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Limit what a tenant, or a business on each shard, may send: what is beyond waits in the stream and the queues.
+
+    Parameters
+    ----------
+    operations
+        Operations, such as 50/s.
+    size
+        Bytes of their records, such as 1MB/s.
+    none
+        End both limits.
+    """
+    from simplu_worker.commands.tenants.controls import set_controls
+    from simplu_worker.shards.types import TenantControls
+
+    if none is (operations is not None or size is not None):
+        raise UsageError("tenants limit: expected --operations, --bytes or both, or --none")
+    limits = TenantControls(
+        operations_per_s=0.0 if none else parse_rate("--operations", operations),
+        bytes_per_s=0.0 if none else parse_rate("--bytes", size, SIZES),
+    )
+    return common.run(set_controls, business, location, limits)
 
 
 @tenants.command(name="verify")

@@ -1,8 +1,9 @@
-"""`tenants pause`, `resume` and `weight`."""
+"""`tenants pause`, `resume`, `weight` and `limit`."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output import Answer
@@ -11,27 +12,43 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.types import TenantControls
 from simplu_worker.status.guard import COMMAND, Actor, logged_action
-from simplu_worker.status.views import controls_error, controls_view
+from simplu_worker.status.views import business_controls_view, controls_error, controls_view, limit_text
 
 
-async def set_controls(settings: Settings, business_id: str, location_id: str, controls: TenantControls) -> Answer:
-    """Pause or resume a tenant, or give it a weight; return what it has. Raises `PermanentError` without its row."""
-    parse_tenant_id(business_id, location_id)
+async def set_controls(
+    settings: Settings, business_id: str, location_id: str | None, controls: TenantControls
+) -> Answer:
+    """Set *controls* for a tenant, or for a business on every shard; return what it has.
+
+    Raises `PermanentError` without the tenant's row.
+    """
+    parse_tenant_id(business_id, location_id or "all")
     actor = Actor(COMMAND, socket.gethostname())
     asked = {
         "businessId": business_id,
         "locationId": location_id,
         "seconds": controls.pause_s,
         "weight": controls.weight,
+        "operationsPerSecond": controls.operations_per_s,
+        "bytesPerSecond": controls.bytes_per_s,
     }
-    action = "weigh_tenant" if controls.pause_s is None else "pause_tenant" if controls.pause_s else "resume_tenant"
     async with open_shards(settings) as shards:
-        with logged_action(action, actor, asked) as acted:
-            found = await shards.gateway.lookups.set_controls(business_id, location_id, controls)
+        lookups = shards.gateway.lookups
+        with logged_action(controls.action, actor, asked) as acted:
+            if location_id is None:
+                survey = await lookups.set_business_controls(business_id, controls)
+                acted.answer = view = business_controls_view(survey)
+                notes = [f"{business_id} on shard {one['shardId']}: {_text_of(one)}" for one in view["shards"]]
+                return Answer({"businessId": business_id} | view, notes, survey.silent_shard_ids)
+            found = await lookups.set_controls(business_id, location_id, controls)
             if not isinstance(found, tuple):
                 raise PermanentError(controls_error(found))
             acted.answer = view = controls_view(*found)
+    note = f"{business_id} {location_id} on shard {view['shardId']}: {_text_of(view)}"
+    return Answer({"businessId": business_id, "locationId": location_id} | view, [note])
+
+
+def _text_of(view: dict[str, Any]) -> str:
     until = view["pausedUntil"]
     paused = "not paused" if until is None else f"paused until {until.isoformat(timespec='seconds')}"
-    note = f"{business_id} {location_id} on shard {view['shardId']}: {paused}, weight {view['weight']:g}"
-    return Answer({"businessId": business_id, "locationId": location_id} | view, [note])
+    return f"{paused}, weight {view['weight']:g}, limit {limit_text(view)}"

@@ -12,7 +12,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.operation import control_request_id
 from simplu_worker.shards.routing.shard_query import ShardRows
-from simplu_worker.status.views import refused_view, tenant_view
+from simplu_worker.status.views import limit_text, refused_view, tenant_view
 
 COLUMNS = {
     "businessId": "business",
@@ -23,6 +23,7 @@ COLUMNS = {
     "createdAt": "created",
     "pausedUntil": "paused until",
     "weight": "weight",
+    "limit": "limit",
 }
 COUNTS = {"resources": "resources", "operations": "operations"}
 
@@ -75,4 +76,4 @@ def _members(view: dict[str, Any]) -> dict[str, Any]:
 
 def _table(views: list[dict[str, Any]]) -> Table:
     columns = COLUMNS | (COUNTS if any(view["resources"] is not None for view in views) else {})
-    return table_of(columns, views)
+    return table_of(columns, [view | {"limit": limit_text(view)} for view in views])

@@ -18,6 +18,7 @@ from simplu_worker.operations.tries import (
     Attempts,
     Failed,
     GiveUp,
+    HoldFor,
     Locked,
     RetryAfter,
     RetryRules,
@@ -25,7 +26,7 @@ from simplu_worker.operations.tries import (
 )
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import DeadLetterReason, Retry, Source
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source
 
 TRIAL_COUNTS_S: Final = 5.0  # of a trial write
 COUNTED: Final = frozenset({Disposition.FAILING, Disposition.LOCKED})
@@ -54,15 +55,22 @@ class FailingOperations:
             return tries
         for entry, outcome in zip(batch, outcomes, strict=True):
             operation, why = entry.operation, outcome.disposition
-            if why not in COUNTED or operation.tenant_id in tries.locked_s:
+            if why not in COUNTED or operation.tenant_id in tries.locked:
+                continue
+            if outcome.over_limit_s is not None:
+                tries.locked[operation.tenant_id] = HoldFor(outcome.over_limit_s, HoldReason.OVER_LIMIT)
+                instruments.RETRIES.labels(self._source, Retry.OVER_LIMIT).inc()
+                log.info(
+                    "tenant.over_limit", retry_in_s=round(outcome.over_limit_s, 2), **_facts_of(operation, shard_id)
+                )
                 continue
             attempts = self._attempts.count((why, *_key_of(operation)))
             facts = _facts_of(operation, shard_id, attempts)
             if why is Disposition.LOCKED:
-                delay_s = next_try(Locked(), attempts, rules=self._rules, draw=self._draw()).delay_s
-                tries.locked_s[operation.tenant_id] = delay_s
+                locked = next_try(Locked(), attempts, rules=self._rules, draw=self._draw())
+                tries.locked[operation.tenant_id] = locked
                 instruments.RETRIES.labels(self._source, Retry.LOCKED).inc()
-                log.warning("tenant.locked", retry_in_s=round(delay_s, 2), **facts)
+                log.warning("tenant.locked", retry_in_s=round(locked.delay_s, 2), **facts)
                 continue
             following = tries.failing[id(entry)] = await self._next_try(shard_id, outcome, attempts)
             if isinstance(following, RetryAfter):
@@ -113,7 +121,7 @@ def _key_of(operation: Operation) -> tuple[str, str]:
     return operation.tenant_id, operation.request_id
 
 
-def _facts_of(operation: Operation, shard_id: str, attempts: int) -> dict[str, object]:
+def _facts_of(operation: Operation, shard_id: str, attempts: int | None = None) -> dict[str, object]:
     return {
         "queue": operation.origin.name if operation.origin.source is Source.SQS else None,
         "shard_id": shard_id,

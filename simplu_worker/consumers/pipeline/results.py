@@ -22,7 +22,7 @@ import msgspec
 from simplu_worker.errors import WorkerError
 from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.tries import GiveUp, RetryAfter
+from simplu_worker.operations.tries import GiveUp, HoldFor, RetryAfter
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason
 
 
@@ -63,7 +63,7 @@ class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
     - *applied*: in the log, by this batch or an earlier one; *late* are those that repeat an operation of long before.
     - *refused*: to be dead letters, without a row in the log.
     - *not_here*: by tenant, those of tenants that do not live on the shard, or that are behind a failing one.
-    - *locked*: those of each tenant whose rows are locked, and the seconds to wait.
+    - *locked*: those of each tenant that waits, for locked rows or by a limit, and for how long.
     - *failing*: failed on the healthy shard, at most one of a tenant; to be tried again, or given up with a row in the
       log. Later ones of its chain are in *not_here*.
     """
@@ -72,7 +72,7 @@ class BatchDecided(msgspec.Struct, Generic[EntryT], frozen=True):
     late: Sequence[EntryT] = ()
     refused: list[tuple[EntryT, GiveUp]] = []
     not_here: dict[str, list[EntryT]] = {}
-    locked: list[tuple[list[EntryT], float]] = []
+    locked: list[tuple[list[EntryT], HoldFor]] = []
     failing: list[tuple[EntryT, RetryAfter | GiveUp]] = []
 
 
@@ -80,7 +80,7 @@ class NextTries(msgspec.Struct, frozen=True):
     """What becomes of the failing operations of a batch, by object id, and how long its locked tenants wait."""
 
     failing: dict[int, RetryAfter | GiveUp]
-    locked_s: dict[str, float]
+    locked: dict[str, HoldFor]
 
 
 def decide(pairs: Sequence[tuple[EntryT, Outcome]], tries: NextTries) -> tuple[BatchDecided[EntryT], list[EntryT]]:
@@ -114,7 +114,7 @@ def decide(pairs: Sequence[tuple[EntryT, Outcome]], tries: NextTries) -> tuple[B
                     by_tenant.setdefault(tenant_id, []).append(entry)
             case _:
                 assert_never(outcome.disposition)
-    decided.locked.extend((own, tries.locked_s[tenant_id]) for tenant_id, own in locked.items())
+    decided.locked.extend((own, tries.locked[tenant_id]) for tenant_id, own in locked.items())
     return decided, again
 
 

@@ -61,6 +61,10 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source
 # (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
 CALL_MAX_S: Final = 3.0
 LOCKED: Final = Locked()
+WHY_LOCKED: Final = {
+    HoldReason.LOCKED: "another transaction keeps its rows locked",
+    HoldReason.OVER_LIMIT: "it sends more than its limit, or that of its business",
+}
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
 HIDDEN_BASE_S: Final = 2.0  # of a message of a paused tenant, at its first receive; then twice as long each time
 HIDDEN_MAX_S: Final = 600.0  # a pause of 4 hours takes 40 receives
@@ -270,10 +274,10 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         _note_late(self._queue.name, shard_id, batch.late)
         for one, given_up in batch.refused:
             self._decide(one, verdicts.verdict_of(given_up, _ids_of(one.operation)))
-        for own, delay_s in batch.locked:
+        for own, wait in batch.locked:
             for one in own:
-                text = f"another transaction keeps rows of tenant {one.operation.tenant_id} locked on shard {shard_id}"
-                self._decide(one, verdicts.RetryHeld(delay_s), text)
+                text = f"tenant {one.operation.tenant_id} on shard {shard_id}: {WHY_LOCKED[wait.reason]}"
+                self._decide(one, verdicts.RetryHeld(wait.delay_s), text)
         for one, following in batch.failing:
             verdict = verdicts.verdict_of(following, _ids_of(one.operation))
             if isinstance(following, GiveUp) and isinstance(verdict, verdicts.ToDeadLetter):

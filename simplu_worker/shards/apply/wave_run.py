@@ -500,7 +500,7 @@ def fits_fast_path(
         return False
     if any(operation.kind in READING_KINDS or operation.exceeds_bounds for operation in operations):
         return False
-    if any(tenant.weight != 1.0 for tenant in tenants.values()):
+    if any(one.weight != 1.0 or one.business_weight != 1.0 or one.is_limited for one in tenants.values()):
         return False
     patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
     if find_laborious(operations, patches, large):

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.operations.limits import NO_LIMIT, SAVED_MAX_S, Buckets, Limit
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply import wave_run
@@ -124,6 +125,7 @@ class WriteAttempt:
         *,
         tenant_wait: timedelta,
         rules: Mapping[str, TypeRules],
+        default_limit: Limit = NO_LIMIT,
     ) -> None:
         self.batch = batch
         self.known_outcomes = known_outcomes
@@ -139,7 +141,8 @@ class WriteAttempt:
         self.found: dict[int, Found] = {}
         self._memory = memory
         self._large = course.large.union(memory.large) if course.large else memory.large
-        self._may_be_fast = course.may_be_fast and not known_outcomes and not self.is_careful
+        self._may_be_fast = course.may_be_fast and not (known_outcomes or self.is_careful or default_limit)
+        self._default_limit = default_limit
         self._tenant_wait = tenant_wait
         self._rules = rules
 
@@ -171,12 +174,14 @@ class WriteAttempt:
             return await self._apply_fast(connection, known)
         self.is_locking_tenants = True
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
-        self.is_locking_tenants = False
         self.tenants = tenants
         operations = self.operations = as_stored(operations, types_of(tenants), self._rules)
         judges = self._judges_for(tenants)
         self.found = judges.judge_sent(operations)
         decided = self._decide(tenants)
+        if self._default_limit or any(row.is_limited for row in tenants.values()):
+            await self._hold_beyond_limits(connection, tenants, decided)
+        self.is_locking_tenants = False
         await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
         if decided:
@@ -291,6 +296,42 @@ class WriteAttempt:
                     stopped.add(tenant_id)
         return decided
 
+    async def _hold_beyond_limits(
+        self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
+    ) -> None:
+        """Decide what is beyond the limits of tenants and businesses; take the rest out of their buckets.
+
+        What the log has, or is given up, takes nothing.
+        """
+        limits = {one: row.limits(self._default_limit) for one, row in tenants.items()}
+        admitted = [
+            index
+            for index, one in enumerate(self.operations)
+            if limits.get(one.tenant_id)
+            and (index not in decided or decided[index].disposition is Disposition.APPLIED)
+            and tenants[one.tenant_id].state is TenantState.ACTIVE
+        ]
+        free = set(self.known_outcomes)
+        if self.is_careful:
+            logged = await wave_run.find_logged(connection, _select(admitted, self.operations), tenants)
+            free.update(index for index, is_logged in zip(admitted, logged, strict=True) if is_logged)
+        buckets = await _lock_buckets(
+            connection, {target for index in admitted for target, _ in limits[self.operations[index].tenant_id]}
+        )
+        over: dict[str, Outcome] = {}
+        for index in admitted:
+            operation = self.operations[index]
+            if operation.tenant_id not in over and index not in free:
+                wait_s = buckets.take(limits[operation.tenant_id], operation.size_bytes)
+                if wait_s is not None:
+                    over[operation.tenant_id] = Outcome(Disposition.LOCKED, over_limit_s=wait_s)
+            if operation.tenant_id in over:
+                decided[index] = over[operation.tenant_id]
+        if buckets.spent_s:
+            spent = zip(*([str(one) for one in both] for both in buckets.spent_s.values()), strict=True)
+            columns = [list(buckets.spent_s), *map(list, spent)]
+            await connection.execute(QUERIES["spend_from_buckets"], *columns, SAVED_MAX_S)
+
     async def _mark_known_duplicates(
         self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
     ) -> None:
@@ -354,6 +395,11 @@ def problem_of(operation: Operation) -> ListProblem | None:
 def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:
     """Return the business types of *tenants*, by id."""
     return {tenant_id: row.business_type for tenant_id, row in tenants.items()}
+
+
+async def _lock_buckets(connection: Connection, targets: Collection[str]) -> Buckets:
+    rows = await connection.fetch(QUERIES["lock_buckets"], list(targets)) if targets else ()
+    return Buckets({target: (operations_s, bytes_s) for target, operations_s, bytes_s in rows})
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:

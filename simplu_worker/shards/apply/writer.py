@@ -18,6 +18,7 @@ from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import WorkerError
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.dead_letter import defect_text
+from simplu_worker.operations.limits import NO_LIMIT, Limit
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import HOLD
@@ -61,6 +62,7 @@ class ShardWriter:
         pool: ShardPool,
         *,
         tenant_wait: timedelta,
+        default_limit: Limit = NO_LIMIT,
         time: ShardTime | None = None,
         draw: Callable[[], float] = random.random,
         memory: write_attempt.ShardMemory | None = None,
@@ -68,6 +70,7 @@ class ShardWriter:
     ) -> None:
         self._pool = pool
         self._tenant_wait = tenant_wait
+        self._default_limit = default_limit
         self._draw = draw
         self._rules = ShardRules(pool)
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
@@ -329,7 +332,13 @@ class ShardWriter:
         self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: write_attempt.Course
     ) -> write_attempt.WriteAttempt:
         return write_attempt.WriteAttempt(
-            batch, known_outcomes, course, self._memory, tenant_wait=self._tenant_wait, rules=self._rules.by_type
+            batch,
+            known_outcomes,
+            course,
+            self._memory,
+            tenant_wait=self._tenant_wait,
+            rules=self._rules.by_type,
+            default_limit=self._default_limit,
         )
 
     async def _commit(self, attempt: write_attempt.WriteAttempt) -> list[Outcome]:

@@ -12,6 +12,11 @@ const OPERATIONS = columnsOf("completedAt:time:Completed", "status:badge", "oper
   "resourceType:text:Type", "resourceId:text:Resource", "error:long", "requestId");
 
 const CONTROLS = columnsOf("pausedUntil:time:Paused until", "weight", "controls:action:Action");
+
+function ofBusiness(business) {
+  const { weight, operationsPerSecond, bytesPerSecond } = business ?? {};
+  return withoutNothing({ businessWeight: weight === 1 ? null : weight, businessOperationsPerSecond: operationsPerSecond, businessBytesPerSecond: bytesPerSecond });
+}
 let actions = { isOperator: () => false, act: () => {}, shards: () => [] };
 let found = { sections: [], readAt: null }; // what is shown, and when it was read
 let turn = 0; // a later request makes the answers to an earlier one void
@@ -82,13 +87,13 @@ async function showTenant(businessId, locationId) {
     ask(`operations?${queryOf({ ...asked, limit: SHOWN, status: "failed" })}`),
   ]);
   return () => {
-    const { resources, operations: logged, held, pausedUntil, weight, ...facts } = tenant.body;
+    const { resources, operations: logged, held, pausedUntil, weight, business, ...facts } = tenant.body;
     const operations = latest.body.operations ?? [];
     keep({
       id: "tenant", title: `Tenant ${businessId} ${locationId}`,
       facts: {
         ...withoutNothing(facts),
-        ...withoutNothing({ pausedUntil: pausedUntil && text(pausedUntil, "time"), weight: weight === 1 ? null : weight }),
+        ...withoutNothing({ pausedUntil: pausedUntil && text(pausedUntil, "time"), weight: weight === 1 ? null : weight, ...ofBusiness(business) }),
         ...(isNothing(resources) ? {} : { resources: count(resources), operationsInTheLog: count(logged ?? 0) }),
         ...(operations.length ? { lastOperations: `of ${count(operations.length)}: ${outcomesOf(operations)}` } : {}),
         held: held ? `${held.reason}${held.since ? ` since ${text(held.since, "time")}` : ""}. ${held.advice ?? ""}` : "no",

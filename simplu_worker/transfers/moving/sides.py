@@ -263,8 +263,9 @@ class MoveTarget:
         """Write the last changes, and make the tenant ready; return the server."""
         tenant_id, source = self._move.tenant_id, fenced.source
         times = (source.control_at, source.created_at, source.paused_until)
+        limits = (source.operations_per_s, source.bytes_per_s, source.business_controls)
         row = await connection.fetchrow(
-            QUERIES["make_ready"], tenant_id, self._source.token, source.business_type, *times, source.weight
+            QUERIES["make_ready"], tenant_id, self._source.token, source.business_type, *times, source.weight, *limits
         )
         server = self._check(row)
         if fenced.changes:

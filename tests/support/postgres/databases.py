@@ -92,6 +92,8 @@ EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in (
         "tenants",
+        "business_controls",
+        "limit_buckets",
         "resources",
         "log_batches",
         "log_rows",

@@ -21,6 +21,7 @@ from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.listing import ListRequest, SearchPosition
 from simplu_worker.shards.lookups import RejectedRequest
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.shard_query import ShardRows
 from simplu_worker.status import lookups, tls, views
 from simplu_worker.status.lookups import Lookups
 from simplu_worker.status.request_bodies import ListQuery, OperationQuery, PurgeQuery, TapQuery, read_query
@@ -39,7 +40,14 @@ ROW = {
     "created_at": NOON,
     "paused_until": NOON,
     "weight": 2.0,
+    "operations_per_s": 50.0,
+    "bytes_per_s": None,
+    "business_weight": 1.0,
+    "business_operations_per_s": None,
+    "business_bytes_per_s": 1000.0,
 }
+LIMITS = {"operationsPerSecond": 50.0, "bytesPerSecond": None}
+OF_BUSINESS = {"weight": 1.0, "operationsPerSecond": None, "bytesPerSecond": 1000.0}
 
 
 def test_tenant_with_and_without_the_numbers_of_its_rows() -> None:
@@ -53,9 +61,11 @@ def test_tenant_with_and_without_the_numbers_of_its_rows() -> None:
         "createdAt": NOON,
         "pausedUntil": NOON,
         "weight": 2.0,
+        "operationsPerSecond": 50.0,
+        "business": OF_BUSINESS,
     }
     counted = ROW | {"resource_count": 3, "operation_count": 4}
-    assert views.tenant_view("shard-1", counted) == members | {"resources": 3, "operations": 4}
+    assert views.tenant_view("shard-1", counted) == members | {"bytesPerSecond": None, "resources": 3, "operations": 4}
     assert {name for name, value in views.tenant_view("shard-1", ROW).items() if value is not None} == set(members)
 
 
@@ -73,7 +83,12 @@ def test_refused_control_message_is_told_without_its_request_id() -> None:
 
 
 def test_controls() -> None:
-    assert views.controls_view("shard-1", ROW) == {"shardId": "shard-1", "pausedUntil": NOON, "weight": 2.0}
+    view = {"shardId": "shard-1", "pausedUntil": NOON, "weight": 2.0} | LIMITS
+    assert views.controls_view("shard-1", ROW) == view
+    of_business = views.business_controls_view(ShardRows([("shard-1", ROW)], ["shard-2"]))
+    assert of_business == {"shards": [view], "shardsWithoutAnswer": ["shard-2"]}
+    assert views.limit_text(LIMITS | {"business": OF_BUSINESS}) == "50 operations/s and 1000 bytes/s of its business"
+    assert views.limit_text({}) == "none"
     is_moving = "expected an active tenant, got one that is moving; try again once its move has ended"
     assert views.controls_error(Absence.MOVING) == is_moving
     assert views.controls_error(TenantState.DESTROYED) == "expected an active tenant, got one that is destroyed"

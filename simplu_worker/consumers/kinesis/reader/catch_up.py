@@ -52,7 +52,8 @@ PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
 INTERNAL_ERROR_MAX_S: Final = 60.0  # between two tries where the worker itself fails
 GAP_CHECK_S: Final = 3.0  # until a person accepts a gap, which the stream cannot close
-RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED})  # holds of tenants that are caught up after a time
+# Holds of tenants that are caught up after a time.
+RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED, HoldReason.OVER_LIMIT})
 RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
 
 Group = TypeVar("Group")

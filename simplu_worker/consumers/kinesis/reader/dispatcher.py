@@ -129,8 +129,8 @@ class Dispatcher:
             hold = self._hold_for(delay_s, lane, batch, [entry], HoldReason.FAILING)
             if isinstance(following, GiveUp):
                 given_up.append((entry, following, hold))
-        for entries, delay_s in batch.locked:
-            self._hold_for(delay_s, lane, batch, entries, HoldReason.LOCKED)
+        for entries, wait in batch.locked:
+            self._hold_for(wait.delay_s, lane, batch, entries, wait.reason)
         self.pipeline.look_up_again(lane, batch.not_here)
         self._finish(batch.applied)
         self._owe_letters(batch.refused)

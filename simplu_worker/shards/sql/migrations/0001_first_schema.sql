@@ -65,12 +65,32 @@ CREATE TABLE public.tenants (
     paused_until pg_catalog.timestamptz,
     -- Of its share of the shard's time, where tenants wait for each other.
     weight pg_catalog.float8 NOT NULL DEFAULT 1
-        CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8)
+        CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8),
+    operations_per_s pg_catalog.float8 CHECK (operations_per_s > 0::pg_catalog.float8), -- what is beyond waits; null: none
+    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s > 0::pg_catalog.float8) -- of records; null: none
 );
 -- For the destruction of all locations of a business.
 CREATE INDEX tenants_business_id ON public.tenants (business_id);
 CREATE POLICY simplu_reader ON public.tenants
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
+
+-- What people have set for all locations of a business, as of a tenant, beside what its locations have. On every shard.
+CREATE TABLE public.business_controls (
+    business_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    paused_until pg_catalog.timestamptz,
+    weight pg_catalog.float8 NOT NULL DEFAULT 1
+        CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8),
+    operations_per_s pg_catalog.float8 CHECK (operations_per_s > 0::pg_catalog.float8),
+    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s > 0::pg_catalog.float8)
+);
+
+-- What tenants (`t/number`) and businesses (`b/id`) with a limit have used of it: both times grow by what an operation
+-- takes of a second, and nothing is applied before them. Written in the transaction of the operations.
+CREATE TABLE public.limit_buckets (
+    target pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    operations_at pg_catalog.timestamptz NOT NULL,
+    bytes_at pg_catalog.timestamptz NOT NULL
+) WITH (fillfactor = 50);
 
 -- fillfactor 90 leaves room for the new version of a row on its own page: with no index on a column that changes,
 -- every update is a heap-only one. By the cost limit's default of 200 the table grew to 1.28 times at full speed, with
@@ -370,8 +390,8 @@ DECLARE
     named pg_catalog.text;
 BEGIN
     FOREACH named IN ARRAY '{
-        tenants,resources,log_batches,log_rows,log_outcomes,stream_positions,position_merges,
-        rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
+        tenants,business_controls,limit_buckets,resources,log_batches,log_rows,log_outcomes,stream_positions,
+        position_merges,rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
     }'::pg_catalog.text[] LOOP
         EXECUTE pg_catalog.format(
             'CREATE POLICY simplu_writer ON public.%1$I '

@@ -23,12 +23,51 @@ pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog
 -- The rows of the tenants $1. The share lock blocks a mover's fence and a destruction until the batch has committed;
 -- batches do not block each other. In order of id, so that two batches cannot deadlock here.
 SELECT
-    id, business_id, location_id, business_type, state, moved_to, created_at, number,
-    coalesce(paused_until > pg_catalog.clock_timestamp(), false) AS is_paused, weight
+    tenants.id, tenants.business_id, tenants.location_id, tenants.business_type, tenants.state, tenants.moved_to,
+    tenants.created_at, tenants.number,
+    coalesce(:pause_end > pg_catalog.clock_timestamp(), false) AS is_paused,
+    tenants.weight, coalesce(of_business.weight, 1::pg_catalog.float8) AS business_weight,
+    tenants.operations_per_s, tenants.bytes_per_s,
+    of_business.operations_per_s AS business_operations_per_s, of_business.bytes_per_s AS business_bytes_per_s
 FROM public.tenants
-WHERE id = ANY($1::pg_catalog.text[])
-ORDER BY id
-FOR SHARE;
+LEFT JOIN public.business_controls AS of_business ON of_business.business_id = tenants.business_id
+WHERE tenants.id = ANY($1::pg_catalog.text[])
+ORDER BY tenants.id
+FOR SHARE OF tenants;
+
+-- name: lock_buckets
+-- What the targets $1 have saved up, in seconds; nothing of those without a row. In order, against deadlocks, behind the
+-- locks of tenants and before those of the log. With the time from behind the wait for the locks.
+WITH locked AS MATERIALIZED (
+    SELECT target, operations_at, bytes_at
+    FROM public.limit_buckets
+    WHERE target = ANY($1::pg_catalog.text[])
+    ORDER BY target
+    FOR UPDATE
+)
+SELECT
+    target,
+    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - operations_at) AS operations_s,
+    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - bytes_at) AS bytes_s
+FROM locked;
+
+-- name: spend_from_buckets
+-- Add the seconds $2 of operations and $3 of bytes to what the targets $1 have used; at most $4 seconds were saved up.
+INSERT INTO public.limit_buckets AS known (target, operations_at, bytes_at)
+SELECT
+    target,
+    pg_catalog.now() + pg_catalog.make_interval(secs => operations_s::pg_catalog.float8),
+    pg_catalog.now() + pg_catalog.make_interval(secs => bytes_s::pg_catalog.float8)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS sent (target, operations_s, bytes_s)
+ORDER BY target
+ON CONFLICT (target) DO UPDATE SET
+    operations_at = greatest(
+        known.operations_at, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $4::pg_catalog.float8)
+    ) + (excluded.operations_at - pg_catalog.now()),
+    bytes_at = greatest(
+        known.bytes_at, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $4)
+    ) + (excluded.bytes_at - pg_catalog.now());
 
 -- fragment: own_batch
 -- The number of this transaction's batch in the log.
@@ -755,12 +794,21 @@ known AS MATERIALIZED (
 )
 
 -- fragment: matching_tenant
--- A weight is read by the single steps.
+-- Weights and limits are read by the single steps.
 tenants.state = 'active' AND tenants.business_id = known.business_id AND tenants.location_id = known.location_id
 AND tenants.business_type = known.business_type AND tenants.created_at = known.created_at::pg_catalog.timestamptz
 AND tenants.number = known.number::integer AND tenants.xmin = seen.version
 AND coalesce(tenants.paused_until <= pg_catalog.clock_timestamp(), true)
-AND tenants.weight = 1::pg_catalog.float8
+AND tenants.weight = 1::pg_catalog.float8 AND tenants.operations_per_s IS NULL AND tenants.bytes_per_s IS NULL
+AND NOT EXISTS (
+    SELECT FROM public.business_controls AS of_business
+    WHERE
+        of_business.business_id = tenants.business_id
+        AND (
+            of_business.paused_until > pg_catalog.clock_timestamp() OR of_business.weight <> 1::pg_catalog.float8
+            OR of_business.operations_per_s IS NOT NULL OR of_business.bytes_per_s IS NOT NULL
+        )
+)
 
 -- fragment: locked_tenants
 SELECT tenants.id

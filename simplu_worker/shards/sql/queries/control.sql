@@ -59,7 +59,9 @@ SET
     state_changed_at = pg_catalog.now(),
     deletion_began_at = NULL,
     paused_until = NULL,
-    weight = 1
+    weight = 1,
+    operations_per_s = NULL,
+    bytes_per_s = NULL
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
     AS sent (id, business_type, requested_at)
 WHERE

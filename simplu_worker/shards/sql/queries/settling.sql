@@ -1,9 +1,14 @@
 -- What a worker reads of moves, and how it ends one that a killed mover left.
 
 -- fragment: moving_columns
--- The columns of a tenant's row that decide the next step of its move, the time, and the server.
+-- The columns of a tenant's row that decide the next step of its move, those that people set, the time, and the server.
 id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
-paused_until, weight, pg_catalog.clock_timestamp() AS read_at, :server_run
+paused_until, weight, operations_per_s, bytes_per_s,
+(
+    SELECT pg_catalog.to_jsonb(business_controls)::pg_catalog.text
+    FROM public.business_controls
+    WHERE business_controls.business_id = tenants.business_id
+) AS business_controls, pg_catalog.clock_timestamp() AS read_at, :server_run
 
 -- name: find_tenant_to_move
 SELECT :moving_columns FROM public.tenants WHERE id = $1;
@@ -13,7 +18,7 @@ SELECT :moving_columns FROM public.tenants WHERE id = $1;
 -- The row is locked in a query of its own: in one with the time, the time would be that from before the wait.
 WITH locked AS MATERIALIZED (SELECT * FROM public.tenants WHERE id = $1 FOR UPDATE)
 SELECT :moving_columns
-FROM locked;
+FROM locked AS tenants;
 
 -- fragment: transfer_columns
 transfers.place, transfers.token, transfers.step, transfers.writes, transfers.detail::pg_catalog.text AS detail,

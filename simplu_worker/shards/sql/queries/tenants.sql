@@ -21,20 +21,34 @@ tenants.state IN ('active', 'destroying', 'destroyed')
     WHERE log_rows.tenant_no = tenants.number AND log_rows.kind IN ('c', 'u', 'p', 'd', 'r', 'l')
 ) AS operation_count
 
--- fragment: controls
--- What people have set: until when the tenant is paused, and for how many seconds; null where it is not. Its weight.
-CASE WHEN paused_until > pg_catalog.clock_timestamp() THEN paused_until END AS paused_until,
-CASE
-    WHEN paused_until > pg_catalog.clock_timestamp()
-    THEN pg_catalog.date_part('epoch', paused_until - pg_catalog.clock_timestamp())
-END AS paused_s,
-weight
+-- fragment: pause_end
+-- Until when the tenant or its business is paused.
+greatest(tenants.paused_until, of_business.paused_until)
+
+-- fragment: shown_controls
+-- Of `controls`: until when it is paused, and for how many seconds; null where it is not. Weights and limits.
+SELECT
+    CASE WHEN :pause_end > pg_catalog.clock_timestamp() THEN :pause_end END AS paused_until,
+    CASE
+        WHEN :pause_end > pg_catalog.clock_timestamp()
+        THEN pg_catalog.date_part('epoch', :pause_end - pg_catalog.clock_timestamp())
+    END AS paused_s,
+    tenants.weight, tenants.operations_per_s, tenants.bytes_per_s,
+    coalesce(of_business.weight, 1::pg_catalog.float8) AS business_weight,
+    of_business.operations_per_s AS business_operations_per_s, of_business.bytes_per_s AS business_bytes_per_s
+
+-- fragment: with_controls
+-- The tenants, and what people have set for each, or for its business.
+public.tenants
+LEFT JOIN public.business_controls AS of_business ON of_business.business_id = tenants.business_id
+CROSS JOIN LATERAL (:shown_controls) AS controls
 
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
-SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at, :controls
-FROM public.tenants
-WHERE id = ANY($1::pg_catalog.text[]);
+SELECT
+    tenants.id, tenants.business_id, location_id, business_type, state, moved_to, control_at, created_at, controls.*
+FROM :with_controls
+WHERE tenants.id = ANY($1::pg_catalog.text[]);
 
 -- name: find_locations
 -- The rows of all tenants of one business. Uses an index.
@@ -45,19 +59,19 @@ SELECT pg_catalog.count(*) FROM public.tenants WHERE state <> 'destroyed';
 
 -- name: list_tenants
 -- All tenants of the shard, in order of id.
-SELECT id, business_id, location_id, business_type, state, moved_to, created_at, :controls
-FROM public.tenants
-ORDER BY id;
+SELECT tenants.id, tenants.business_id, location_id, business_type, state, moved_to, created_at, controls.*
+FROM :with_controls
+ORDER BY tenants.id;
 
 -- name: show_tenant
 -- One tenant with the numbers of its resources and operations.
 SELECT
-    tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
-    :controls,
+    tenants.id, tenants.business_id, location_id, business_type, state, moved_to, control_at, created_at,
+    controls.*,
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS resource_count,
     :operation_count,
     :lives_here AS lives_here
-FROM public.tenants
+FROM :with_controls
 WHERE tenants.id = $1;
 
 -- name: show_resource
@@ -79,16 +93,54 @@ WHERE tenants.id = $1 AND :lives_here;
 
 -- name: set_controls
 -- What a person sets for the tenant $1 of the business $2 and the location $3: a pause of $4 seconds from now, none for
--- 0; and the weight $5. Null leaves it. Not while it is fenced: a move copies its row.
-UPDATE public.tenants
-SET
-    paused_until = CASE
-        WHEN $4::pg_catalog.float8 IS NULL THEN paused_until
-        WHEN $4 > 0::pg_catalog.float8 THEN pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
+-- 0; the weight $5; the limits $6 of operations and $7 of bytes a second, none for 0. Null leaves it. Not while it is
+-- fenced: a move copies its row.
+WITH tenants AS (
+    UPDATE public.tenants
+    SET
+        paused_until = CASE
+            WHEN $4::pg_catalog.float8 IS NULL THEN paused_until
+            WHEN $4 > 0::pg_catalog.float8 THEN pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
+        END,
+        weight = coalesce($5::pg_catalog.float8, weight),
+        operations_per_s = nullif(coalesce($6::pg_catalog.float8, operations_per_s), 0::pg_catalog.float8),
+        bytes_per_s = nullif(coalesce($7::pg_catalog.float8, bytes_per_s), 0::pg_catalog.float8)
+    WHERE id = $1 AND business_id = $2 AND location_id = $3 AND state = 'active'
+    RETURNING *
+)
+:shown_controls
+FROM tenants
+LEFT JOIN public.business_controls AS of_business ON of_business.business_id = tenants.business_id
+WHERE tenants.id = $1;
+
+-- name: set_business_controls
+-- The same for all locations of the business $1, on this shard: $2 to $5 are as $4 to $7 there.
+INSERT INTO public.business_controls AS known (business_id, paused_until, weight, operations_per_s, bytes_per_s)
+VALUES (
+    $1,
+    CASE
+        WHEN $2::pg_catalog.float8 > 0::pg_catalog.float8
+        THEN pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2)
     END,
-    weight = coalesce($5::pg_catalog.float8, weight)
-WHERE id = $1 AND business_id = $2 AND location_id = $3 AND state = 'active'
-RETURNING :controls;
+    coalesce($3::pg_catalog.float8, 1::pg_catalog.float8), nullif($4::pg_catalog.float8, 0::pg_catalog.float8),
+    nullif($5::pg_catalog.float8, 0::pg_catalog.float8)
+)
+ON CONFLICT (business_id) DO UPDATE SET
+    paused_until = CASE WHEN $2 IS NULL THEN known.paused_until ELSE excluded.paused_until END,
+    weight = coalesce($3, known.weight),
+    operations_per_s = nullif(coalesce($4, known.operations_per_s), 0::pg_catalog.float8),
+    bytes_per_s = nullif(coalesce($5, known.bytes_per_s), 0::pg_catalog.float8)
+RETURNING
+    CASE WHEN paused_until > pg_catalog.clock_timestamp() THEN paused_until END AS paused_until,
+    weight, operations_per_s, bytes_per_s;
 
 -- name: end_pause
+-- Of the tenant $1, and of its business.
+WITH of_business AS (
+    UPDATE public.business_controls
+    SET paused_until = NULL
+    WHERE
+        business_id = (SELECT tenants.business_id FROM public.tenants WHERE tenants.id = $1)
+        AND paused_until IS NOT NULL
+)
 UPDATE public.tenants SET paused_until = NULL WHERE id = $1 AND paused_until IS NOT NULL;

@@ -54,9 +54,20 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE known.state IN ('incoming', 'ready', 'moved', 'destroyed') AND known.move_token < excluded.move_token;
 
 -- name: make_ready
--- With what was changed on the source since the row was copied. Begins the last transaction that writes to the target.
+-- With what was changed on the source since the row was copied, and what is set for the business there, where nothing is
+-- here. Begins the last transaction that writes to the target.
+WITH of_business AS (
+    INSERT INTO public.business_controls
+    SELECT controls.*
+    FROM pg_catalog.jsonb_populate_record(NULL::public.business_controls, $10::pg_catalog.text::pg_catalog.jsonb)
+        AS controls
+    WHERE controls.business_id IS NOT NULL
+    ON CONFLICT (business_id) DO NOTHING
+)
 UPDATE public.tenants
-SET state = 'ready', business_type = $3, control_at = $4, created_at = $5, paused_until = $6, weight = $7
+SET
+    state = 'ready', business_type = $3, control_at = $4, created_at = $5, paused_until = $6, weight = $7,
+    operations_per_s = $8, bytes_per_s = $9
 WHERE id = $1 AND state = 'incoming' AND move_token = $2
 RETURNING :committing_server;
 

@@ -1,5 +1,3 @@
-"""The form of insert follows the duplicates: careful while there are some, plain where there are none."""
-
 from __future__ import annotations
 
 import pytest

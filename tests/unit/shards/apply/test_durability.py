@@ -1,5 +1,3 @@
-"""How safe a commit is, from the facts of its server: which standbys are awaited, for how long, and the result."""
-
 from __future__ import annotations
 
 from collections import deque

@@ -1,5 +1,3 @@
-"""Which batches are applied in one statement, and in which one."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

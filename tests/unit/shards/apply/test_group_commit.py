@@ -1,5 +1,3 @@
-"""How many operations go together in a transaction, by how long they take."""
-
 from __future__ import annotations
 
 import asyncio

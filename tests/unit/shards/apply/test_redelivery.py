@@ -1,5 +1,3 @@
-"""What an operation is to the row that its request id has in the log."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

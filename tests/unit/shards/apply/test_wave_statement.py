@@ -1,5 +1,3 @@
-"""The statement for the waves of a batch is the shortest that has all its parts."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""Where a batch is cut to find the operation that makes it fail."""
-
 from __future__ import annotations
 
 from itertools import pairwise

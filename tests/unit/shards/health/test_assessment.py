@@ -1,5 +1,3 @@
-"""The health of a shard, assessed from its observation."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,5 +1,3 @@
-"""The moves of tenants away from a shard: how each has ended, and for how long it stands."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

@@ -1,5 +1,3 @@
-"""When to look at which shard."""
-
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,3 @@
-"""The registry of the health of shards: its entries, metrics and log events."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

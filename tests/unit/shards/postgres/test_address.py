@@ -1,5 +1,3 @@
-"""Addresses of shards: only a validated host is connected to, and no password is ever shown."""
-
 from __future__ import annotations
 
 from importlib import import_module

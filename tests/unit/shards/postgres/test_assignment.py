@@ -1,5 +1,3 @@
-"""Which caller gets which connection: the rules, and that every pool gets a turn."""
-
 from __future__ import annotations
 
 import random

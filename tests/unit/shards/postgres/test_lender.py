@@ -1,5 +1,3 @@
-"""Callers that are cancelled, time out or find dead connections: no connection is lost, and no caller is forgotten."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""The SQL files: named, and with `$n` arguments only (invariant 6)."""
-
 from __future__ import annotations
 
 import ast

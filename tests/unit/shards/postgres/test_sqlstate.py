@@ -1,5 +1,3 @@
-"""What PostgreSQL's error codes mean for the batch that met them."""
-
 from __future__ import annotations
 
 import re

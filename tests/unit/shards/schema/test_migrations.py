@@ -1,5 +1,3 @@
-"""Files of SQL as an upgrade takes them, and what a shard lacks."""
-
 from __future__ import annotations
 
 import re

@@ -1,5 +1,3 @@
-"""The files of business types: what is accepted, what is refused, and the SQL of their views."""
-
 from __future__ import annotations
 
 import hashlib

@@ -1,0 +1,86 @@
+"""What tenants and businesses with a limit may have applied, counted on their shard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
+
+from simplu_worker.operations.limits import WAIT_S
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.timing.clock import loop_time
+
+TENANTS = (("chain", "one"), ("chain", "other"), ("free", "one"))
+
+
+@pytest.fixture
+async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    pool = ShardPool(await make_shard(), size=4)
+    for ids in TENANTS:
+        await add_tenant(pool, ids)
+    yield pool
+    await pool.close()
+
+
+async def advance(pool: ShardPool, seconds: float) -> None:
+    query = "UPDATE limit_buckets SET operations_at = operations_at - $1::interval, bytes_at = bytes_at - $1"
+    await fetch(pool, query, timedelta(seconds=seconds))
+
+
+def creates(case: TenantCase, count: int) -> list[Operation]:
+    return [case.operation("create", f"r{uuid4()}", {"v": 1}) for _ in range(count)]
+
+
+def applied_count(outcomes: Sequence[Outcome]) -> int:
+    """Return how many were applied, and check that these were the first ones, and that the others wait."""
+    count = outcomes.count(SUCCEEDED)
+    assert outcomes[:count] == [SUCCEEDED] * count
+    assert all(one.over_limit_s is not None for one in outcomes[count:])
+    return count
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "UPDATE tenants SET operations_per_s = 40 WHERE business_id = 'chain'",
+        "INSERT INTO business_controls (business_id, operations_per_s) VALUES ('chain', 80)",
+        "INSERT INTO business_controls (business_id, bytes_per_s) VALUES ('chain', 80 * SIZE)",
+    ],
+)
+async def test_two_writers_apply_what_a_limit_allows_in_order(pool: ShardPool, limit: str) -> None:
+    one, other, free = (TenantCase(pool, ids) for ids in TENANTS)
+    writers = {one: writer_of(pool), other: writer_of(pool)}
+    await fetch(pool, limit.replace("SIZE", str(creates(one, 1)[0].size_bytes)))
+    for own, writer in writers.items():
+        await writer.apply(creates(own, 1))  # its bucket has a row
+    began_at, count = loop_time(), 0
+    for _ in range(40):
+        await advance(pool, 0.25)
+        for own, writer in writers.items():
+            outcomes = await writer.apply([*creates(own, 30), *creates(free, 5)])
+            assert outcomes[30:] == [SUCCEEDED] * 5
+            count += applied_count(outcomes[:30])
+    assert count == pytest.approx(80 * (10 + loop_time() - began_at), rel=0.05)
+
+
+async def test_redeliveries_take_nothing_and_lost_transactions_give_back(pool: ShardPool) -> None:
+    case = TenantCase(pool, TENANTS[0])
+    await fetch(pool, "UPDATE tenants SET operations_per_s = 2 WHERE id = 'chain-one'")
+    first, second = creates(case, 1), creates(case, 2)
+    assert await case.apply(*first) == [SUCCEEDED]
+    await advance(pool, 0.4)
+    waits_s = (await case.apply(*first, *second))[1].over_limit_s
+    assert waits_s is not None
+    assert WAIT_S < waits_s <= WAIT_S + 0.1
+    await advance(pool, 0.1)
+    assert applied_count((await case.apply(*first, *second))[1:]) == 1
+    await advance(pool, 0.5)
+    assert await case.apply(*first) == [DUPLICATE]
+    await fetch(pool, "UPDATE tenants SET operations_per_s = NULL WHERE id = 'chain-one'")
+    assert await case.apply(*second) == [DUPLICATE, SUCCEEDED]
