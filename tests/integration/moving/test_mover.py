@@ -61,16 +61,22 @@ async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
 @pytest.mark.slow(0.3)
 async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
     source, target = world.shard_pools["a"], world.shard_pools["b"]
-    await fetch(source, "UPDATE tenants SET paused_until = now() + interval '1 hour', weight = 0.25")
-    query = "SELECT paused_until, weight FROM tenants WHERE id = $1"
+    await fetch(source, "UPDATE tenants SET paused_until = now() + interval '1 hour', weight = 0.25, bytes_per_s = 9")
+    await fetch(
+        source, "INSERT INTO business_controls (business_id, weight) SELECT DISTINCT business_id, 2 FROM tenants"
+    )
+    query = """
+    SELECT tenants.paused_until, tenants.weight, tenants.bytes_per_s, business_controls.weight AS business_weight
+    FROM tenants LEFT JOIN business_controls USING (business_id) WHERE id = $1
+    """
     before = await fetch(source, query, TENANT_ID)
 
     await world.move()
     assert await fetch(target, query, TENANT_ID) == before
 
-    await fetch(target, "UPDATE tenants SET paused_until = NULL, weight = 4")
+    await fetch(target, "UPDATE tenants SET paused_until = NULL, weight = 4, bytes_per_s = NULL")
     await world.move("b", "a")
-    assert [tuple(row.values()) for row in await fetch(source, query, TENANT_ID)] == [(None, 4.0)]
+    assert [tuple(row.values()) for row in await fetch(source, query, TENANT_ID)] == [(None, 4.0, None, 2.0)]
 
 
 @pytest.mark.slow(3)

@@ -82,6 +82,8 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         "fenced_until": None,
         "paused_until": None,
         "weight": 1.0,
+        "operations_per_s": None,
+        "bytes_per_s": None,
     }
     (default,) = await fetch(routed.pool(), "SELECT *, data::text FROM resources")
     assert (default["resourceName"], default["resourceId"]) == SETTINGS
