@@ -1,5 +1,3 @@
-"""Destroying tenants: said at once, done after the grace time in small steps, and taken back until then."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Tenants that Citrus knows and no shard has, at their first operation: made once, and only for a good reason."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

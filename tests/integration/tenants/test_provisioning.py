@@ -1,5 +1,3 @@
-"""Making tenants: once, whole or not at all, and never a second time anywhere else."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Renaming a resource, and the rows of a tenant's first administrator: beside operations, and never half."""
-
 from __future__ import annotations
 
 import asyncio

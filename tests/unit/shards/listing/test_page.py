@@ -1,5 +1,3 @@
-"""The search for a page: the next step, its position, and the cursor at its end."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

@@ -1,5 +1,3 @@
-"""The request for a page of operations, and its cursor: what comes back, and what is refused."""
-
 from __future__ import annotations
 
 import base64

@@ -1,5 +1,3 @@
-"""Ids as keys of the log."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""What may be asked, and where: the first word of a statement, its columns, the servers of a shard."""
-
 from __future__ import annotations
 
 import pytest

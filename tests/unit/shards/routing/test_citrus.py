@@ -1,5 +1,3 @@
-"""The door to Citrus against a real server that answers well, wrongly, slowly, and not at all."""
-
 from __future__ import annotations
 
 import time

@@ -1,5 +1,3 @@
-"""What is remembered of tenants, for how long, and how many."""
-
 from __future__ import annotations
 
 import json

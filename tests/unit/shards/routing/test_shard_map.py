@@ -1,5 +1,3 @@
-"""Static routing: the hash as published, the map as the contract has it, and bad maps refused whole."""
-
 from __future__ import annotations
 
 import ctypes

@@ -1,5 +1,3 @@
-"""A map that is read anew: what it changes, and what of that a worker at work may not go along with."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""The stream positions of a shard once a tenant has come from another one."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime

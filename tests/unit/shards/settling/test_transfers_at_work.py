@@ -1,5 +1,3 @@
-"""How long the command of a transfer has been silent, by its row in the journal."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

@@ -1,5 +1,3 @@
-"""What a control message does to a tenant's row, in every state and whatever came before."""
-
 from __future__ import annotations
 
 import itertools
