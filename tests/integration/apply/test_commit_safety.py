@@ -1,5 +1,3 @@
-"""Messages are deleted only for commits as safe as their shard can make them, with real standbys that hang or go."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""A batch with an operation at which the worker's own code fails: the others are applied."""
-
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,3 @@
-"""What is stored is bounded by its text."""
-
 from __future__ import annotations
 
 import msgspec

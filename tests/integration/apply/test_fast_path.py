@@ -1,5 +1,3 @@
-"""A usual batch is applied in one statement, with the outcomes of the steps; anything else goes step by step."""
-
 from __future__ import annotations
 
 import asyncio

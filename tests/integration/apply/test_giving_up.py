@@ -1,5 +1,3 @@
-"""Operations that are given up, and the replays of their dead letters: each takes effect once, and in order."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Batches that wait for the same shard share a transaction, and each caller gets the same result as alone."""
-
 from __future__ import annotations
 
 import asyncio

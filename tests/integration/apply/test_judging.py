@@ -1,5 +1,3 @@
-"""Documents are judged by the schema of their type: counted, or refused with the place in the schema."""
-
 from __future__ import annotations
 
 import asyncio

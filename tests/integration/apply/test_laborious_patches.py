@@ -1,5 +1,3 @@
-"""Patches that the worker merges keep their place, and lose nothing that was written before."""
-
 from __future__ import annotations
 
 import asyncio

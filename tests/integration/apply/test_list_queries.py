@@ -1,5 +1,3 @@
-"""Lists with nested filters, ranges, sorts, totals, cursors and days of the documents: the model answers the same."""
-
 from __future__ import annotations
 
 import base64

@@ -1,5 +1,3 @@
-"""`list` and `read`: filters, pages, bounds, and that they see all earlier operations and no later ones."""
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,5 +1,3 @@
-"""The log of operations is kept as long as any source keeps its records, and made smaller gently."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -1,5 +1,3 @@
-"""Patches keep to RFC 7396, whatever the statement does with them: flat ones and nested ones."""
-
 from __future__ import annotations
 
 import itertools

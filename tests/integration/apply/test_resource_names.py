@@ -1,5 +1,3 @@
-"""A resource is one, under whichever name of its type it is sent (`ResourceType.also_named`)."""
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,3 @@
-"""The spans of batches and of the transactions that they are in, one batch or several of them in each."""
-
 from __future__ import annotations
 
 import asyncio

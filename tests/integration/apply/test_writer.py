@@ -1,5 +1,3 @@
-"""Applying operations to a shard: every kind, in every situation, with the rows and the log it leaves."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

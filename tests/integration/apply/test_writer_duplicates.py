@@ -1,5 +1,3 @@
-"""Rows that exist where new ones were expected: plain inserts fail, and the batch goes the way back, exactly."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Operations that fail on a healthy shard: found, blamed alone, and no later operation overtakes them."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

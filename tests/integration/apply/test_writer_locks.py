@@ -1,5 +1,3 @@
-"""A row that another transaction keeps locked delays its tenant alone."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

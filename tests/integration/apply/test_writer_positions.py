@@ -1,5 +1,3 @@
-"""The position of a stream shard, written with each batch: only over a known row, and together with the effects."""
-
 from __future__ import annotations
 
 import asyncio

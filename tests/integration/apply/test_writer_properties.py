@@ -1,5 +1,3 @@
-"""What holds for any operations in any batches: the shard ends as a model that takes them one by one."""
-
 from __future__ import annotations
 
 import asyncio

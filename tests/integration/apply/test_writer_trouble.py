@@ -1,5 +1,3 @@
-"""What a batch comes to when Postgres refuses its data, races are lost, commits are not heard of, or a server goes."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -1,5 +1,3 @@
-"""`check` does on each shard what a worker does, and leaves nothing there."""
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,3 @@
-"""`tenants provision --from-business-info` and `tenants audit`: business-info, Citrus and real shards compared."""
-
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,3 @@
-"""`tenants move`, `verify`, `rollback` and `cleanup`, with a static map and with a local Citrus."""
-
 from __future__ import annotations
 
 import json

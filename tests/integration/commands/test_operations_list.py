@@ -1,5 +1,3 @@
-"""`operations list` and `GET /operations`: pages of the log for people and programs, and the errors for each."""
-
 from __future__ import annotations
 
 import asyncio

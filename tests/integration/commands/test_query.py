@@ -1,5 +1,3 @@
-"""`shards query`: one question to all shards, as a role that can only read."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""`shards rebalance` and `shards drain`, with a static map and with a local Citrus."""
-
 from __future__ import annotations
 
 import asyncio

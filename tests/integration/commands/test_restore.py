@@ -1,5 +1,3 @@
-"""`tenants restore`: a plan, the restore, and what is refused before the first write."""
-
 from __future__ import annotations
 
 import asyncio

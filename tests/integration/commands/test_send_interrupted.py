@@ -1,5 +1,3 @@
-"""`operations send` that Ctrl-C ends prints the request ids of what it has put: a repetition would have others."""
-
 from __future__ import annotations
 
 import asyncio

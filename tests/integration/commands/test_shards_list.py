@@ -1,5 +1,3 @@
-"""Every known shard as it is now: as a command, over HTTP, and those that do not answer are named."""
-
 from __future__ import annotations
 
 import asyncio

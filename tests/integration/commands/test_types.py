@@ -1,5 +1,3 @@
-"""`types apply`, `types show` and `types check`: all shards, those that do not answer, and the exit status."""
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,3 @@
-"""Probes of real shards: their facts, and the findings when they have problems."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Databases that cannot store each text of a record are refused before one is taken."""
-
 from __future__ import annotations
 
 import asyncio

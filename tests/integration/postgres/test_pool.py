@@ -1,5 +1,3 @@
-"""The door to Postgres: what becomes of connections, which errors come out, and that no secret is among them."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""Many shards within few connections: never more than allowed, every caller gets its turn, nothing hangs."""
-
 from __future__ import annotations
 
 import asyncio

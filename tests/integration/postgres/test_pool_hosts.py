@@ -1,5 +1,3 @@
-"""Strings with several hosts: which one is used, what another costs that is down, and never another shard's."""
-
 from __future__ import annotations
 
 import contextlib

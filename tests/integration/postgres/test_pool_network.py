@@ -1,5 +1,3 @@
-"""A pool and the network: lost, late, cut or swallowed replies cost a bounded time, and reach no later caller."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""A pool encrypts, and checks the certificate of its server, as its string says."""
-
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,3 @@
-"""Business types on a shard: views with types, indexes that are used, and updates that stay on their page."""
-
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,3 @@
-"""The indexes of `resources` and `tenants`: used by `list` and by the views, and no hindrance to heap-only updates."""
-
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,3 @@
-"""Ids as keys of the log: the same in SQL as in Python, back again, and looked up by the primary key."""
-
 from __future__ import annotations
 
 import json

@@ -1,5 +1,3 @@
-"""Readers' roles: a shard shows each the tenant it names and no other, and the worker's role all (docs/reading.md)."""
-
 from __future__ import annotations
 
 import itertools

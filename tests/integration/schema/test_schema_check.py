@@ -1,5 +1,3 @@
-"""The schema of a shard: made once on an empty database, and a reason to touch nothing anywhere else."""
-
 from __future__ import annotations
 
 import asyncio

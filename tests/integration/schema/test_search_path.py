@@ -1,5 +1,3 @@
-"""Another role makes functions, operators and tables in the search path: no statement of ours uses one of them."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

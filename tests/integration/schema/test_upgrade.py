@@ -1,5 +1,3 @@
-"""The upgrade of a shard: its effects, and that it may be run again."""
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,3 @@
-"""The tokens that a reader's row may have: the known one, and those of attempts with an unknown outcome."""
-
 from __future__ import annotations
 
 import asyncio
