@@ -54,6 +54,7 @@ async def test_reader_goes_on_beside_letters_that_are_not_stored(world: World) -
         more = await world.put(*chain("a-x", 3, first=6))
         await logs(shard, "a-x", 9)
         assert reader.progress.checkpoint == Position.from_sequence_number(numbers[2])
+        assert "a-x" in reader.progress.all_pending_tenants()  # of the operation without its letter
 
         world.queue_url = (await world.sqs.create_queue(QueueName=name))["QueueUrl"]
         await reaches(reader, more[-1])
