@@ -315,7 +315,7 @@ ELSEWHERE: Final = (
                 "unit/feed/test_destination_feed.py::test_reset_is_at_the_cursor_and_comes_before_all_else"
             ),
             "feed: a queue takes an event of a new incarnation for a repetition": (
-                "integration/feed/test_sqs_destination.py::test_event_comes_again_from_another_publisher_or_incarnation"
+                "integration/feed/test_aws_destinations.py::test_event_comes_again_from_another_publisher_or_incarnation"
             ),
             "feed: a receiver does not note that an event came again": (
                 f"{PAGE}test_receiver_keeps_what_came_again_before_the_reset"

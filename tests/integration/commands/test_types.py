@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,23 @@ class Terminal:
         return status, json.loads(self._capfd.readouterr().out)
 
 
+TerminalMaker = Callable[..., Terminal]
+
+
+@pytest.fixture
+def make_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> TerminalMaker:
+    return partial(Terminal, tmp_path, capfd)
+
+
 def states_of(answer: Answer) -> tuple[int, dict[str, str]]:
     return answer[0], {shard["shardId"]: shard["state"] for shard in answer[1]["shards"]}
 
 
 async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, make_terminal: TerminalMaker
 ) -> None:
     shards = [await make_shard("a"), await make_shard("b"), await make_shard("c", is_empty=True)]
-    terminal = Terminal(tmp_path, capfd, *shards)
+    terminal = make_terminal(*shards)
     terminal.write("bistro", "boutique")
 
     plan = await terminal.apply(apply=False)
@@ -83,11 +92,11 @@ async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
 
 @pytest.mark.slow(0.3)
 async def test_silent_shard_is_named_and_the_others_are_done(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, make_terminal: TerminalMaker
 ) -> None:
     shards = [await make_shard("a"), await make_shard("b"), silent("c")]
     await execute(shards[0].connection_string, "CREATE TABLE boutique_sales ()")
-    terminal = Terminal(tmp_path, capfd, *shards)
+    terminal = make_terminal(*shards)
     terminal.write("boutique")
 
     answer = await terminal.apply()
@@ -104,10 +113,10 @@ async def test_silent_shard_is_named_and_the_others_are_done(
 
 @pytest.mark.slow(0.3)
 async def test_types_check_counts_the_resources_that_no_file_knows(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, make_terminal: TerminalMaker
 ) -> None:
     address = await make_shard("a")
-    terminal = Terminal(tmp_path, capfd, address, await make_shard("b"))
+    terminal = make_terminal(address, await make_shard("b"))
     terminal.write("bistro")
     await terminal.apply()
     pool = ShardPool(address, size=1)
@@ -139,8 +148,7 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
 )
 async def test_types_check_counts_the_documents_that_do_not_fit(
     make_shard: ShardMaker,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    make_terminal: TerminalMaker,
     monkeypatch: pytest.MonkeyPatch,
     page_rows: int,
     page_bytes: int,
@@ -160,7 +168,7 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
 
     monkeypatch.setattr(business_types, "count_findings", count_page)
     address = await make_shard("a")
-    terminal = Terminal(tmp_path, capfd, address)
+    terminal = make_terminal(address)
     terminal.write("bistro")
     pool = ShardPool(address, size=1)
     fits = {"guest": {"name": "Ada"}, "startsAt": "2026-07-01T19:00Z", "guests": 2}
@@ -187,12 +195,12 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
 
 
 async def test_resources_under_other_names_are_moved(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_shard: ShardMaker, make_terminal: TerminalMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apply_module, "REREAD_S", 0.0)
     monkeypatch.setattr(resource_changes, "PAGE_ROWS", 2)
     address = await make_shard("a")
-    terminal = Terminal(tmp_path, capfd, address)
+    terminal = make_terminal(address)
     terminal.write("bistro")
     pool = ShardPool(address, size=1)
     await add_tenant(pool, ("r", "1"), business_type="bistro")

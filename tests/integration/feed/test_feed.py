@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -52,6 +52,14 @@ async def pools(address: ShardAddress) -> AsyncIterator[Pools]:
         yield pools
 
 
+FeedMaker = Callable[..., Feed]
+
+
+@pytest.fixture
+def make_feed(pools: Pools, address: ShardAddress) -> FeedMaker:
+    return lambda configured, name="one": feed_of(pools, [address], configured, name)
+
+
 @pytest.fixture
 async def case(pools: Pools, address: ShardAddress) -> TenantCase:
     pool = pools.ensure_pool(address)
@@ -59,11 +67,9 @@ async def case(pools: Pools, address: ShardAddress) -> TenantCase:
     return TenantCase(pool, TENANT)
 
 
-async def test_feed_sends_each_applied_change_when_it_is_committed(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
+async def test_feed_sends_each_applied_change_when_it_is_committed(make_feed: FeedMaker, case: TenantCase) -> None:
     receiver = Receiver()
-    feed = feed_of(pools, [address], [receiver.configured()])
+    feed = make_feed([receiver.configured()])
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "r1", {"n": 1}), case.operation("update", "r9", {"n": 1}))
@@ -93,11 +99,9 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
 
 
 @pytest.mark.slow
-async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
+async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(make_feed: FeedMaker, case: TenantCase) -> None:
     receiver = Receiver()
-    feed = feed_of(pools, [address], [receiver.configured()])
+    feed = make_feed([receiver.configured()])
 
     async def is_at_rest() -> bool:
         return feed._shards["a"]._feeds["receiver"].is_awaited
@@ -114,11 +118,11 @@ async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
 
 
 async def test_shard_that_is_out_of_the_map_is_forgotten(
-    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+    make_feed: FeedMaker, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simplu_worker.feed.feed.LIST_S", 0.1)
     receiver = Receiver()
-    publisher = feed_of(pools, [address], [receiver.configured()], "publisher")
+    publisher = make_feed([receiver.configured()], "publisher")
 
     async def until_shown(feed: Feed, count: int) -> None:
         async def are_shown() -> bool:
@@ -176,7 +180,7 @@ async def has_begun(pool: ShardPool, destination: str) -> bool:
 
 
 async def test_documents_are_read_by_bytes(
-    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+    make_feed: FeedMaker, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simplu_worker.feed.events.READ_MAX_BYTES", 3000)
     monkeypatch.setattr("simplu_worker.feed.events.DOCUMENT_MAX_BYTES", 5000)
@@ -187,7 +191,7 @@ async def test_documents_are_read_by_bytes(
         for kind in ("create", "update"):
             await case.apply(case.operation(kind, name, {"text": "x" * size}))
     await case.apply(case.operation("delete", "r4"))
-    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+    feed = make_feed([receiver.configured(terms=terms)])
     async with running(feed):
         await receiver.until_count(2 * len(sizes) + 1)
     assert sorted(one.resource_id or "" for one in receiver.events) == sorted([*sizes, *sizes, "r4"])
@@ -196,12 +200,10 @@ async def test_documents_are_read_by_bytes(
     assert lengths == {name: members + size if size < 5000 else 0 for name, size in sizes.items()} | {"r4": None}
 
 
-async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
+async def test_feed_of_one_destination_goes_on_when_another_hangs(make_feed: FeedMaker, case: TenantCase) -> None:
     hanging, other = Receiver("hanging"), Receiver("other")
     hanging.hangs = True
-    feed = feed_of(pools, [address], [hanging.configured(), other.configured()])
+    feed = make_feed([hanging.configured(), other.configured()])
     async with running(feed):
         await publishing(feed)
         await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(3000)))
@@ -262,14 +264,13 @@ async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_we
 
 @pytest.mark.slow
 async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_different_files(
-    pools: Pools, address: ShardAddress, case: TenantCase
+    make_feed: FeedMaker, case: TenantCase
 ) -> None:
     both, own = Receiver("both"), Receiver("own")
     created = DestinationTerms("both", kinds=frozenset({FeedKind.RESOURCE_CREATED}))
     own_file, other_file = [both.configured(), own.configured()], [both.configured(terms=created)]
     one, two, three = (
-        feed_of(pools, [address], file, name)
-        for file, name in ((own_file, "one"), (other_file, "two"), (own_file, "three"))
+        make_feed(file, name) for file, name in ((own_file, "one"), (other_file, "two"), (own_file, "three"))
     )
 
     async def change(resource: str) -> None:
@@ -298,10 +299,10 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
 
 
 async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
-    pools: Pools, address: ShardAddress, case: TenantCase
+    make_feed: FeedMaker, case: TenantCase
 ) -> None:
     receiver = Receiver()
-    feed = feed_of(pools, [address], [receiver.configured()])
+    feed = make_feed([receiver.configured()])
     async with running(feed):
         await publishing(feed)
     await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
@@ -309,7 +310,7 @@ async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     await forget_log(case)
     lost = await fetch(case.pool, "SELECT batch_id FROM log_forgotten")
     await case.apply(case.operation("create", "kept", {}))
-    feed = feed_of(pools, [address], [receiver.configured()])
+    feed = make_feed([receiver.configured()])
     async with running(feed):
         await receiver.until_count(2)
     assert len(receiver.resets) == 1  # of the cursor that began
@@ -325,19 +326,14 @@ async def forget_log(case: TenantCase) -> None:
     await fetch(case.pool, QUERIES["forget_batches"], 864_000.0, 1000, datetime(1, 1, 2, tzinfo=UTC))
 
 
-async def test_new_destination_begins_where_its_terms_say(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
+async def test_new_destination_begins_where_its_terms_say(make_feed: FeedMaker, case: TenantCase) -> None:
     await case.apply(case.operation("create", "old", {}))
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
     await case.apply(case.operation("create", "new", {}))
     now, since, oldest = Receiver("now"), Receiver("since"), Receiver("oldest")
     hour_ago = DestinationTerms("since", begin=(datetime.now(UTC) - timedelta(hours=1)).isoformat())
-    feed = feed_of(
-        pools,
-        [address],
-        [now.configured(), since.configured(terms=hour_ago), oldest.configured(begin=FeedBeginning.OLDEST)],
-    )
+    beginnings = [now.configured(), since.configured(terms=hour_ago), oldest.configured(begin=FeedBeginning.OLDEST)]
+    feed = make_feed(beginnings)
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "newest", {}))
@@ -365,11 +361,11 @@ async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committ
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
 async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_wanted(
-    pools: Pools, address: ShardAddress, case: TenantCase, name: str
+    make_feed: FeedMaker, case: TenantCase, name: str
 ) -> None:
     receiver = Receiver()
     terms = DestinationTerms("receiver", resource_types=frozenset({name}), data=FeedData.CURRENT)
-    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+    feed = make_feed([receiver.configured(terms=terms)])
     async with running(feed):
         await publishing(feed)
         await case.apply(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class Output:
         self._capfd = capfd
         capfd.readouterr()
 
-    def json(self) -> Any:
+    async def of(self, command: Awaitable[Any], *, status: int = 0) -> Any:
+        """Return what *command* prints, which ends with *status*."""
+        assert await show(command, as_json=True) == status
         text = self._capfd.readouterr().out
         return json.loads(text[text.index("\n{\n") if "\n{\n" in text else text.index("{\n") :])
 
@@ -51,9 +54,8 @@ def output(capfd: pytest.CaptureFixture[str]) -> Output:
 
 
 async def shown(settings: Settings, output: Output, name: str = "receiver") -> dict[str, Any]:
-    assert await show(show_feed(settings, name), as_json=True) == 0
-    found = [one for one in output.json()["destinations"] if one["shardId"] == "a"]
-    return dict(found[0])
+    shards = (await output.of(show_feed(settings, name)))["destinations"]
+    return next(dict(one) for one in shards if one["shardId"] == "a")
 
 
 @pytest.mark.slow(10)
@@ -74,12 +76,10 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         await other.until_count(4)
         await until(world, "a", "SELECT FROM feed_cursors WHERE batch_id < (SELECT max(batch_id) FROM log_batches)", 0)
         before = [one.id for one in receiver.events]
-        assert await show(replay_feed(settings, "receiver", since, apply=False), as_json=True) == 0
-        planned = output.json()
+        planned = await output.of(replay_feed(settings, "receiver", since, apply=False))
         assert [(one["shardId"], one["changeCount"]) for one in planned["shards"]] == [("a", 3), ("b", 0)]
         token = await fetch(case.pool, "SELECT token FROM feed_shards")
-        assert await show(replay_feed(settings, "receiver", since, apply=True), as_json=True) == 0
-        assert output.json() == planned | {"applied": True}
+        assert await output.of(replay_feed(settings, "receiver", since, apply=True)) == planned | {"applied": True}
         assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
         await case.apply(case.operation("create", "new", {}))
         await receiver.until(lambda events: len(events) >= 8)
@@ -87,8 +87,8 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         assert [one.id for one in receiver.events[4:7]] == before[1:]
         assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
         assert len({one.id for one in other.events}) == 5
-    assert await show(replay_feed(settings, "receiver", datetime.now(UTC), apply=True), as_json=True) == 0
-    assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
+    ended = await output.of(replay_feed(settings, "receiver", datetime.now(UTC), apply=True))
+    assert [one["changeCount"] for one in ended["shards"]] == [0, 0]
 
 
 @pytest.mark.slow(10)
@@ -113,13 +113,11 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
         await case.apply(case.operation("create", "good", {}))
         stop = await shown(settings, output)
         assert (stop["stopped"], stop["error"]) == ("refused", "400")
-        assert await show(skip_feed(settings, "receiver", "a", apply=False), as_json=True) == 0
-        planned = output.json()
+        planned = await output.of(skip_feed(settings, "receiver", "a", apply=False))
         assert planned["refusedEvent"] == stop["refusedEvent"]
         await until_stop(world, "refused")
         calls.clear()
-        assert await show(skip_feed(settings, "receiver", "a", apply=True), as_json=True) == 0
-        assert output.json() == planned | {"applied": True}
+        assert await output.of(skip_feed(settings, "receiver", "a", apply=True)) == planned | {"applied": True}
         await receiver.until_count(1)
         assert calls == ["bad", "good"]
         await until(world, "a", f"SELECT FROM feed_refusals WHERE event_id = '{stop['refusedEvent']}'", 1)
@@ -153,11 +151,9 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
         await case.apply(case.operation("update", "bad", {}), case.operation("create", "good", {}))
         await receiver.until_count(1)
         event_id, more = failed[0], ("receiver", "a")
-        assert await show(skip_feed(settings, *more, event_id, apply=False), as_json=True) == 0
-        planned = output.json()
+        planned = await output.of(skip_feed(settings, *more, event_id, apply=False))
         assert (planned["eventId"], planned["applied"]) == (event_id, False)
-        assert await show(skip_feed(settings, *more, event_id, apply=True), as_json=True) == 0
-        assert output.json() == planned | {"applied": True}
+        assert await output.of(skip_feed(settings, *more, event_id, apply=True)) == planned | {"applied": True}
         await receiver.until_count(2)
         await until(world, "a", f"SELECT FROM feed_refusals WHERE event_id = '{event_id}' AND error = '500'", 1)
         await until(world, "a", "SELECT FROM feed_cursors WHERE refused_event IS NULL", 1)
@@ -207,8 +203,11 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
     case = world.case("a")
     async with running(feed):
         await publishing(feed, 2)
-        assert await show(forget_destination(settings, "left", apply=True), as_json=True) == 1
-        assert output.json() == {"applied": False, "shards": [], "shardsWithoutAnswer": ["a", "b"]}
+        assert await output.of(forget_destination(settings, "left", apply=True), status=1) == {
+            "applied": False,
+            "shards": [],
+            "shardsWithoutAnswer": ["a", "b"],
+        }
         feed.replace([other.configured()])
         for shard_id in "ab":
             await until(world, shard_id, "SELECT FROM feed_cursors WHERE NOT is_in_file", 1)
@@ -216,12 +215,10 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
         await other.until_count(1)
         found = await shown(settings, output, "left")
         assert (found["isInFile"], found["lagSeconds"]) == (False, 0)
-        assert await show(forget_destination(settings, "left", apply=False), as_json=True) == 0
-        planned = output.json()
+        planned = await output.of(forget_destination(settings, "left", apply=False))
         assert [(one["shardId"], one["refusalCount"]) for one in planned["shards"]] == [("a", 0), ("b", 0)]
         await until(world, "a", "SELECT FROM feed_cursors", 2)
-        assert await show(forget_destination(settings, "left", apply=True), as_json=True) == 0
-        assert output.json() == planned | {"applied": True}
+        assert await output.of(forget_destination(settings, "left", apply=True)) == planned | {"applied": True}
         await until(world, "a", "SELECT FROM feed_cursors", 1)
         feed.replace([left.configured(), other.configured()])
         await until(world, "a", "SELECT FROM feed_cursors WHERE is_in_file", 2)
@@ -242,8 +239,7 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
     await case.apply(case.operation("create", "r1", {}))
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
     settings = settings_of(tmp_path, address, silent("down"))
-    assert await show(show_feed(settings, None), as_json=True) == 1
-    answer = output.json()
+    answer = await output.of(show_feed(settings, None), status=1)
     assert answer["shardsWithoutAnswer"] == ["down"]
     (found,) = answer["destinations"]
     assert found["lagSeconds"] >= 3600

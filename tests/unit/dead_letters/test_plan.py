@@ -226,6 +226,7 @@ def test_record_without_one_is_sent_with_the_id_it_had() -> None:
         (VALID | {"requestId": "r", "data": {"a": "x" * 10_000}}, DeadLetterReason.TOO_LARGE),
         (VALID | {"data": {"a": "x" * 9_800}}, DeadLetterReason.UNKNOWN_TENANT),  # no room for its request id
         (VALID | {"requestId": "r"}, DeadLetterReason.REQUEST_ID_REUSED),
+        (b"[%b]" % b",".join([json.dumps(VALID).encode()] * 1001), DeadLetterReason.TOO_LARGE),  # of too many
     ],
 )
 def test_record_that_would_come_back_is_left_unless_forced(
@@ -275,13 +276,6 @@ def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
     for whole, key in ((array, "b-l-patient"), (aggregate([("key", None, array)]), "key")):
         sent = records_for(letter(whole, reason=DeadLetterReason.INTERNAL_ERROR))
         assert sent == [PutRecord(part, key) for part in parts]
-
-
-def test_record_of_too_many_operations_is_left_unless_forced() -> None:
-    whole = b"[%b]" % b",".join([json.dumps(VALID).encode()] * 1001)
-    one = letter(whole, reason=DeadLetterReason.TOO_LARGE)
-    assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert [record.data for record in records_for(one, FORCED)] == [whole]
 
 
 BAD_PARTS = [("k1", VALID), ("k2", VALID | {"requestId": "own"}), ("k1", VALID)]
@@ -457,7 +451,9 @@ def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None
         (CONTROL, {"retries_exhausted", "unknown_tenant", "internal_error"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
     ):
-        assert may_be_sent(letter(EVENT, origin=origin, reason=reason)) == (reason in sent)
+        one = letter(EVENT, origin=origin, reason=reason)
+        assert may_be_sent(one) == (reason in sent)
+        assert message_for(one, FORCED).body
 
 
 def test_control_message_goes_to_its_queue() -> None:
@@ -487,12 +483,6 @@ def test_message_that_is_no_text_is_left() -> None:
 
 def test_letters_are_hidden_longer_only_for_very_many() -> None:
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
-
-
-def test_order_event_with_a_reused_id_is_sent_only_when_forced() -> None:
-    one = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=DeadLetterReason.REQUEST_ID_REUSED)
-    assert left_for(one) is LeftReason.WOULD_COME_BACK
-    assert message_for(one, FORCED).body
 
 
 # Corrections
