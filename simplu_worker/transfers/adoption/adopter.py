@@ -55,14 +55,8 @@ class AdoptionRefusedError(PermanentError):
         super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
 
 
-class _OldTable(msgspec.Struct, frozen=True):
-    oid: int
-    home: str
-    layout: Layout
-
-
-async def find_old_table(connection: Connection, shard_id: str) -> _OldTable:
-    """Return the table to adopt; raise `AdoptionRefusedError` if it cannot be adopted."""
+async def find_layout(connection: Connection, shard_id: str) -> Layout:
+    """Return the layout of the table to adopt; raise `AdoptionRefusedError` if it cannot be adopted."""
     row = await connection.fetchrow(QUERIES["find_old_table"], connection.home)
     if row is None:
         raise AdoptionRefusedError(
@@ -79,17 +73,18 @@ async def find_old_table(connection: Connection, shard_id: str) -> _OldTable:
             "expected a role that owns the table resources and may create schemas in the database and tables "
             "beside it, got another; use the role of the other program in the connection string, or grant these rights",
         )
-    return _OldTable(row["oid"], connection.home, layout)
+    return layout
 
 
-async def begin_adoption(connection: Connection, shard_id: str, old_table: _OldTable) -> None:
+async def begin_adoption(connection: Connection, shard_id: str) -> None:
     """Make our tables and those of the adoption, within a transaction."""
+    layout = await find_layout(connection, shard_id)
     await connection.execute(ADOPTION["adoption_log"])
     with connection.working_in(OURS):
         await make_schema(connection, shard_id)
-    await connection.execute(ADOPTION[old_table.layout])
+    await connection.execute(ADOPTION[layout])
     await connection.execute(ADOPTION["old_rows"])
-    await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
+    await connection.execute(QUERIES["begin_adoption"], shard_id)
 
 
 async def _read_contents(connection: Connection) -> OldContents:
@@ -222,7 +217,7 @@ class Adopter:
             raise self._refused("its schema is ours; there is nothing to adopt")
         if is_empty:
             raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
-        old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
+        layout = await self._run(lambda connection: find_layout(connection, self._shard_id))
         contents = await self._rehearse(_read_contents, is_begun=is_begun)
         self._owners = await self._look_up(list(contents.sources.values()))
 
@@ -231,7 +226,7 @@ class Adopter:
             return await _read_duplicates(connection, contents, self._owners)
 
         contents = await self._rehearse(read, is_begun=is_begun)
-        return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
+        return AdoptionPlan(self._shard_id, layout, contents, self._owners, is_begun=is_begun)
 
     async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
         """Copy the rest, and swap the tables' names; the other program must be stopped.
@@ -324,7 +319,7 @@ class Adopter:
     async def _begin(self, connection: Connection) -> None:
         await connection.execute(QUERIES["lock_schema"])
         if not await connection.fetchval(QUERIES["has_adoption"]):
-            await begin_adoption(connection, self._shard_id, await find_old_table(connection, self._shard_id))
+            await begin_adoption(connection, self._shard_id)
 
     async def _write_owners(self, connection: Connection, _: Any = None) -> bool:
         rows = [

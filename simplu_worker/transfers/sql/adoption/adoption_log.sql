@@ -7,8 +7,6 @@ CREATE SCHEMA simplu_adoption;
 CREATE TABLE simplu_adoption_log.adoption (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     shard_id text NOT NULL,
-    old_table regclass NOT NULL, -- also after its name has changed
-    home text NOT NULL, -- the namespace of the old table, to which ours move
     copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
     copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
     written_at timestamptz, -- the newest time in any copied row

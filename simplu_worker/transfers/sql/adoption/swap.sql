@@ -4,11 +4,11 @@
 DO $$
 DECLARE
     ours CONSTANT pg_catalog.oid := 'simplu_adoption'::pg_catalog.regnamespace;
-    old_table pg_catalog.regclass;
-    home pg_catalog.text;
+    old_table CONSTANT pg_catalog.regclass := 'public.resources'::pg_catalog.regclass;
+    home CONSTANT pg_catalog.text := (SELECT nspname FROM pg_catalog.pg_class
+        JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace WHERE pg_class.oid = old_table::pg_catalog.oid);
     command pg_catalog.text;
 BEGIN
-    SELECT adoption.old_table, adoption.home INTO STRICT old_table, home FROM simplu_adoption_log.adoption;
     FOR command IN
         SELECT pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %s', name, old_table)
         FROM pg_catalog.unnest('{simplu_note_change,simplu_note_truncation}'::pg_catalog.text[]) AS made (name)

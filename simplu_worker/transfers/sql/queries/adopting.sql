@@ -8,7 +8,6 @@
 -- The table `resources` of the schema $1, its columns with their types, and whether this role may rename it and make
 -- ours.
 SELECT
-    pg_class.oid::bigint AS oid,
     pg_class.relkind = 'r' AND NOT pg_class.relispartition AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_inherits WHERE pg_class.oid IN (inhrelid, inhparent)
     ) AS is_plain,
@@ -35,18 +34,16 @@ SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
 SELECT copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
 
 -- name: begin_adoption
--- Store the shard $1, the oid $2 of the adopted table, and its namespace $3.
-INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home)
-VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
+INSERT INTO simplu_adoption_log.adoption (shard_id) VALUES ($1);
 
 -- name: find_conflicting_names
 -- Our names of relations that others than the old table have in its namespace. No lock.
 SELECT there.relname::pg_catalog.text AS name
-FROM simplu_adoption_log.adoption
-JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
+FROM pg_catalog.pg_class
 JOIN pg_catalog.pg_class AS there ON there.relnamespace = pg_class.relnamespace AND there.oid <> pg_class.oid
 WHERE
-    NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = pg_class.oid)
+    pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = pg_class.oid)
     AND (
         there.relname = 'resources_before_adoption'
         OR there.relname IN (

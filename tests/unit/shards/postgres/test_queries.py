@@ -88,7 +88,7 @@ def test_no_query_is_built_in_python() -> None:
         # Scripts, from their files too.
         "transfers/adoption/adopter.py": {
             "ADOPTION['adoption_log']",
-            "ADOPTION[old_table.layout]",
+            "ADOPTION[layout]",
             "ADOPTION['old_rows']",
             "ADOPTION['watch']",
             "ADOPTION['lock_old_table']",
