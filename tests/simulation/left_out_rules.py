@@ -172,12 +172,10 @@ KILLED_ADOPTER: Final = (
 )
 ERASER: Final = "integration/commands/test_erase_resource.py::"
 FEED: Final = "integration/feed/test_feed.py::"
-LOST_COMMITS: Final = (
-    "integration/feed/test_moved_tenants.py::test_events_of_lost_commits_are_taken_back_and_come_again"
-)
+LOST_COMMITS: Final = f"{FEED}test_events_of_lost_commits_are_taken_back_and_come_again"
 GAP: Final = f"{FEED}test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read"
 PAGE: Final = "integration/feed/test_feed_page.py::"
-MOVED: Final = "integration/feed/test_moved_tenants.py::"
+MOVED: Final = "integration/feed/test_feed.py::"
 IN_TURN: Final = f"{MOVED}test_events_of_the_target_wait_for_the_source_when_a_tenant_moves"
 ORDERS: Final = "integration/sqs/test_order_handler.py::"
 SAFETY: Final = "integration/sqs/test_commit_safety.py::"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,10 +19,15 @@ from simplu_worker.commands.stream.input_lines import (
     parse_events,
     parse_lines,
 )
+from simplu_worker.commands.stream.send import Fate, Preview, preview
+from simplu_worker.commands.stream.show import Undecided, with_report
+from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport
 from simplu_worker.consumers.kinesis.stream.aggregation import TOO_MANY_OF_RECORD
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.operations.schema_judge import Finding
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = {
@@ -211,3 +216,79 @@ def test_report_names_the_tenant_and_the_resource() -> None:
     report = LineReport(line=1, business_id="b", location_id="l", resource_type="order", resource_id="o")
     assert (report.tenant, report.resource) == ("b l", "order o")
     assert (LineReport(line=1, location_id="l").tenant, LineReport(line=1).resource) == ("l", "")
+
+
+VALID = (
+    b'{"operation": "create", "businessId": "b", "locationId": "l", "resourceType": "patient", "resourceId": "p1", '
+    b'"data": {"secret": 1}, "requestId": "r1", "timestamp": "2026-01-01T00:00:00Z"}'
+)
+OF_OPERATION = {
+    "operation": "create",
+    "business_id": "b",
+    "location_id": "l",
+    "resource_type": "patient",
+    "resource_id": "p1",
+    "request_id": "r1",
+}
+
+
+def lines_of(text: bytes) -> list[InputLine]:
+    return parse_lines(text, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10)
+
+
+FINDING = Finding("#/required", 'the member "name"')
+REFUSED = {"reason": "invalid_data", "error": '#/required: expected the member "name"'}
+
+
+@pytest.mark.parametrize(
+    ("homes", "logged_id", "refusals", "expected"),
+    [
+        ({}, "", {}, {"fate": Fate.VALID}),
+        ({"b-l": "shard-1"}, "", {}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
+        ({"b-l": Absence.UNREGISTERED}, "", {}, {"fate": Fate.HELD, "reason": "unregistered"}),
+        ({"b-l": "shard-1"}, "r1", {1: FINDING}, {"fate": Fate.DUPLICATE, "shard_id": "shard-2"}),
+        ({"b-l": "shard-1"}, "r2", {}, {"fate": Fate.APPLIED, "shard_id": "shard-1"}),
+        ({"b-l": "shard-1"}, "", {1: FINDING}, {"fate": Fate.FAILED, "shard_id": "shard-1"} | REFUSED),
+    ],
+)
+def test_valid_record_has_the_fate_of_its_tenant(
+    homes: dict[str, Any], logged_id: str, refusals: dict[int, Finding], expected: dict[str, Any]
+) -> None:
+    (line,) = lines_of(VALID)
+    logged = {("b-l", logged_id): {"shard_id": "shard-2"}}
+    found = preview(line, homes, logged, refusals)
+    assert found == Preview(line=1, **OF_OPERATION | expected)
+
+
+def test_record_that_is_no_operation_is_a_dead_letter() -> None:
+    found = [preview(line, {}, {}, {}) for line in lines_of(b'{"operation": "upsert"}\n{')]
+    assert [(one.line, one.fate, one.reason) for one in found] == [
+        (1, Fate.DEAD_LETTER, "invalid_message"),
+        (2, Fate.DEAD_LETTER, "invalid_json"),
+    ]
+    assert all(one.error for one in found)
+
+
+LATER = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+def lease(*held: HeldTarget) -> Lease:
+    return Lease("shardId-0", TRIM_HORIZON, owner="me", report=LeaseReport("me", held=held))
+
+
+@pytest.mark.parametrize(
+    ("leases", "shard_id", "expected"),
+    [
+        ([lease(HeldTarget("tenant b-l", "paused", 60.0))], "s", ("paused", "tenant b-l", 60)),
+        ([lease(HeldTarget("shard s", "shard_unavailable", 5.0))], "s", ("shard_unavailable", "shard s", 5)),
+        (
+            [lease(HeldTarget("tenant b-l", "failing", 5.0)), lease(HeldTarget("shard s", "gap", 9.0))],
+            "s",
+            ("gap", "shard s", 9),
+        ),
+    ],
+)
+def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, expected: tuple[str, str, int]) -> None:
+    reason, target, age_s = expected
+    found = with_report(Undecided("other_replica"), leases, "b-l", shard_id, now=LATER)
+    assert found == Undecided(reason, since=LATER - timedelta(seconds=age_s), target=target)
