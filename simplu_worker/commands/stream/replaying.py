@@ -108,19 +108,27 @@ class ReplaySink:
         return None
 
     async def _apply(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        while operations:
+            operations = await self._apply_within_limits(shard_id, operations)
+
+    async def _apply_within_limits(self, shard_id: str, operations: Sequence[Operation]) -> list[Operation]:
+        """Apply *operations*; return those beyond a limit, once it may allow some of them."""
         batch = [one for one in operations if not self._totals.has_left(one.tenant_id)]
         self._totals.left_count += len(operations) - len(batch)
         if not batch:
-            return
+            return []
         try:
             outcomes = await retry(self._gateway.apply, shard_id, batch)
         except RetryableError as exc:
             self._totals.leave(batch, str(exc))
-            return
+            return []
+        beyond: list[Operation] = []
         for operation, outcome in zip(batch, outcomes, strict=True):
             match outcome.disposition:
                 case Disposition.FAILING:
                     self._totals.leave([operation], outcome.error or "it fails on its shard")
+                case Disposition.LOCKED if outcome.over_limit_s is not None:
+                    beyond.append(operation)
                 case Disposition.LOCKED:
                     left = f"another transaction keeps rows of the tenant locked on shard {shard_id}"
                     self._totals.leave([operation], left)
@@ -130,6 +138,8 @@ class ReplaySink:
                         self._totals.leave([operation], left)
                 case _:
                     self._totals.count(outcome)
+        await asyncio.sleep(max([one.over_limit_s or 0.0 for one in outcomes]))
+        return beyond
 
 
 async def replay(settings: Settings, chosen: replay_rules.ReplayRange, *, apply: bool) -> Answer:

@@ -128,3 +128,21 @@ async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
         await world.put(*chain("b-x", 3, first=6))
         await logs(shard, "b-x", 9)
         await eventually(lambda: weights == {})
+
+
+async def test_what_is_beyond_a_limit_waits_in_order_and_delays_nobody(world: World) -> None:
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-1")
+    shard, lookups = await world.shard("shard-1"), world.gateway.lookups
+
+    async with world.reading() as reader:
+        found = await lookups.set_business_controls("b", TenantControls(operations_per_s=2.0))
+        assert [row["operations_per_s"] for _, row in found.rows] == [2.0]
+        numbers = await world.put(*mixed(chain("a-x", 30), chain("b-x", 30)))
+        await logs(shard, "a-x", 30)
+        await eventually(lambda: held_targets(reader) == [("tenant b-x", "over_limit", "held")])
+        assert 0 < len(await outcomes(shard, "b-x")) < 30
+        await lookups.set_business_controls("b", TenantControls(operations_per_s=0.0))
+        await reaches(reader, numbers[-1])
+    assert await outcomes(shard, "b-x") == ["succeeded"] * 30
+    assert await world.letters() == []

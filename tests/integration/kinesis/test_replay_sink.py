@@ -13,6 +13,7 @@ from simplu_worker.commands.stream.replaying import ReplaySink
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.types import TenantControls
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
@@ -34,6 +35,7 @@ async def test_replay_applies_each_operation_once_and_in_order(world: World) -> 
     for tenant, shard_id in (("a-x", "one"), ("b-x", "two")):
         await world.provision(tenant, shard_id)
     sink, totals = sink_of(world)
+    await world.gateway.lookups.set_business_controls("b", TenantControls(operations_per_s=100.0))  # waited for
     await sink.send(operations_of(chain("a-x", 3) + chain("b-x", 3)))
     await sink.send(operations_of(chain("a-x", 4)))
     assert totals.outcomes == {"succeeded": 7, "duplicate": 3}
