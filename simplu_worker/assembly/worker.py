@@ -316,7 +316,7 @@ def _receiver(
     dead_letters: DeadLetterStore,
     *,
     gate: PriorityGate | None = None,
-    tenant_of: Callable[[Message], str | None] = lambda _: None,
+    tenant_of: Callable[[Message], tuple[str, str] | None] = lambda _: None,
 ) -> QueueReceiver:
     # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.
     poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))

@@ -104,13 +104,13 @@ def decode_order(
     return RejectedRecord(*rejection, origin, business_id, location_id, request_id or own_id, order_id)
 
 
-def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
-    """Return the tenant that a message names, without decoding it."""
+def tenant_of_order(message: Message, rules: OrderRules) -> tuple[str, str] | None:
+    """Return the business and the location that a message names, without decoding it."""
     names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
     if None in names:
         names = _peeked_tenant(message.body.encode("utf-8", "surrogatepass"), message.attributes)
     business_id, location_id = names if any(names) or rules.default_tenant is None else rules.default_tenant
-    return tenant_id_of(business_id, location_id) if business_id and location_id else None
+    return (business_id, location_id) if business_id and location_id else None
 
 
 def _peeked_tenant(record: bytes, attributes: Mapping[str, str]) -> list[str | None]:

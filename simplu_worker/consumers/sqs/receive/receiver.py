@@ -64,8 +64,8 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
 class QueueReceiver:
     """Receives from *queue* and lets *handler* handle the messages.
 
-    *gate* is awaited before each poll. *tenant_of* tells the tenant of a message, which has its share of the messages
-    in hand while it waits.
+    *gate* is awaited before each poll. *tenant_of* tells the business and the location of a message; a business has its
+    share of the messages in hand while it waits.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class QueueReceiver:
         settings: ReceiverSettings | None = None,
         *,
         gate: Callable[[], Awaitable[None]] | None = None,
-        tenant_of: Callable[[Message], str | None] = lambda _: None,
+        tenant_of: Callable[[Message], slot_share.Tenant | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         utc: UtcClock = utc_now,
         draw: Callable[[], float] = random.random,
@@ -334,7 +334,7 @@ class QueueReceiver:
         self._out.remove_lost(decision.lost)
         returned = [*decision.returned, *self._take_over_share(self._table.queued_messages())]
         if begun := self._share.take_begun():
-            named = begun[:NAMED_TENANTS]
+            named = list(map("-".join, begun[:NAMED_TENANTS]))
             log.info("queue.over_share", queue=self._queue.name, tenants=named, tenant_count=len(begun))
         if returned:
             self._start(self._return(returned, decision.retried_count))

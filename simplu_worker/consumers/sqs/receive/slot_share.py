@@ -1,18 +1,21 @@
 """Shares of the room in flight: of the polls under way, and of each tenant while its messages wait. Pure.
 
 A slot is a place for a message in hand. A tenant waits when a tenth of its messages were held, or are in hand for a
-second while slots are short. All that wait have equal parts of half of the slots, a quarter at most. Messages beyond
-that return to the queue, hidden for 5 to 10 s at first and twice as long each time.
+second while slots are short. The businesses with tenants that wait have equal parts of half of the slots, a quarter at
+most, and of its part so have its tenants. Messages beyond that return to the queue, hidden for 5 to 10 s at first and
+twice as long each time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message
 from simplu_worker.timing.waits import backoff_s
+
+Tenant: TypeAlias = tuple[str, str]  # its business and location
 
 
 class PollPlan:
@@ -70,15 +73,15 @@ PUT_BACK_MAX_COUNT: Final = 10_000  # of one replica, between two looks at how m
 class SlotShare:
     """The tenants of the messages in hand, once one of these is late."""
 
-    def __init__(self, message_count: int, tenant_of: Callable[[Message], str | None], *, is_fifo: bool) -> None:
+    def __init__(self, message_count: int, tenant_of: Callable[[Message], Tenant | None], *, is_fifo: bool) -> None:
         self._half_count = message_count // 2
         self._tenant_of = tenant_of
         self._is_fifo = is_fifo
         self.max_receive_count: int | None = None  # of the queue: a message that has as many must not return
-        self._tenants: dict[str, str | None] = {}  # by message id
+        self._tenants: dict[str, Tenant | None] = {}  # by message id
         self._late: set[str] = set()  # message ids: held, or in hand for long
-        self._waiting_until: dict[str, float] = {}  # by tenant with messages that were put back
-        self._begun: list[str] = []  # tenants that wait since the last call of `take_begun`
+        self._waiting_until: dict[Tenant, float] = {}  # by tenant with messages that were put back
+        self._begun: list[Tenant] = []  # tenants that wait since the last call of `take_begun`
 
     def is_last_receive(self, message: Message) -> bool:
         """Return whether SQS would move a message away that returned to the queue."""
@@ -93,14 +96,21 @@ class SlotShare:
         if not self._late and not self._waiting_until:
             return []
         counts = self._count(in_hand, now)
-        limit = max(self._half_count // max(len(counts), 2), 1)
-        excess = sum(counts.values()) - self._half_count if len(counts) > self._half_count else 0
+        location_counts = Counter(business_id for business_id, _ in counts)
+        businesses = Counter[str]()
+        for (business_id, _), count in counts.items():
+            businesses[business_id] += count
+        limit = max(self._half_count // max(len(businesses), 2), 1)
+        excess = businesses.total() - self._half_count if len(businesses) > self._half_count else 0
         staying = self._staying_lanes(in_hand)
         over: list[Message] = []
         for message in reversed(unstarted):  # of a group the last ones
-            count = counts.get(tenant_id := self._tenants.get(message.message_id), 0)
-            if count > (0 if excess > 0 else limit) and self._lane_of(message) not in staying:
-                counts[tenant_id] -= 1
+            if (tenant := self._tenants.get(message.message_id)) is None or self._lane_of(message) in staying:
+                continue
+            is_over = businesses[tenant[0]] > (0 if excess > 0 else limit)
+            if is_over and counts[tenant] > (0 if excess > 0 else limit // location_counts[tenant[0]]):
+                counts[tenant] -= 1
+                businesses[tenant[0]] -= 1
                 excess -= 1
                 over.append(message)
         return over[::-1]
@@ -114,7 +124,7 @@ class SlotShare:
             self._waiting_until[tenant_id] = max(now + 2 * delay_s, self._waiting_until.get(tenant_id, now))
         return delay_s
 
-    def take_begun(self) -> list[str]:
+    def take_begun(self) -> list[Tenant]:
         """Return the tenants that wait since the last call."""
         begun, self._begun = self._begun, []
         return begun
@@ -125,7 +135,7 @@ class SlotShare:
     def _staying_lanes(self, in_hand: Iterable[Message]) -> set[str]:
         return {self._lane_of(one) for one in in_hand if self.is_last_receive(one)}
 
-    def _count(self, in_hand: Iterable[Message], now: float) -> dict[str | None, int]:
+    def _count(self, in_hand: Iterable[Message], now: float) -> Counter[Tenant]:
         known = self._tenants
         self._tenants = {
             one.message_id: known[one.message_id] if one.message_id in known else self._tenant_of(one)
@@ -135,8 +145,10 @@ class SlotShare:
         counts = Counter(self._tenants.values())
         late_counts = Counter(self._tenants[message_id] for message_id in self._late)
         self._waiting_until = {one: until for one, until in self._waiting_until.items() if until > now}
-        return {
-            one: count
-            for one, count in counts.items()
-            if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
-        }
+        return Counter(
+            {
+                one: count
+                for one, count in counts.items()
+                if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
+            }
+        )

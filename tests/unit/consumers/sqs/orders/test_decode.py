@@ -303,25 +303,25 @@ def test_event_with_the_members_of_its_message_is_the_same(type_: str) -> None:
 @pytest.mark.parametrize(
     ("body", "attributes", "default_tenant", "expected"),
     [
-        (event(), TENANT, None, "clinic-main"),
-        ("no JSON", TENANT, None, "clinic-main"),
-        (event(businessId="b", locationId="l"), {}, None, "b-l"),
-        (event(businessId="b"), {"LocationId": "l"}, None, "b-l"),
+        (event(), TENANT, None, ("clinic", "main")),
+        ("no JSON", TENANT, None, ("clinic", "main")),
+        (event(businessId="b", locationId="l"), {}, None, ("b", "l")),
+        (event(businessId="b"), {"LocationId": "l"}, None, ("b", "l")),
         (event(businessId="b"), {}, ("d", "e"), None),
-        (event(), {}, ("d", "e"), "d-e"),
+        (event(), {}, ("d", "e"), ("d", "e")),
         (event(), {}, None, None),
         ("no JSON", {}, None, None),
         (event(businessId=7, locationId=["l"]), {}, None, None),
         (event(locationId="l"), {}, None, None),
         ('"\ud800"', {}, None, None),
-        ("no JSON", {"BusinessId": "b" * 300, "LocationId": "l"}, None, "b" * 300 + "-l"),  # unread
+        ("no JSON", {"BusinessId": "b" * 300, "LocationId": "l"}, None, ("b" * 300, "l")),  # unread
     ],
 )
 def test_tenant_of_a_message_is_that_of_its_operation(
     body: dict[str, Any] | str,
     attributes: dict[str, str],
     default_tenant: tuple[str, str] | None,
-    expected: str | None,
+    expected: tuple[str, str] | None,
 ) -> None:
     text = body if isinstance(body, str) else json.dumps(body)
     received = Message("m", "h", text, attributes, SENT_AT, 1, "g")
@@ -330,4 +330,4 @@ def test_tenant_of_a_message_is_that_of_its_operation(
 
     decoded_too = decode(text, attributes, default_tenant=default_tenant)
     if isinstance(decoded_too, Operation):
-        assert decoded_too.tenant_id == expected
+        assert (decoded_too.business_id, decoded_too.location_id) == expected

@@ -14,8 +14,9 @@ from simplu_worker.consumers.sqs.receive.slot_share import SlotShare
 SLOTS = 16  # a tenant that waits may have four, all of them eight
 
 
-def tenant_of(one: Message) -> str | None:
-    return None if one.message_id.startswith("x") else one.message_id[0]
+def tenant_of(one: Message) -> tuple[str, str] | None:
+    business_id = one.message_id[0]
+    return None if business_id == "x" else (business_id.lower(), business_id)
 
 
 def share(*, is_fifo: bool = False) -> SlotShare:
@@ -70,6 +71,9 @@ def test_share_counts_no_message_without_a_tenant() -> None:
         (dict.fromkeys("abcdefgh", 2), dict.fromkeys("abcdefgh", 1)),
         (dict.fromkeys("abcdefghijkl", 1), dict.fromkeys("abcdefgh", 1)),
         ({"a": 8, "b": 1, "c": 8}, {"a": 2, "b": 1, "c": 2}),
+        ({"a": 5, "A": 5}, {"a": 2, "A": 2}),  # locations of one business
+        ({"a": 8, "A": 8, "b": 8}, {"a": 2, "A": 2, "b": 4}),
+        ({"a": 3, "A": 1, "b": 1}, {"a": 3, "A": 1, "b": 1}),
     ],
 )
 def test_tenants_that_wait_share_half_of_the_slots(counts: dict[str, int], kept: dict[str, int]) -> None:
@@ -125,11 +129,11 @@ def test_tenant_waits_from_a_tenth_of_its_messages_on(late_count: int, expected:
 def test_tenants_with_messages_put_back_are_named_once() -> None:
     own, many = share(), [*some("a", 6), *some("b", 6)]
     over(own, many, many)
-    assert sorted(own.take_begun()) == ["a", "b"]
+    assert sorted(own.take_begun()) == [("a", "a"), ("b", "b")]
     over(own, many, many, now=1.0)
     assert own.take_begun() == []
     over(own, many, many, now=10_000.0)
-    assert sorted(own.take_begun()) == ["a", "b"]
+    assert sorted(own.take_begun()) == [("a", "a"), ("b", "b")]
 
 
 @pytest.mark.parametrize(("receive_count", "base_s"), [(1, 5), (2, 10), (4, 40), (6, 120), (1000, 120)])
