@@ -291,6 +291,13 @@ async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: 
         assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 3
     weighed = await terminal.run("tenants", "weight", "clinic", "north", "--to", "0.5", "--json")
     assert (weighed.status, weighed.json["weight"]) == (0, 0.5)
+    limited = await terminal.run("tenants", "limit", "clinic", "--operations", "5000/s", "--bytes", "1.5MB/s", "--json")
+    limits = {"operationsPerSecond": 5000.0, "bytesPerSecond": 1_500_000.0}
+    assert (limited.status, limited.json["shardsWithoutAnswer"]) == (0, [])
+    assert all(limits.items() <= shard.items() for shard in limited.json["shards"])
+    assert ", limit none" in (await terminal.run("tenants", "limit", "clinic", "--none")).err
+    for option in (("--operations", "50"), ("--bytes", "0MB/s"), ("--none", "--bytes", "1MB/s"), ()):
+        assert (await terminal.run("tenants", "limit", "clinic", *option)).status == 2
     for words in (("pause", "clinic", "north", "--for", "0s"), ("pause", "clinic", "north", "--for", "15d")):
         refused = await terminal.run("tenants", *words)
         assert (refused.status, "--for: expected" in refused.err) == (2, True)

@@ -26,11 +26,17 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home_lookup, "PAUSED_RETRY_MAX_S", 0.25)
 
 
-async def pause(world: World, seconds: float) -> None:
-    assert isinstance(await world.gateway.lookups.set_controls("b", "x", TenantControls(pause_s=seconds)), tuple)
+async def pause(world: World, seconds: float, location: str | None = "x") -> None:
+    """Pause the tenant, or without *location* its business."""
+    controls, lookups = TenantControls(pause_s=seconds), world.gateway.lookups
+    if location is None:
+        await lookups.set_business_controls("b", controls)
+    else:
+        assert isinstance(await lookups.set_controls("b", location, controls), tuple)
 
 
-async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: World) -> None:
+@pytest.mark.parametrize("location", ["x", None])
+async def test_what_is_paused_waits_until_it_is_resumed(world: World, location: str | None) -> None:
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -38,14 +44,14 @@ async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: Wor
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await logs(shard, "b-x", 3)
-        await pause(world, 3600.0)
+        await pause(world, 3600.0, location)
         await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await logs(shard, "a-x", 33)
         await eventually(lambda: held_targets(reader) == [PAUSED])
         assert await world.gateway.find("b-x") == "shard-1"  # a pause is about operations alone
         assert await outcomes(shard, "b-x") == ["succeeded"] * 3
 
-        await pause(world, 0.0)
+        await pause(world, 0.0, location)
         numbers = await world.put(*chain("b-x", 3, first=33))
         await reaches(reader, numbers[-1])
         assert held_targets(reader) == []

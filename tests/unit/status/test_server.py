@@ -117,6 +117,7 @@ ANSWERS: dict[str, HttpAnswer] = {
     "find_tenant": (200, {"big": msgspec.Raw(b"123456789012345678901234567890")}),
     "purge": (429, {"error": "once in 60 s", "retryAfterSeconds": 60}),
     "retry_held": (200, {"retried": 1, "asked": [], "notAsked": []}),
+    "set_business_controls": (200, {"shards": [], "shardsWithoutAnswer": []}),
     "set_controls": (200, {"shardId": "shard-1", "pausedUntil": None, "weight": 0.5}),
     "clear_cache": (200, {"cleared": 2}),
 }
@@ -414,6 +415,8 @@ ACTIONS = [
     ("/tenants/b%2F1/l/pause", None, ("set_controls", "b/1", "l", TenantControls(pause_s=4 * 3600.0))),
     ("/tenants/b/l/pause", b'{"seconds": 90}', ("set_controls", "b", "l", TenantControls(pause_s=90.0))),
     ("/tenants/b/l/resume", None, ("set_controls", "b", "l", TenantControls(pause_s=0.0))),
+    ("/tenants/b/l/limit", b'{"bytesPerSecond": 9}', ("set_controls", "b", "l", TenantControls(bytes_per_s=9.0))),
+    ("/businesses/b%2F1/resume", None, ("set_business_controls", "b/1", TenantControls(pause_s=0.0))),
     ("/tenants/b/l/weight", b'{"weight": 0.5}', ("set_controls", "b", "l", TenantControls(weight=0.5))),
 ]
 
@@ -447,6 +450,7 @@ LETTERS = "/dead-letters/"
         ("/tenants/b/l/pause", b'{"seconds": 1209601}', 400),
         ("/tenants/b/l/resume", b'{"seconds": 1}', 400),
         ("/tenants/b/l/weight", b'{"weight": 11}', 400),
+        ("/businesses/b/limit", b'{"operationsPerSecond": -1}', 400),
         (LETTERS + "list", b'{"reasons": ["invalid_json"], "businessId": "b", "locationId": "l", "limit": 5}', 200),
         (LETTERS + "replay", b"", 200),
         (LETTERS + "replay", b'{"businessId": "b"}', 400),
