@@ -199,6 +199,18 @@ async def test_messages_of_a_paused_tenant_are_hidden_longer_each_time(desk: Des
     assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
 
 
+async def test_messages_beyond_a_limit_stay_in_flight_in_order(desk: Desk) -> None:
+    limited = [message("ann", f"o{number}", group="a") for number in range(3)]
+    set_controls = desk.routed.gateway.lookups.set_controls
+    await set_controls("ann", "main", TenantControls(operations_per_s=0.01))
+    first, second, _, free = await desk.handle(*limited, message("cat", "o", group="c"))
+    assert (first, isinstance(second, RetryHeld), free) == (Done(), True, Done())
+    assert sorted(await desk.orders("ann")) == ["o0"]
+    await set_controls("ann", "main", TenantControls(operations_per_s=0.0))
+    await desk.done(*limited[1:])
+    assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2"]
+
+
 async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
     desk.handler._queue.retention = timedelta(hours=1)
     late = message("ann", "o", receive_count=100)
