@@ -78,7 +78,7 @@ TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
 POLL_S: Final = 1.0
-VERBS: Final = {TransferKind.DEPARTURE: "moves", TransferKind.RESTORE: "restores"}
+VERBS: Final = {TransferKind.DEPARTURE: "moves", TransferKind.RESTORE: "restores", TransferKind.IMPORT: "imports"}
 log = structlog.get_logger(__name__)
 
 
@@ -180,17 +180,15 @@ async def find_refused(
     return refused
 
 
-async def wait_for_killed(
-    shards: Shards, shard_id: str, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE
-) -> None:
-    """Wait until the command counts as killed that has begun a transfer of the tenant on *shard_id*, if it is one.
+async def wait_for_killed(shard: ShardPool, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE) -> None:
+    """Wait until the command counts as killed that has begun a transfer of the tenant on *shard*, if it is one.
 
     Raises `RetryableError` if the command runs.
     """
     began_at, is_told = loop_time(), False
     while True:
         waited_s = loop_time() - began_at
-        async with shards.pools.pool_of(shard_id).connection() as connection:
+        async with shard.connection() as connection:
             found = await read_transfer(connection, tenant_id, kind)
         silent_s = None if found is None else found.silent_s
         if silent_s is None or silent_s > assessment.RUNNING_S:
@@ -274,7 +272,7 @@ class MoveRunner:
     async def _move(self, request: MoveRequest, show: Callable[[TransferStatus], None]) -> Certificate:
         found = await find_move(self._shards, request)
         if isinstance(found, FoundMove):
-            await wait_for_killed(self._shards, found.move.source_id, request.tenant_id)
+            await wait_for_killed(self._shards.pools.pool_of(found.move.source_id), request.tenant_id)
             if found.goes_on:
                 found = await find_move(self._shards, request)  # a worker may have activated the tenant meanwhile
         if isinstance(found, Certificate):
@@ -444,7 +442,7 @@ async def rollback_tenant(
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
         if not apply:
             return await _plan(shards, tenant, home, way)
-        await wait_for_killed(shards, home, tenant_id)
+        await wait_for_killed(shards.pools.pool_of(home), tenant_id)
         count = sum([await MoveUndo(shards.pools, tenant_id, home, copy).run() for copy in way.undone])
         if way.back_to is None:
             members = {"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count}

@@ -59,8 +59,8 @@ class Journal(msgspec.Struct, frozen=True):
         )
         return affected_count(status) == 1
 
-    async def take(self, connection: Connection, step: TransferStep | None = None) -> Transfer | None:
-        """Give the row this token, with *step*; without a step, None for a transfer that is done."""
+    async def take(self, connection: Connection, step: TransferStep) -> Transfer | None:
+        """Give the row this token and *step*; None for a transfer that is done, unless for a cleanup."""
         row = await connection.fetchrow(QUERIES["take_transfer"], self.tenant_id, self.kind, self.token, step)
         return None if row is None else transfer_of(row)
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.moves import wait_for_killed
 from simplu_worker.commands.output import (
     TABLE_MAX,
     Answer,
@@ -27,6 +28,7 @@ from simplu_worker.commands.running import given_address, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.importing.copying import INTERVAL_S, CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
     Importer,
@@ -38,6 +40,7 @@ from simplu_worker.transfers.importing.importer import (
 from simplu_worker.transfers.importing.queries import FILE_MAX_BYTES, SourceQuery, parse_queries
 from simplu_worker.transfers.importing.rules import TROUBLES, ImportState, RefusedRow, TenantReport
 from simplu_worker.transfers.importing.source import ImportSource
+from simplu_worker.vocabulary import TransferKind
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3
@@ -61,7 +64,7 @@ async def import_tenants(
 
     queries, address = read_queries(path), given_address(settings, SOURCE, "the database to import")
     with CountProgress("rows copied" if apply else "rows read", 0) as progress:
-        callbacks = CopyCallbacks(refuse, progress.begin, progress.add)
+        callbacks = CopyCallbacks(refuse, progress.begin, progress.add, wait_for_import)
         async with _opened_importer(settings, address, queries, options, callbacks) as importer:
             if follow:
                 result = await _follow(importer)
@@ -84,7 +87,8 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     """Return the tenants of imports that are not active yet; with *apply* delete them. It fails if one is left."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        reports, silent = await discard_tenants(shards.locator, shards.pools, source, apply=apply)
+        callbacks = CopyCallbacks(wait_for_killed=wait_for_import)
+        reports, silent = await discard_tenants(shards.locator, shards.pools, source, callbacks, apply=apply)
     rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in reports]
     counted = ", ".join(f"{count} {state}" for state, count in _counts(reports).items()) or "nothing to discard"
     parts = [
@@ -94,6 +98,11 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     ]
     is_failed = any(report.state in TROUBLES for report in reports)
     return Answer({"applied": apply, "tenants": reports}, parts, silent, is_failed)
+
+
+async def wait_for_import(shard: ShardPool, tenant_id: str) -> None:
+    """Wait until the command of an import counts as killed. Raises `RetryableError` if it runs."""
+    await wait_for_killed(shard, tenant_id, TransferKind.IMPORT)
 
 
 async def _follow(importer: Importer) -> ImportResult:

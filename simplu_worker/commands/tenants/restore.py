@@ -71,7 +71,7 @@ async def restore_tenant(
                 raise PermanentError(f"{tenant_id}: {plan['repeats']}")
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan["shard"], mode, Path(plan["export"]), kept)
-            await wait_for_killed(shards, plan["shard"], tenant_id, TransferKind.RESTORE)
+            await wait_for_killed(shards.pools.pool_of(plan["shard"]), tenant_id, TransferKind.RESTORE)
             with TransferProgress() as progress:
                 show = partial(show_status, progress, tenant_id)
                 restorer = Restorer(shards.locator, shards.pools, backup, shards.commits, restore, show=show)

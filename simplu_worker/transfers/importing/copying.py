@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -29,11 +29,11 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.following import find_addresses
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
-from simplu_worker.shards.settling import RowKey, Transfer
+from simplu_worker.shards.settling import RowKey, SupersededError
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
 from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import Pacer, sleep_or_event
+from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Chunk, Journal, Walker, run_in_pages
 from simplu_worker.transfers.importing.queries import (
@@ -70,16 +70,13 @@ from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 REFUSED_MAX: Final = 100_000  # rows of one tenant, which are kept until all of it is read
 
-RowSink: TypeAlias = "TargetTenant | None"
-"""Where rows are written; None in a plan."""
-
 
 class TakenRows(msgspec.Struct):
-    """The rows of a tenant that were taken, by type, and the number of the others: deleted, or refused by reason."""
+    """The rows of a tenant that were taken, by type, the number of those deleted, and those refused."""
 
     types: Sums = {}
     deleted: int = 0
-    refused: Counter[str] = msgspec.field(default_factory=Counter)
+    refused: list[RefusedRow] = []
     verified_on: Server | None = None  # the server with equal rows
 
     def add(self, resource_type: str, rows: TypeSum) -> None:
@@ -92,98 +89,102 @@ class TakenRows(msgspec.Struct):
         """The rows of all types."""
         return sum(self.types.values(), TypeSum())
 
+    @property
+    def refused_counts(self) -> dict[str, int]:
+        """The number of refused rows by reason."""
+        return dict(Counter(one.reason for one in self.refused))
+
 
 class CopyCallbacks(msgspec.Struct, frozen=True):
-    """Who is told of refused rows, of rows to read, and of rows read since the last call."""
+    """Who is told of refused rows, of rows to read, and of rows read since the last call; and who waits.
+
+    *wait_for_killed* waits until the command counts as killed that has begun an import of a tenant on a shard.
+    """
 
     note_refused: Callable[[RefusedRow], None] = lambda _: None
     note_total: Callable[[int], None] = lambda _: None
     note_rows: Callable[[int], None] = lambda _: None
+    wait_for_killed: Callable[[ShardPool, str], Awaitable[None]] | None = None
 
 
-class TenantCopier(msgspec.Struct, frozen=True):
-    """Copies tenants from the *queries* of one snapshot."""
+class TenantRows(msgspec.Struct, frozen=True):
+    """A tenant in a snapshot of the source, as *queries* return it: a `TransferSource`."""
 
-    snapshot: SourceSnapshot
+    reader: SourceReader
     queries: Sequence[SourceQuery]
-    callbacks: CopyCallbacks
-    pace: Pacer
+    tenant: SourceTenant
 
-    async def copy(self, source: SourceTenant, sink: RowSink) -> TakenRows:
-        """Read all rows of a tenant into *sink*, emptied before."""
-        selections = self._selections(source)
-        taken = TakenRows()
-        refused: list[RefusedRow] = []
-        async with self.snapshot.open_reader() as reader:
-            if sink is not None:
-                await sink.clear()
-            duplicates = await _find_duplicates(reader, selections)
-            for selection in selections:
-                async for page in reader.read_rows(selection):
-                    rows = []
-                    for row in page:
-                        reason = refusal_of_row(row, duplicates)
-                        if reason is not None:
-                            taken.refused[reason] += 1
-                            refused.append(RefusedRow(source.key, row.resource_type, row.resource_id, reason))
-                        elif is_deleted(row):
-                            taken.deleted += 1
-                        else:
-                            rows.append(row)
-                            taken.add(row.resource_type, row.sum)
-                    if len(refused) > REFUSED_MAX:
-                        raise PermanentError(TOO_MANY_REFUSED)
-                    await self._write(sink, rows, page)
-        for one in refused:
-            self.callbacks.note_refused(one)
+    @property
+    def tables(self) -> Sequence[RowSelection]:
+        """The queries that return rows of the tenant."""
+        return [self._select(one) for one in self.queries if self.tenant.row_counts.get(one.resource_type)]
+
+    def read_pages(self, table: RowSelection) -> AsyncIterator[Sequence[SourceRow]]:
+        """Yield the rows of one query."""
+        return self.reader.read_rows(table)
+
+    async def read_changes(self, since: datetime) -> AsyncIterator[Sequence[SourceRow]]:
+        """Yield the rows changed *since*."""
+        for query in self.queries:
+            async for page in self.reader.read_rows(self._select(query, since)):
+                yield page
+
+    async def sum_rows(self) -> TakenRows:
+        """Return the sums of all rows, and the number of those deleted."""
+        taken, tables = TakenRows(), self.tables
+        for row in await self.reader.fetch_all(sum_rows(tables)) if tables else ():
+            rows = TypeSum(row["row_count"], int(row["byte_count"]), int(row["checksum"]))
+            taken.add(row["resource_type"], rows)
+            taken.deleted += row["deleted_count"]
         return taken
 
-    async def copy_changes(self, source: SourceTenant, since: datetime, target: TargetTenant) -> int:
-        """Write the rows changed *since*, delete those without a document; return their number."""
-        count = 0
-        async with self.snapshot.open_reader() as reader:
-            for selection in self._selections(source, changed_since=since):
-                async for page in reader.read_rows(selection):
-                    taken = [row for row in page if refusal_of_row(row, ()) is None]
-                    deleted = [(row.resource_type, row.resource_id) for row in taken if is_deleted(row)]
-                    if deleted:
-                        await target.delete(deleted)
-                    await self._write(target, [row for row in taken if not is_deleted(row)], page)
-                    count += len(taken)
-        return count
+    def _select(self, query: SourceQuery, changed_since: datetime | None = None) -> RowSelection:
+        tenant = self.tenant
+        name = tenant.stored_names.get(query.resource_type, query.resource_type)
+        return RowSelection(query, name, tenant.key, tenant.business_type or "", changed_since=changed_since)
 
-    async def complete(self, source: SourceTenant, since: datetime, target: TargetTenant) -> TakenRows | None:
-        """Bring a tenant up to date that was copied before; None if its rows differ from those of the source."""
-        await self.copy_changes(source, since, target)
-        taken = TakenRows()
-        if selections := self._selections(source):
-            async with self.snapshot.open_reader() as reader:
-                for row in await reader.fetch_all(sum_rows(selections)):
-                    rows = TypeSum(row["row_count"], int(row["byte_count"]), int(row["checksum"]))
-                    taken.add(row["resource_type"], rows)
-                    taken.deleted += row["deleted_count"]
-        self.callbacks.note_rows(source.row_count)
-        found, taken.verified_on = await target.sum_rows()
-        return taken if found == taken.types else None
 
-    def _selections(self, source: SourceTenant, *, changed_since: datetime | None = None) -> list[RowSelection]:
-        return [
-            RowSelection(
-                query,
-                source.stored_names.get(query.resource_type, query.resource_type),
-                source.key,
-                source.business_type or "",
-                changed_since=changed_since,
-            )
-            for query in self.queries
-            if changed_since is not None or source.row_counts.get(query.resource_type)
-        ]
+async def take_rows(
+    source: TenantRows, note_rows: Callable[[int], Awaitable[None]], target: TargetTenant | None
+) -> TakenRows:
+    """Read all rows of a tenant, and write those that can be taken to *target*; in a plan there is none."""
+    taken = TakenRows()
+    duplicates = await _find_duplicates(source.reader, source.tables)
+    for table in source.tables:
+        async for page in source.read_pages(table):
+            rows = []
+            for row in page:
+                reason = refusal_of_row(row, duplicates)
+                if reason is not None:
+                    key = source.tenant.key
+                    taken.refused.append(RefusedRow(key, row.resource_type, row.resource_id, reason))
+                elif is_deleted(row):
+                    taken.deleted += 1
+                else:
+                    rows.append(row)
+                    taken.add(row.resource_type, row.sum)
+            if len(taken.refused) > REFUSED_MAX:
+                raise PermanentError(TOO_MANY_REFUSED)
+            if target is not None and rows:
+                await target.write(rows)
+            await note_rows(len(page))
+    return taken
 
-    async def _write(self, sink: RowSink, rows: Sequence[SourceRow], page: Sequence[SourceRow]) -> None:
-        if sink is not None and rows:
-            await sink.write(rows)
-        self.callbacks.note_rows(len(page))
-        await asyncio.sleep(self.pace.pause_s(len(page), now=loop_time()))
+
+async def take_changes(
+    source: TenantRows, since: datetime, note_rows: Callable[[int], Awaitable[None]], target: TargetTenant
+) -> int:
+    """Write the rows changed *since*, delete those without a document; return their number."""
+    count = 0
+    async for page in source.read_changes(since):
+        taken = [row for row in page if refusal_of_row(row, ()) is None]
+        if deleted := [(row.resource_type, row.resource_id) for row in taken if is_deleted(row)]:
+            await target.delete(deleted)
+        if rows := [row for row in taken if not is_deleted(row)]:
+            await target.write(rows)
+        await note_rows(len(page))
+        count += len(taken)
+    return count
 
 
 async def _find_duplicates(reader: SourceReader, selections: Sequence[RowSelection]) -> set[tuple[str, str]]:
@@ -221,8 +222,7 @@ class Follower(msgspec.Struct):
     source: ImportSource
     queries: Sequence[SourceQuery]
     tenants: dict[tuple[str, str], FollowedTenant]
-    callbacks: CopyCallbacks
-    pace: Pacer
+    note_rows: Callable[[int], Awaitable[None]]
     locator: Locator
     pools: Pools
     failures: dict[tuple[str, str], str] = {}
@@ -257,15 +257,16 @@ class Follower(msgspec.Struct):
     async def _copy_changes(
         self, snapshot: SourceSnapshot, changed: Sequence[tuple[str, str]]
     ) -> tuple[int, list[str]]:
-        copier = TenantCopier(snapshot, self.queries, self.callbacks, self.pace)
         count, failed, errors = 0, set(), []
         for key in changed:
             one = self.tenants[key]
             try:
-                count += await copier.copy_changes(one.source, one.followed_to - OVERLAP, one.target)
+                async with snapshot.open_reader() as reader:
+                    rows = TenantRows(reader, self.queries, one.source)
+                    count += await take_changes(rows, one.followed_to - OVERLAP, self.note_rows, one.target)
             except (SourceUnavailableError, SourceRefusedError):
                 raise
-            except ImportTakenError as exc:
+            except SupersededError as exc:
                 errors.append(str(exc))
                 self.failures[key] = str(exc)
             except WorkerError as exc:
@@ -295,10 +296,7 @@ def text_of(errors: Sequence[str]) -> str | None:
 
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
-
-
-class ImportTakenError(RetryableError):
-    """Another run has taken over the import of the tenant, or its row on the shard has changed."""
+AT_REST: Final = {"stopped": True}  # in the journal: no command is at work on the tenant
 
 
 async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFacts]:
@@ -343,7 +341,7 @@ async def make_incoming(pool: ShardPool, tenants: Sequence[SourceTenant], *, sou
         made = await connection.fetch(QUERIES["make_incoming_tenants"], *map(list, zip(*names, strict=True)))
         for row in made:
             journal = Journal(row["id"], TransferKind.IMPORT, token)
-            await journal.open(connection, TransferStep.OPEN, place=source, detail={})
+            await journal.open(connection, TransferStep.OPEN, place=source, detail=AT_REST)
         await check_registration(connection)
 
 
@@ -354,21 +352,14 @@ class TargetTenant:
         self._pool = pool
         self.shard_id = pool.address.shard_id
         self._tenant_id = tenant_id
-        self._journal = Journal(tenant_id, TransferKind.IMPORT, token)
+        self.journal = Journal(tenant_id, TransferKind.IMPORT, token)
 
-    async def take_over(self) -> Transfer:
-        """Make this run the only one that writes the tenant's rows. Raises `ImportTakenError` if it is activated."""
-        async with self._pool.transaction() as connection:
-            taken = await self._journal.take(connection)
-        if taken is None:
-            raise self._taken()
-        return taken
-
-    async def clear(self) -> int:
-        """Delete all rows of the tenant, and return their number."""
+    async def clear(self, step: TransferStep = TransferStep.OPEN) -> int:
+        """Delete all rows of the tenant, and return their number; nothing goes on from them any more."""
 
         async def delete(limit: int) -> int:
             async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                await self.journal.note(connection, step, {})
                 dropped = await connection.execute(QUERIES["drop_resources"], self._tenant_id, limit)
                 if deleted := affected_count(dropped):
                     await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
@@ -415,10 +406,10 @@ class TargetTenant:
     async def note(self, step: TransferStep, detail: object) -> None:
         """Store the step of the import, and its details."""
         async with self._fenced() as connection:
-            await self._journal.note(connection, step, detail)
+            await self.journal.note(connection, step, detail)
 
-    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> Server:
-        """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
+    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> None:
+        """Make the tenant active with its default row, and store *certificate*.
 
         Raises `RetryableError` if the rows were verified in another run of the server.
         """
@@ -428,15 +419,14 @@ class TargetTenant:
             added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [self._business_type], times)
             await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
-            await self._journal.note(connection, TransferStep.DONE, certificate)
-            server = await note_server(connection)
-            self._check_server(server, verified_on)
-        return server
+            await self.journal.note(connection, TransferStep.DONE, certificate)
+            self._check_server(await note_server(connection), verified_on)
 
     async def discard(self) -> int:
         """Delete the tenant's rows, its row and the import; return the number of its rows."""
-        await self.take_over()
-        count = await self.clear()
+        async with self._pool.transaction() as connection:
+            await self.journal.take(connection, TransferStep.UNDOING)
+        count = await self.clear(TransferStep.UNDOING)
         async with self._fenced() as connection:
             await connection.execute(QUERIES["drop_incoming"], self._tenant_id, 0)
             await connection.execute(QUERIES["drop_transfer"], self._tenant_id, TransferKind.IMPORT)
@@ -449,9 +439,9 @@ class TargetTenant:
             yield connection
 
     async def _lock(self, connection: Connection) -> None:
-        self._business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self._journal.token)
+        self._business_type = await connection.fetchval(QUERIES["lock_import"], self._tenant_id, self.journal.token)
         if self._business_type is None:
-            raise self._taken()
+            raise superseded(self.shard_id, self._tenant_id)
 
     def _check_server(self, server: Server, expected: Server | None) -> None:
         if server != expected:
@@ -460,7 +450,9 @@ class TargetTenant:
                 " or before it restarted; run this again"
             )
 
-    def _taken(self) -> ImportTakenError:
-        return ImportTakenError(
-            f"shard {self.shard_id}: another run has taken over the import of {self._tenant_id}, or has ended it"
-        )
+
+def superseded(shard_id: str, tenant_id: str) -> SupersededError:
+    """Return the error of a run that is not the last one that has begun."""
+    return SupersededError(
+        f"shard {shard_id}: another run has taken over the import of {tenant_id}, or has ended it; run this again"
+    )

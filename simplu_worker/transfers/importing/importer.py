@@ -24,15 +24,20 @@ from simplu_worker import __version__
 from simplu_worker.business_info import Business, BusinessFinder, UnreadableBusinessError
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.following import follow_shards
+from simplu_worker.shards.routing.following import find_addresses, follow_shards
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
+from simplu_worker.shards.settling import SupersededError, TransferRefusedError, read_tenant, read_transfer
 from simplu_worker.shards.tenants.resource_changes import find_known_types
+from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import Pacer, run_at_once
+from simplu_worker.transfers.engine import Journal, TransferEngine, TransferStatus
 from simplu_worker.transfers.importing.copying import (
+    AT_REST,
     INTERVAL_S,
     CopyCallbacks,
     FollowedTenant,
@@ -40,11 +45,14 @@ from simplu_worker.transfers.importing.copying import (
     FollowRound,
     TakenRows,
     TargetTenant,
-    TenantCopier,
+    TenantRows,
     find_shard_problem,
     make_incoming,
     read_homes,
     read_open_imports,
+    superseded,
+    take_changes,
+    take_rows,
     text_of,
 )
 from simplu_worker.transfers.importing.queries import (
@@ -60,19 +68,27 @@ from simplu_worker.transfers.importing.rules import (
     FollowState,
     HomeFacts,
     ImportCertificate,
+    ImportSituation,
     ImportState,
     RefusedRow,
     SourceTenant,
     TenantReport,
-    followed_since,
+    changed_since,
     name_tenant,
     place_of,
     report_of,
+    situation_of,
     without_collisions,
 )
-from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
-from simplu_worker.transfers.moving.checksums import Comparison, describe_difference
-from simplu_worker.vocabulary import TransferStep
+from simplu_worker.transfers.importing.source import (
+    ImportSource,
+    SourceFacts,
+    SourceReader,
+    SourceSnapshot,
+    SourceUnavailableError,
+)
+from simplu_worker.transfers.moving.checksums import Comparison, Sums, describe_difference
+from simplu_worker.vocabulary import MovePhase, TransferKind, TransferStep
 
 LOOKUPS_AT_ONCE: Final = 16
 MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
@@ -80,6 +96,10 @@ LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in 
 TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 
 log = structlog.get_logger(__name__)
+
+
+class SnapshotLostError(TransferRefusedError):
+    """The source does not answer, or has ended the connection: the next run has another snapshot."""
 
 
 class _Homes(msgspec.Struct, frozen=True):
@@ -188,6 +208,8 @@ class _Placer(msgspec.Struct, frozen=True):
         if error is not None:
             return report_of(tenant, _state_after(error), shard.shard_id, str(error))
         found = self._place(tenant, None, homes)
+        if found.state is ImportState.CONTINUE:  # by this run
+            return msgspec.structs.replace(found, state=ImportState.IMPORT)
         if found.state is not ImportState.IMPORT:
             return found
         detail = f"shard {shard.shard_id}: the row that was made is gone; run this again"
@@ -195,7 +217,8 @@ class _Placer(msgspec.Struct, frozen=True):
 
 
 def _state_after(error: WorkerError) -> ImportState:
-    return ImportState.REFUSED if isinstance(error, PermanentError) else ImportState.FAILED
+    is_final = isinstance(error, PermanentError) and not isinstance(error, (SupersededError, SnapshotLostError))
+    return ImportState.REFUSED if is_final else ImportState.FAILED
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
@@ -226,15 +249,176 @@ class ImportShards(msgspec.Struct, frozen=True):
     business_info: BusinessFinder | None
 
 
-class _Opened(msgspec.Struct, frozen=True):
-    """A run with its snapshot."""
+class _Run(msgspec.Struct, frozen=True):
+    """A run with its snapshot, and the *token* under which it writes."""
 
     snapshot: SourceSnapshot
     queries: Sequence[SourceQuery]
     digest: str
     tenants: list[SourceTenant]
     placer: _Placer
-    copier: TenantCopier
+    commits: ReplicationWaiter
+    options: ImportOptions
+    callbacks: CopyCallbacks
+    pace: Pacer
+    token: str
+
+    @property
+    def taken_at(self) -> datetime:
+        """The time of the snapshot."""
+        return datetime.fromisoformat(self.snapshot.facts.taken_at)
+
+    async def note_rows(self, count: int) -> None:
+        """Tell of rows that were read, and rest."""
+        self.callbacks.note_rows(count)
+        await asyncio.sleep(self.pace.pause_s(count, now=loop_time()))
+
+
+class ImportEngine(TransferEngine[TenantReport]):
+    """Imports one tenant, or with *follows* copies it for a follower; *report* says where it was placed."""
+
+    def __init__(self, run: _Run, tenant: SourceTenant, report: TenantReport, *, follows: bool = False) -> None:
+        super().__init__(run.placer.pools.pool_of(report.shard_id or ""), tenant.tenant_id, lambda _: None)
+        self._run = run
+        self._tenant = tenant
+        self._report = report
+        self._follows = follows
+        self.target = TargetTenant(self._shard, tenant.tenant_id, token=run.token)
+        self._earlier: str | None = None
+        self._rows_max = 0
+        self.status = TransferStatus(MovePhase.COPY, row_total=tenant.row_count)
+
+    @property
+    def journal(self) -> Journal:
+        """The row of this run."""
+        return self.target.journal
+
+    @property
+    def progress(self) -> object:
+        """The most rows that a try has read: each begins with the first one."""
+        return self._rows_max
+
+    def describe_state(self) -> str:
+        """Return in which state the tenant is, and which command comes next."""
+        if self.status.phase == MovePhase.CERTIFY:
+            return "the tenant is active, and its standbys have not confirmed that: run the same command again"
+        return "its operations wait: run the same command again, or tenants import --discard --apply"
+
+    async def prepare_again(self) -> None:
+        """Count the rows anew, and look whether the shard has another address now."""
+        self._run.callbacks.note_rows(-self.status.row_count)
+        self.status = TransferStatus(MovePhase.COPY, row_total=self._tenant.row_count)
+        await find_addresses(self._run.placer.locator, self._run.placer.pools)
+
+    async def go_on(self) -> TenantReport:
+        """Go on by the tenant's row, the journal and the snapshot."""
+        situation, detail = await self._begin()
+        try:
+            match situation:
+                case ImportSituation.TAKEN:
+                    raise superseded(self.target.shard_id, self._tenant_id)
+                case ImportSituation.ENDED:
+                    return await self._end(msgspec.convert(detail, ImportCertificate))
+                case ImportSituation.CATCH_UP:
+                    taken = await self._catch_up(detail)
+                case ImportSituation.COPY:
+                    taken = await self._copy()
+        except SourceUnavailableError as exc:  # and with its connection the snapshot: another try has none
+            raise SnapshotLostError(f"{exc}; {self.describe_state()}") from exc
+        for one in taken.refused:
+            self._run.callbacks.note_refused(one)
+        if taken.refused and not self._run.options.leave_refused:
+            await self.target.note(TransferStep.OPEN, AT_REST)
+            return with_taken(self._report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
+        if not self._follows:
+            return await self._activate(taken)
+        await self.target.note(TransferStep.FOLLOWING, FollowState(self._run.digest, self._run.taken_at))
+        return with_taken(self._report, ImportState.FOLLOWED, taken)
+
+    async def _begin(self) -> tuple[ImportSituation, dict[str, Any]]:
+        """Take the import over, unless another run has since; return the next step, and what the journal has."""
+        async with self._shard.transaction() as connection:
+            tenant = await read_tenant(connection, self._tenant_id)
+            found = await read_transfer(connection, self._tenant_id, TransferKind.IMPORT)
+            self._earlier = self._earlier or (None if found is None else found.token)
+            own, queries = self.journal.token, self._run.digest
+            situation = situation_of(tenant, found, own=own, earlier=self._earlier, queries=queries)
+            if situation in {ImportSituation.COPY, ImportSituation.CATCH_UP}:
+                await self.journal.take(connection, TransferStep.OPEN)
+        return situation, {} if found is None else found.detail
+
+    async def _copy(self) -> TakenRows:
+        """Copy the tenant whole, and compare."""
+        await self.target.clear()
+        async with self._opened() as source:
+            taken = await take_rows(source, self._note_rows, self.target)
+        if (found := await self._compare(taken)) != taken.types:
+            differing = describe_difference(Comparison(taken.types, found))
+            raise RetryableError(
+                f"shard {self.target.shard_id}: its rows differ from those of the source: {differing}; run this again,"
+                " which copies the tenant again"
+            )
+        return taken
+
+    async def _catch_up(self, detail: Mapping[str, Any]) -> TakenRows:
+        """Copy what has changed since a follower's last snapshot, and compare; if that differs, copy all."""
+        since = changed_since(detail, queries=self._run.digest)
+        async with self._opened() as source:
+            if since is not None:
+                await take_changes(source, since, self._run.note_rows, self.target)
+            taken = await source.sum_rows()
+        if await self._compare(taken) == taken.types:
+            self._run.callbacks.note_rows(self._tenant.row_count)
+            return taken
+        log.warning("import.differs", tenant_id=self._tenant_id, shard_id=self.target.shard_id)
+        return await self._copy()
+
+    async def _compare(self, taken: TakenRows) -> Sums:
+        self.status = msgspec.structs.replace(self.status, phase=MovePhase.VERIFY)
+        found, taken.verified_on = await self.target.sum_rows()
+        return found
+
+    async def _activate(self, taken: TakenRows) -> TenantReport:
+        """Activate the tenant, once its standbys have its rows."""
+        run, target = self._run, self.target
+        self.status = msgspec.structs.replace(self.status, phase=MovePhase.ACTIVATE)
+        if (rival := await run.placer.find_rivals(self._tenant, target.shard_id)) is not None:
+            raise RetryableError(rival)
+        if taken.verified_on is not None:
+            # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
+            await run.commits.wait_for_transaction(target.shard_id, taken.verified_on)
+        certificate = _certify(run, taken)
+        await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
+        return await self._end(certificate)
+
+    async def _end(self, certificate: ImportCertificate) -> TenantReport:
+        """Wait until standbys have the active tenant."""
+        tenant, shard_id = self._tenant, self.target.shard_id
+        self.status = msgspec.structs.replace(self.status, phase=MovePhase.CERTIFY)
+        async with self._shard.transaction() as connection:
+            server = await note_server(connection)
+        await self._run.commits.wait_for_transaction(shard_id, server)
+        names = {"business_id": tenant.business_id, "location_id": tenant.location_id}
+        log.info("tenant.imported", **names, shard_id=shard_id, row_count=certificate.rows)
+        return msgspec.structs.replace(
+            self._report,
+            state=ImportState.IMPORTED,
+            rows=certificate.rows,
+            bytes=certificate.bytes,
+            refused=certificate.refused,
+            deleted=certificate.deleted,
+            certificate=certificate,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[TenantRows]:
+        async with self._run.snapshot.open_reader() as reader:
+            yield TenantRows(reader, self._run.queries, self._tenant)
+
+    async def _note_rows(self, count: int) -> None:
+        self.status = msgspec.structs.replace(self.status, row_count=self.status.row_count + count)
+        self._rows_max = max(self._rows_max, self.status.row_count)
+        await self._run.note_rows(count)
 
 
 class Importer:
@@ -253,9 +437,6 @@ class Importer:
         self._shards = shards
         self._options = options
         self._callbacks = callbacks or CopyCallbacks()
-        self._commits = ReplicationWaiter(shards.pools)
-        self._pace = Pacer(options.max_rows_per_s)
-        self._token = f"0/{uuid4()}"
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
@@ -263,16 +444,24 @@ class Importer:
         Raises `PermanentError` if the queries do not fit, `RetryableError` without an answer.
         """
 
-        async def scan(run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-            return with_taken(report, report.state, await run.copier.copy(tenant, None))
+        async def scan(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+            async with run.snapshot.open_reader() as reader:
+                taken = await take_rows(TenantRows(reader, run.queries, tenant), run.note_rows, None)
+            for one in taken.refused:
+                run.callbacks.note_refused(one)
+            return with_taken(report, report.state, taken)
 
         async with self._opened() as run:
-            return await self._run(run, scan, token=None)
+            return await self._run(run, scan, registers=False)
 
     async def apply(self) -> ImportResult:
         """Import every tenant that can be; return a report on each. Raises as `plan`, before the first change."""
+
+        async def apply(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+            return await ImportEngine(run, tenant, report).run()
+
         async with self._opened() as run:
-            return await self._run(run, self._import, token=self._token)
+            return await self._run(run, apply, registers=True)
 
     async def follow(
         self,
@@ -287,26 +476,21 @@ class Importer:
         """
         followed: dict[tuple[str, str], FollowedTenant] = {}
 
-        async def begin(run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-            target = self._target(tenant, report)
-            taken = await self._copy(run, tenant, target)
-            if taken.refused and not self._options.leave_refused:
-                return with_taken(report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
-            taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
-            await target.note(TransferStep.FOLLOWING, FollowState(run.digest, taken_at))
-            followed[tenant.key] = FollowedTenant(tenant, target, taken_at)
-            return with_taken(report, ImportState.FOLLOWED, taken)
+        async def begin(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
+            engine = ImportEngine(run, tenant, report, follows=True)
+            result = await engine.run()
+            if result.state is ImportState.FOLLOWED:
+                followed[tenant.key] = FollowedTenant(tenant, engine.target, run.taken_at)
+            return result
 
         async with self._opened() as run:
-            result = await self._run(run, begin, token=self._token)
+            result = await self._run(run, begin, registers=True)
         if not followed:
             return result
         left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
-        report_round(FollowRound(datetime.fromisoformat(run.snapshot.facts.taken_at), error=text_of(left)))
+        report_round(FollowRound(run.taken_at, error=text_of(left)))
         shards = self._shards
-        follower = Follower(
-            self._source, run.queries, followed, self._callbacks, self._pace, shards.locator, shards.pools
-        )
+        follower = Follower(self._source, run.queries, followed, run.note_rows, shards.locator, shards.pools)
         await follower.run(stopping, report_round, interval_s=interval_s)
         failures = {" ".join(key): error for key, error in follower.failures.items()}
         reports = [
@@ -318,7 +502,7 @@ class Importer:
         return msgspec.structs.replace(result, reports=reports)
 
     @contextlib.asynccontextmanager
-    async def _opened(self) -> AsyncIterator[_Opened]:
+    async def _opened(self) -> AsyncIterator[_Run]:
         async with self._source.open_snapshot() as snapshot:
             queries = await snapshot.reader.describe(self._queries)
             listed = await _list_tenants(snapshot.reader, queries)
@@ -330,9 +514,18 @@ class Importer:
             tenants = without_collisions([await self._name(one, known) for one in listed])
             tenants.sort(key=lambda one: (-one.row_count, one.key))  # the largest first: the last ones end together
             self._callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
-            placer = _Placer(self._shards.locator, self._shards.pools, snapshot.facts.identity)
-            copier = TenantCopier(snapshot, queries, self._callbacks, self._pace)
-            yield _Opened(snapshot, queries, digest_of(queries), tenants, placer, copier)
+            yield _Run(
+                snapshot=snapshot,
+                queries=queries,
+                digest=digest_of(queries),
+                tenants=tenants,
+                placer=_Placer(self._shards.locator, self._shards.pools, snapshot.facts.identity),
+                commits=ReplicationWaiter(self._shards.pools),
+                options=self._options,
+                callbacks=self._callbacks,
+                pace=Pacer(self._options.max_rows_per_s),
+                token=f"0/{uuid4()}",
+            )
 
     async def _name(self, tenant: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> SourceTenant:
         business: Business | str | None = None
@@ -345,74 +538,38 @@ class Importer:
 
     async def _run(
         self,
-        run: _Opened,
-        work: Callable[[_Opened, SourceTenant, TenantReport], Awaitable[TenantReport]],
+        run: _Run,
+        work: Callable[[_Run, SourceTenant, TenantReport], Awaitable[TenantReport]],
         *,
-        token: str | None,
+        registers: bool,
     ) -> ImportResult:
         """Place all tenants, and do the *work* for those that are to be imported."""
+        given_up: dict[str | None, str] = {}  # by shard: the next of its tenants would wait as long for nothing
+        wait = self._callbacks.wait_for_killed if registers else None
 
         async def work_on(placed: tuple[SourceTenant, TenantReport]) -> TenantReport:
             tenant, report = placed
             if report.state not in TO_IMPORT:
                 return report
+            if (error := given_up.get(report.shard_id)) is not None:
+                return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
             try:
+                if wait is not None and report.state is ImportState.CONTINUE:
+                    await wait(run.placer.pools.pool_of(report.shard_id or ""), tenant.tenant_id)
                 return await work(run, tenant, report)
             except WorkerError as exc:
+                if isinstance(exc.__cause__, ShardUnavailableError) and exc.__cause__.shard_id == report.shard_id:
+                    given_up[report.shard_id] = str(exc.__cause__)
                 return msgspec.structs.replace(report, state=_state_after(exc), detail=str(exc))
 
-        placed = await run.placer.place(run.tenants, token=token)
+        placed = await run.placer.place(run.tenants, token=run.token if registers else None)
         pairs = [*zip(run.tenants, placed, strict=True)]
         reports = await run_at_once(work_on, pairs, most=self._options.parallel)
         return ImportResult(run.snapshot.facts, run.digest, sorted(reports, key=lambda report: report.name))
 
-    async def _copy(self, run: _Opened, tenant: SourceTenant, target: TargetTenant) -> TakenRows:
-        """Copy a tenant, or the changes of one that followed, until its rows are equal to those of the source."""
-        state = await target.take_over()
-        since = followed_since(state.step, state.detail, queries=run.digest)
-        if since is not None:
-            taken = await run.copier.complete(tenant, since, target)
-            if taken is not None:
-                return taken
-            log.warning("import.differs", tenant_id=tenant.tenant_id, shard_id=target.shard_id)
-        taken = await run.copier.copy(tenant, target)
-        found, taken.verified_on = await target.sum_rows()
-        if found != taken.types:
-            differing = describe_difference(Comparison(taken.types, found))
-            raise RetryableError(
-                f"shard {target.shard_id}: its rows differ from those of the source: {differing}; run this again, which"
-                " copies the tenant again"
-            )
-        return taken
-
-    def _target(self, tenant: SourceTenant, report: TenantReport) -> TargetTenant:
-        return TargetTenant(self._shards.pools.pool_of(report.shard_id or ""), tenant.tenant_id, token=self._token)
-
-    async def _import(self, run: _Opened, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-        target = self._target(tenant, report)
-        taken = await self._copy(run, tenant, target)
-        if taken.refused and not self._options.leave_refused:
-            return with_taken(report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
-        if (rival := await run.placer.find_rivals(tenant, report.shard_id)) is not None:
-            raise RetryableError(rival)
-        if taken.verified_on is not None:
-            # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
-            await self._commits.wait_for_transaction(target.shard_id, taken.verified_on)
-        certificate = _certify(run, taken)
-        server = await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
-        await self._commits.wait_for_transaction(target.shard_id, server)
-        log.info(
-            "tenant.imported",
-            business_id=tenant.business_id,
-            location_id=tenant.location_id,
-            shard_id=target.shard_id,
-            row_count=certificate.rows,
-        )
-        return msgspec.structs.replace(with_taken(report, ImportState.IMPORTED, taken), certificate=certificate)
-
 
 async def discard_tenants(
-    locator: Locator, pools: Pools, source: str | None, *, apply: bool
+    locator: Locator, pools: Pools, source: str | None, callbacks: CopyCallbacks | None = None, *, apply: bool
 ) -> tuple[list[TenantReport], list[str]]:
     """Delete the tenants that no run has activated, without *apply* list them; return the silent shards too.
 
@@ -430,6 +587,8 @@ async def discard_tenants(
         state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, f"of {row['place']}", 0
         try:
             if apply:
+                if callbacks is not None and callbacks.wait_for_killed is not None:
+                    await callbacks.wait_for_killed(pools.pool_of(shard_id), row["id"])
                 count = await TargetTenant(pools.pool_of(shard_id), row["id"], token=token).discard()
         except WorkerError as exc:
             state, detail = ImportState.FAILED, str(exc)
@@ -448,7 +607,7 @@ async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) ->
     return [SourceTenant(*key, of_tenant) for key, of_tenant in counts.items() if None not in key]
 
 
-def _certify(run: _Opened, taken: TakenRows) -> ImportCertificate:
+def _certify(run: _Run, taken: TakenRows) -> ImportCertificate:
     facts = run.snapshot.facts
     return ImportCertificate(
         source=facts.place,
@@ -460,7 +619,7 @@ def _certify(run: _Opened, taken: TakenRows) -> ImportCertificate:
         verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
         worker_version=__version__,
         types={name: one.row_count for name, one in taken.types.items()},
-        refused=dict(taken.refused),
+        refused=taken.refused_counts,
         deleted=taken.deleted,
     )
 
@@ -474,7 +633,7 @@ def with_taken(
         state=state,
         rows=taken.total.row_count,
         bytes=taken.total.byte_count,
-        refused=dict(taken.refused),
+        refused=taken.refused_counts,
         deleted=taken.deleted,
         detail=detail,
     )

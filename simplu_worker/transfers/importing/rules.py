@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from simplu_worker.business_info import Business
 from simplu_worker.operations.json_record import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable, tenant_id_of
+from simplu_worker.shards.settling import MovingTenant, Transfer
 from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.vocabulary import TenantState, TransferStep
 
@@ -286,9 +287,34 @@ class FollowState(msgspec.Struct, frozen=True, rename="camel"):
     followed_to: datetime
 
 
-def followed_since(step: str, detail: Mapping[str, Any], *, queries: str) -> datetime | None:
+class ImportSituation(StrEnum):
+    """The next step of an import."""
+
+    COPY = "copy"  # the tenant whole
+    CATCH_UP = "catch up"  # it was copied, and followed
+    ENDED = "ended"  # this command has activated it, and got no answer
+    TAKEN = "taken"  # by another command
+
+
+def situation_of(
+    tenant: MovingTenant | None, journal: Transfer | None, *, own: str, earlier: str | None, queries: str
+) -> ImportSituation:
+    """Return the next step by the tenant's row and the journal of its shard.
+
+    *own* is the token of this command, *earlier* the one that it has found, *queries* the digest of its queries.
+    """
+    if tenant is None or journal is None or journal.token not in {own, earlier}:
+        return ImportSituation.TAKEN
+    if journal.step == TransferStep.DONE:
+        return ImportSituation.ENDED if journal.token == own else ImportSituation.TAKEN
+    if tenant.state is not TenantState.INCOMING:
+        return ImportSituation.TAKEN
+    is_followed = changed_since(journal.detail, queries=queries) is not None
+    return ImportSituation.CATCH_UP if is_followed else ImportSituation.COPY
+
+
+def changed_since(detail: Mapping[str, Any], *, queries: str) -> datetime | None:
     """Return since when rows may have changed that were not copied; None to copy the tenant whole."""
-    if step != TransferStep.FOLLOWING:
+    if detail.get("queries") != queries or "followedTo" not in detail:
         return None
-    state = msgspec.convert(detail, FollowState)
-    return state.followed_to - OVERLAP if state.queries == queries else None
+    return msgspec.convert(detail, FollowState).followed_to - OVERLAP

@@ -26,6 +26,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
+from simplu_worker.transfers import engine
 from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
     Importer,
@@ -477,7 +478,13 @@ async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> 
     assert {report.rows for report in result.reports} == {row_count(1, ORDERS)}
 
 
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PATIENCE_S", 0.0)
+
+
 @slow
+@pytest.mark.usefixtures("_impatient")
 async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -> None:
     await case.importer().plan()
     for address in [pool.address for pool in case.routed.pools.by_shard_id().values()]:
@@ -500,6 +507,7 @@ async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -
 
 
 @slow
+@pytest.mark.usefixtures("_impatient")
 async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case) -> None:
     await case.importer().plan()
     broken = case.routed.pools.pool_of("shard-2").address.connection_string

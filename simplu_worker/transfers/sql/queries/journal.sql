@@ -36,11 +36,13 @@ WHERE
     AND step IN ('open', 'committed', 'undoing', 'replacing', 'copied');
 
 -- name: take_transfer
--- Leave the token $3 in the row, so that the command before writes no more; waits for its transaction. Without a step
--- $4 that of the row stays, and one that is done is not taken.
+-- Leave the token $3 and the step $4 in the row, so that the command before writes no more; waits for its transaction.
+-- What that noted about itself goes. One that is done is taken for a cleanup alone.
 UPDATE public.transfers
-SET token = $3, step = coalesce($4::pg_catalog.text, step), updated_at = pg_catalog.clock_timestamp()
-WHERE tenant_id = $1 AND kind = $2 AND ($4::pg_catalog.text IS NOT NULL OR step <> 'done')
+SET
+    token = $3, step = $4::pg_catalog.text, detail = detail - '{error,stopped,seenAt}'::pg_catalog.text[],
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND kind = $2 AND (step <> 'done' OR $4::pg_catalog.text = 'cleaning')
 RETURNING :transfer_columns;
 
 -- name: drop_transfer

@@ -10,6 +10,8 @@ import pytest
 
 from simplu_worker.business_info import Business
 from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.settling import MovingTenant, Transfer
 from simplu_worker.transfers.importing.rules import (
     IS_DUPLICATE,
     NO_KEY,
@@ -18,16 +20,18 @@ from simplu_worker.transfers.importing.rules import (
     FollowState,
     HomeFacts,
     ImportCertificate,
+    ImportSituation,
     ImportState,
     SourceRow,
     SourceTenant,
     TenantReport,
-    followed_since,
+    changed_since,
     is_deleted,
     name_tenant,
     place_of,
     refusal_of_row,
     report_of,
+    situation_of,
     without_collisions,
 )
 from simplu_worker.transfers.moving.checksums import TypeSum
@@ -181,15 +185,36 @@ def test_report_has_the_rows_of_an_earlier_certificate() -> None:
     )
 
 
+OWN, EARLIER, LATER = "0/own", "0/earlier", "0/later"
+SERVER = Server("1", MOMENT)
+
+
 @pytest.mark.parametrize(
-    ("step", "detail", "expected"),
+    ("state", "token", "step", "detail", "expected"),
     [
-        ("following", DETAIL, MOMENT - OVERLAP),
-        ("open", DETAIL, None),
-        ("following", DETAIL | {"queries": "other"}, None),
+        (INCOMING, OWN, "open", {}, ImportSituation.COPY),
+        (INCOMING, EARLIER, "open", {}, ImportSituation.COPY),
+        (INCOMING, EARLIER, "undoing", {"seenAt": "then"}, ImportSituation.COPY),
+        (INCOMING, EARLIER, "following", DETAIL, ImportSituation.CATCH_UP),
+        (INCOMING, OWN, "open", DETAIL, ImportSituation.CATCH_UP),
+        (INCOMING, EARLIER, "following", DETAIL | {"queries": "other"}, ImportSituation.COPY),
+        (INCOMING, LATER, "open", {}, ImportSituation.TAKEN),
+        (INCOMING, None, "open", {}, ImportSituation.TAKEN),
+        (None, OWN, "open", {}, ImportSituation.TAKEN),
+        (ACTIVE, OWN, "open", {}, ImportSituation.TAKEN),
+        (ACTIVE, OWN, "done", {}, ImportSituation.ENDED),
+        (MOVED, OWN, "done", {}, ImportSituation.ENDED),
+        (ACTIVE, EARLIER, "done", {}, ImportSituation.TAKEN),
     ],
 )
-def test_copy_goes_on_from_the_last_snapshot_of_the_same_queries(
-    step: str, detail: dict[str, Any], expected: datetime | None
+def test_next_step_is_decided_by_the_rows_of_both_sides(
+    state: TenantState | None, token: str | None, step: str, detail: dict[str, Any], expected: ImportSituation
 ) -> None:
-    assert followed_since(step, detail, queries="digest") == expected
+    kind = ("b-l", "b", "l", "gym")
+    tenant = state and MovingTenant(*kind, state, 1, 0, None, MOMENT, MOMENT, None, 1.0, MOMENT, SERVER)
+    journal = token and Transfer("db", token, step, 0, detail, MOMENT, MOMENT)
+    assert situation_of(tenant or None, journal or None, own=OWN, earlier=EARLIER, queries="digest") is expected
+
+
+def test_changes_are_read_from_before_the_last_snapshot_on() -> None:
+    assert changed_since(DETAIL, queries="digest") == MOMENT - OVERLAP
