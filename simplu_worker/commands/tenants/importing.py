@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -27,10 +27,11 @@ from simplu_worker.commands.output import (
 from simplu_worker.commands.running import given_address, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.transfers.importing.copying import INTERVAL_S, CopyCallbacks, FollowRound
+from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.importer import (
+    INTERVAL_S,
+    FollowRound,
     Importer,
     ImportOptions,
     ImportResult,
@@ -63,13 +64,20 @@ async def import_tenants(
         refused.extend([row] if refused_count <= TABLE_MAX else ())
 
     queries, address = read_queries(path), given_address(settings, SOURCE, "the database to import")
-    with CountProgress("rows copied" if apply else "rows read", 0) as progress:
+    async with AsyncExitStack() as stack:
+        progress = stack.enter_context(CountProgress("rows copied" if apply else "rows read", 0))
         callbacks = CopyCallbacks(refuse, progress.begin, progress.add, wait_for_import)
-        async with _opened_importer(settings, address, queries, options, callbacks) as importer:
-            if follow:
-                result = await _follow(importer)
-            else:
-                result = await (importer.apply() if apply else importer.plan())
+        shards = await stack.enter_async_context(open_shards(settings))
+        business_info = None
+        if options.business_type is None:
+            opening = open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS)
+            business_info = await stack.enter_async_context(opening)
+        access = ImportShards(shards.locator, shards.pools, business_info)
+        importer = Importer(ImportSource(address), queries, access, options, callbacks)
+        if follow:
+            result = await _follow(importer)
+        else:
+            result = await (importer.apply() if apply else importer.plan())
     members = {
         "source": result.source.place,
         "snapshotAt": result.source.taken_at,
@@ -131,24 +139,6 @@ async def _follow(importer: Importer) -> ImportResult:
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-
-
-@asynccontextmanager
-async def _opened_importer(
-    settings: Settings,
-    address: ShardAddress,
-    queries: Sequence[SourceQuery],
-    options: ImportOptions,
-    callbacks: CopyCallbacks,
-) -> AsyncIterator[Importer]:
-    async with AsyncExitStack() as stack:
-        shards = await stack.enter_async_context(open_shards(settings))
-        business_info = None
-        if options.business_type is None:
-            opening = open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS)
-            business_info = await stack.enter_async_context(opening)
-        access = ImportShards(shards.locator, shards.pools, business_info)
-        yield Importer(ImportSource(address), queries, access, options, callbacks)
 
 
 def read_queries(path: Path) -> list[SourceQuery]:

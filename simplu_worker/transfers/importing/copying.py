@@ -10,46 +10,37 @@ writes looks at the token first. So the earlier run ends at its next page, and t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
-from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.routing.following import find_addresses
-from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
 from simplu_worker.shards.settling import RowKey, SupersededError
 from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
 from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Chunk, Journal, Walker, run_in_pages
 from simplu_worker.transfers.importing.queries import (
     DUPLICATES_MAX,
     RowSelection,
     SourceQuery,
-    digest_of,
-    list_changed_tenants,
     list_duplicates,
     sum_rows,
 )
 from simplu_worker.transfers.importing.rules import (
-    OVERLAP,
     TOO_MANY_DUPLICATES,
     TOO_MANY_REFUSED,
-    FollowState,
     HomeFacts,
     RefusedRow,
     SourceRow,
@@ -58,11 +49,7 @@ from simplu_worker.transfers.importing.rules import (
     refusal_of_row,
 )
 from simplu_worker.transfers.importing.source import (
-    ImportSource,
     SourceReader,
-    SourceRefusedError,
-    SourceSnapshot,
-    SourceUnavailableError,
 )
 from simplu_worker.transfers.moving.checksums import Sums, TypeSum, sum_range
 from simplu_worker.transfers.moving.copying import RESOURCES, find_end
@@ -89,10 +76,9 @@ class TakenRows(msgspec.Struct):
         """The rows of all types."""
         return sum(self.types.values(), TypeSum())
 
-    @property
-    def refused_counts(self) -> dict[str, int]:
-        """The number of refused rows by reason."""
-        return dict(Counter(one.reason for one in self.refused))
+
+async def _go_on(_: ShardPool, __: str) -> None:
+    """Wait for nobody."""
 
 
 class CopyCallbacks(msgspec.Struct, frozen=True):
@@ -104,7 +90,10 @@ class CopyCallbacks(msgspec.Struct, frozen=True):
     note_refused: Callable[[RefusedRow], None] = lambda _: None
     note_total: Callable[[int], None] = lambda _: None
     note_rows: Callable[[int], None] = lambda _: None
-    wait_for_killed: Callable[[ShardPool, str], Awaitable[None]] | None = None
+    wait_for_killed: Callable[[ShardPool, str], Awaitable[None]] = _go_on
+
+
+NO_CALLBACKS: Final = CopyCallbacks()
 
 
 class TenantRows(msgspec.Struct, frozen=True):
@@ -194,105 +183,6 @@ async def _find_duplicates(reader: SourceReader, selections: Sequence[RowSelecti
     if len(rows) > DUPLICATES_MAX:
         raise PermanentError(TOO_MANY_DUPLICATES)
     return {(row["resource_type"], row["resource_id"]) for row in rows}
-
-
-INTERVAL_S: Final = 5.0
-NOTE_INTERVAL_S: Final = 60.0  # between two writes of the time into all journals
-
-
-class FollowedTenant(msgspec.Struct):
-    """A tenant that was copied, and is kept up to date: it is as the source was at *followed_to*."""
-
-    source: SourceTenant
-    target: TargetTenant
-    followed_to: datetime
-
-
-class FollowRound(msgspec.Struct, frozen=True):
-    """The time of a round's snapshot, the rows written or deleted, and the error of tenants that are behind it."""
-
-    followed_to: datetime
-    row_count: int = 0
-    error: str | None = None
-
-
-class Follower(msgspec.Struct):
-    """Follows *source* for *tenants*; *failures* are of those that another run has, or with no note in the end."""
-
-    source: ImportSource
-    queries: Sequence[SourceQuery]
-    tenants: dict[tuple[str, str], FollowedTenant]
-    note_rows: Callable[[int], Awaitable[None]]
-    locator: Locator
-    pools: Pools
-    failures: dict[tuple[str, str], str] = {}
-
-    async def run(
-        self, stopping: asyncio.Event, report: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
-    ) -> None:
-        """Follow until *stopping*; *report* each round. `failures` has what could not be noted at the end."""
-        noted_at = loop_time()
-        while not await sleep_or_event(interval_s, until=stopping):
-            report(await self._follow())
-            if loop_time() - noted_at >= NOTE_INTERVAL_S:
-                noted_at = loop_time()
-                await self._note()  # what fails here was reported, or is tried again
-        self.failures |= await self._note()
-
-    async def _follow(self) -> FollowRound:
-        times = [one.followed_to for one in self.tenants.values()] or [datetime.max.replace(tzinfo=UTC)]
-        try:
-            if min(times) < max(times):  # a shard did not answer
-                await find_addresses(self.locator, self.pools)
-            async with self.source.open_snapshot() as snapshot:
-                changed = set[tuple[str, str]]()
-                for query in self.queries:
-                    async for page in snapshot.reader.read_pages(list_changed_tenants(query, min(times) - OVERLAP)):
-                        changed |= {(row["business_id"], row["location_id"]) for row in page} & self.tenants.keys()
-                count, errors = await self._copy_changes(snapshot, sorted(changed))
-                return FollowRound(datetime.fromisoformat(snapshot.facts.taken_at), count, text_of(errors))
-        except WorkerError as exc:
-            return FollowRound(max(times), error=str(exc))
-
-    async def _copy_changes(
-        self, snapshot: SourceSnapshot, changed: Sequence[tuple[str, str]]
-    ) -> tuple[int, list[str]]:
-        count, failed, errors = 0, set(), []
-        for key in changed:
-            one = self.tenants[key]
-            try:
-                async with snapshot.open_reader() as reader:
-                    rows = TenantRows(reader, self.queries, one.source)
-                    count += await take_changes(rows, one.followed_to - OVERLAP, self.note_rows, one.target)
-            except (SourceUnavailableError, SourceRefusedError):
-                raise
-            except SupersededError as exc:
-                errors.append(str(exc))
-                self.failures[key] = str(exc)
-            except WorkerError as exc:
-                errors.append(f"{' '.join(key)}: {exc}")
-                failed.add(key)
-        self.tenants = {key: one for key, one in self.tenants.items() if key not in self.failures}
-        for key in self.tenants.keys() - failed:
-            self.tenants[key].followed_to = datetime.fromisoformat(snapshot.facts.taken_at)
-        return count, errors
-
-    async def _note(self) -> dict[tuple[str, str], str]:
-        errors = {}
-        for key, one in self.tenants.items():
-            state = FollowState(digest_of(self.queries), one.followed_to)
-            try:
-                await one.target.note(TransferStep.FOLLOWING, state)
-            except WorkerError as exc:
-                errors[key] = str(exc)
-        return errors
-
-
-def text_of(errors: Sequence[str]) -> str | None:
-    """Return a text for the errors of several tenants; None without any."""
-    if not errors:
-        return None
-    return errors[0] if len(errors) == 1 else f"{errors[0]} (the first of {len(errors)} tenants)"
 
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from simplu_worker.business_info import Business, BusinessFinder, UnreadableBusi
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.following import find_addresses, follow_shards
@@ -34,15 +36,12 @@ from simplu_worker.shards.settling import SupersededError, TransferRefusedError,
 from simplu_worker.shards.tenants.resource_changes import find_known_types
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import Pacer, run_at_once
+from simplu_worker.timing.waits import Pacer, run_at_once, sleep_or_event
 from simplu_worker.transfers.engine import Journal, TransferEngine, TransferStatus
 from simplu_worker.transfers.importing.copying import (
     AT_REST,
-    INTERVAL_S,
+    NO_CALLBACKS,
     CopyCallbacks,
-    FollowedTenant,
-    Follower,
-    FollowRound,
     TakenRows,
     TargetTenant,
     TenantRows,
@@ -53,17 +52,18 @@ from simplu_worker.transfers.importing.copying import (
     superseded,
     take_changes,
     take_rows,
-    text_of,
 )
 from simplu_worker.transfers.importing.queries import (
     SourceQuery,
     digest_of,
+    list_changed_tenants,
     list_rows_without_tenant,
     list_tenants,
 )
 from simplu_worker.transfers.importing.rules import (
     LEFT_STATES,
     NO_TENANT,
+    OVERLAP,
     TROUBLES,
     FollowState,
     HomeFacts,
@@ -84,12 +84,14 @@ from simplu_worker.transfers.importing.source import (
     ImportSource,
     SourceFacts,
     SourceReader,
+    SourceRefusedError,
     SourceSnapshot,
     SourceUnavailableError,
 )
 from simplu_worker.transfers.moving.checksums import Comparison, Sums, describe_difference
 from simplu_worker.vocabulary import MovePhase, TransferKind, TransferStep
 
+INTERVAL_S: Final = 5.0
 LOOKUPS_AT_ONCE: Final = 16
 MADE_AT_ONCE: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
@@ -104,11 +106,7 @@ class SnapshotLostError(TransferRefusedError):
 
 class _Homes(msgspec.Struct, frozen=True):
     by_tenant: dict[str, list[HomeFacts]]
-    silent: list[str]
-
-    @property
-    def silence(self) -> str | None:
-        return f"no answer from shards that may have it: {', '.join(self.silent)}" if self.silent else None
+    silence: str | None  # of shards that may have more
 
 
 class _Placer(msgspec.Struct, frozen=True):
@@ -127,16 +125,19 @@ class _Placer(msgspec.Struct, frozen=True):
         if token is None:
             return placed
         shards = [(shard, one) for one in unmade if isinstance(shard := named[one.key], ShardAddress)]
-        errors = await self._make(shards, token)
+        named |= await self._make(shards, token)
         after = await self._read_homes([one for _, one in shards])
-        made = {one.key: self._made(one, shard, errors.get(one.key), after) for shard, one in shards}
+        made = {one.key: self._place(one, named[one.key], after) for _, one in shards}
         return [made.get(tenant.key, report) for tenant, report in zip(tenants, placed, strict=True)]
 
-    async def find_rivals(self, tenant: SourceTenant, shard_id: str | None) -> str | None:
+    async def check_rivals(self, tenant: SourceTenant, shard_id: str) -> None:
+        """Raise `TransferRefusedError` if another shard has the tenant, `RetryableError` if one does not answer."""
         homes = await self._read_homes([tenant])
-        found = homes.by_tenant.get(tenant.tenant_id, ())
-        others = [home for home in found if home.state not in LEFT_STATES and home.shard_id != shard_id]
-        return f"shard {others[0].shard_id} has it too, {others[0].state}" if others else homes.silence
+        for home in homes.by_tenant.get(tenant.tenant_id, ()):
+            if home.state not in LEFT_STATES and home.shard_id != shard_id:
+                raise TransferRefusedError(f"shard {home.shard_id} has it too, {home.state}")
+        if homes.silence is not None:
+            raise RetryableError(homes.silence)
 
     def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> TenantReport:
         if tenant.problem is not None:
@@ -179,7 +180,8 @@ class _Placer(msgspec.Struct, frozen=True):
         by_tenant: defaultdict[str, list[HomeFacts]] = defaultdict(list)
         for home in (home for homes in answers.values() for home in homes):
             by_tenant[home.tenant_id].append(home)
-        return _Homes(by_tenant, sorted({shard.shard_id for shard in known} - answers.keys()))
+        silent = ", ".join(sorted({shard.shard_id for shard in known} - answers.keys()))
+        return _Homes(by_tenant, f"no answer from shards that may have it: {silent}" if silent else None)
 
     async def _make(
         self, pairs: Sequence[tuple[ShardAddress, SourceTenant]], token: str
@@ -202,23 +204,18 @@ class _Placer(msgspec.Struct, frozen=True):
                 tasks.create_task(make(shard, tenants), name=f"make-incoming:{shard.shard_id}")
         return errors
 
-    def _made(
-        self, tenant: SourceTenant, shard: ShardAddress, error: WorkerError | None, homes: _Homes
-    ) -> TenantReport:
-        if error is not None:
-            return report_of(tenant, _state_after(error), shard.shard_id, str(error))
-        found = self._place(tenant, None, homes)
-        if found.state is ImportState.CONTINUE:  # by this run
-            return msgspec.structs.replace(found, state=ImportState.IMPORT)
-        if found.state is not ImportState.IMPORT:
-            return found
-        detail = f"shard {shard.shard_id}: the row that was made is gone; run this again"
-        return report_of(tenant, ImportState.FAILED, shard.shard_id, detail)
-
 
 def _state_after(error: WorkerError) -> ImportState:
     is_final = isinstance(error, PermanentError) and not isinstance(error, (SupersededError, SnapshotLostError))
     return ImportState.REFUSED if is_final else ImportState.FAILED
+
+
+class FollowRound(msgspec.Struct, frozen=True):
+    """The time of a round's snapshot, the rows written or deleted, and the error of tenants that are behind it."""
+
+    followed_to: datetime
+    row_count: int = 0
+    error: str | None = None
 
 
 class ImportOptions(msgspec.Struct, frozen=True):
@@ -268,30 +265,57 @@ class _Run(msgspec.Struct, frozen=True):
         """The time of the snapshot."""
         return datetime.fromisoformat(self.snapshot.facts.taken_at)
 
+    def certify(self, taken: TakenRows) -> ImportCertificate:
+        """Return the certificate of a tenant, and tell of its refused rows."""
+        for one in taken.refused:
+            self.callbacks.note_refused(one)
+        return ImportCertificate(
+            source=self.snapshot.facts.place,
+            snapshot_at=self.snapshot.facts.taken_at,
+            queries=self.digest,
+            rows=taken.total.row_count,
+            bytes=taken.total.byte_count,
+            checksum=taken.total.digest,
+            verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            worker_version=__version__,
+            types={name: one.row_count for name, one in taken.types.items()},
+            refused=dict(Counter(one.reason for one in taken.refused)),
+            deleted=taken.deleted,
+        )
+
     async def note_rows(self, count: int) -> None:
         """Tell of rows that were read, and rest."""
         self.callbacks.note_rows(count)
         await asyncio.sleep(self.pace.pause_s(count, now=loop_time()))
 
 
-class ImportEngine(TransferEngine[TenantReport]):
-    """Imports one tenant, or with *follows* copies it for a follower; *report* says where it was placed."""
+class Aim(StrEnum):
+    """How an engine leaves a tenant."""
 
-    def __init__(self, run: _Run, tenant: SourceTenant, report: TenantReport, *, follows: bool = False) -> None:
+    ACTIVE = "active"
+    FOLLOWED = "followed"  # its rows compared
+    UP_TO_DATE = "up to date"  # by a round of following, unless another run has it now
+
+
+class ImportEngine(TransferEngine[TenantReport]):
+    """Imports one tenant, or copies it for following; *report* says where it was placed."""
+
+    def __init__(self, run: _Run, tenant: SourceTenant, report: TenantReport, aim: Aim) -> None:
         super().__init__(run.placer.pools.pool_of(report.shard_id or ""), tenant.tenant_id, lambda _: None)
         self._run = run
         self._tenant = tenant
         self._report = report
-        self._follows = follows
-        self.target = TargetTenant(self._shard, tenant.tenant_id, token=run.token)
-        self._earlier: str | None = None
+        self._aim = aim
+        self._target = TargetTenant(self._shard, tenant.tenant_id, token=run.token)
+        self._earlier = run.token if aim is Aim.UP_TO_DATE else None
+        self._verified: tuple[ImportCertificate, Server | None] | None = None  # rows that need no other copy
         self._rows_max = 0
         self.status = TransferStatus(MovePhase.COPY, row_total=tenant.row_count)
 
     @property
     def journal(self) -> Journal:
         """The row of this run."""
-        return self.target.journal
+        return self._target.journal
 
     @property
     def progress(self) -> object:
@@ -313,27 +337,35 @@ class ImportEngine(TransferEngine[TenantReport]):
     async def go_on(self) -> TenantReport:
         """Go on by the tenant's row, the journal and the snapshot."""
         situation, detail = await self._begin()
+        if situation is ImportSituation.TAKEN:
+            raise superseded(self._target.shard_id, self._tenant_id)
+        if situation is ImportSituation.ENDED:
+            return await self._end(msgspec.convert(detail, ImportCertificate))
         try:
-            match situation:
-                case ImportSituation.TAKEN:
-                    raise superseded(self.target.shard_id, self._tenant_id)
-                case ImportSituation.ENDED:
-                    return await self._end(msgspec.convert(detail, ImportCertificate))
-                case ImportSituation.CATCH_UP:
-                    taken = await self._catch_up(detail)
-                case ImportSituation.COPY:
-                    taken = await self._copy()
+            if self._aim is Aim.UP_TO_DATE and situation is ImportSituation.CATCH_UP:
+                async with self._opened() as source:
+                    count = await self._take_changes(source, detail)
+                return await self._leave(ImportState.FOLLOWED, rows=count)
+            if self._verified is None:
+                taken = await (self._catch_up(detail) if situation is ImportSituation.CATCH_UP else self._copy())
+                self._verified = self._run.certify(taken), taken.verified_on
         except SourceUnavailableError as exc:  # and with its connection the snapshot: another try has none
             raise SnapshotLostError(f"{exc}; {self.describe_state()}") from exc
-        for one in taken.refused:
-            self._run.callbacks.note_refused(one)
-        if taken.refused and not self._run.options.leave_refused:
-            await self.target.note(TransferStep.OPEN, AT_REST)
-            return with_taken(self._report, ImportState.LEFT, taken, detail=LEFT_DETAIL)
-        if not self._follows:
-            return await self._activate(taken)
-        await self.target.note(TransferStep.FOLLOWING, FollowState(self._run.digest, self._run.taken_at))
-        return with_taken(self._report, ImportState.FOLLOWED, taken)
+        certificate, verified_on = self._verified
+        self._report = with_rows(self._report, certificate)
+        if certificate.refused and not self._run.options.leave_refused:
+            return await self._leave(ImportState.LEFT, detail=LEFT_DETAIL)
+        if self._aim is Aim.ACTIVE:
+            return await self._activate(certificate, verified_on)
+        return await self._leave(ImportState.FOLLOWED)
+
+    async def _leave(self, state: ImportState, **facts: Any) -> TenantReport:
+        """Leave the tenant as it is, still held."""
+        if state is ImportState.LEFT:
+            await self._target.note(TransferStep.OPEN, AT_REST)
+        else:
+            await self._target.note(TransferStep.FOLLOWING, FollowState(self._run.digest, self._run.taken_at))
+        return msgspec.structs.replace(self._report, state=state, **facts)
 
     async def _begin(self) -> tuple[ImportSituation, dict[str, Any]]:
         """Take the import over, unless another run has since; return the next step, and what the journal has."""
@@ -345,70 +377,65 @@ class ImportEngine(TransferEngine[TenantReport]):
             situation = situation_of(tenant, found, own=own, earlier=self._earlier, queries=queries)
             if situation in {ImportSituation.COPY, ImportSituation.CATCH_UP}:
                 await self.journal.take(connection, TransferStep.OPEN)
+        if self._verified is not None and (tenant is None or tenant.server != self._verified[1]):
+            self._verified = None
         return situation, {} if found is None else found.detail
 
     async def _copy(self) -> TakenRows:
         """Copy the tenant whole, and compare."""
-        await self.target.clear()
+        await self._target.clear()
         async with self._opened() as source:
-            taken = await take_rows(source, self._note_rows, self.target)
+            taken = await take_rows(source, self._note_rows, self._target)
         if (found := await self._compare(taken)) != taken.types:
             differing = describe_difference(Comparison(taken.types, found))
             raise RetryableError(
-                f"shard {self.target.shard_id}: its rows differ from those of the source: {differing}; run this again,"
+                f"shard {self._target.shard_id}: its rows differ from those of the source: {differing}; run this again,"
                 " which copies the tenant again"
             )
         return taken
 
     async def _catch_up(self, detail: Mapping[str, Any]) -> TakenRows:
         """Copy what has changed since a follower's last snapshot, and compare; if that differs, copy all."""
-        since = changed_since(detail, queries=self._run.digest)
         async with self._opened() as source:
-            if since is not None:
-                await take_changes(source, since, self._run.note_rows, self.target)
+            await self._take_changes(source, detail)
             taken = await source.sum_rows()
         if await self._compare(taken) == taken.types:
             self._run.callbacks.note_rows(self._tenant.row_count)
             return taken
-        log.warning("import.differs", tenant_id=self._tenant_id, shard_id=self.target.shard_id)
+        log.warning("import.differs", tenant_id=self._tenant_id, shard_id=self._target.shard_id)
         return await self._copy()
+
+    async def _take_changes(self, source: TenantRows, detail: Mapping[str, Any]) -> int:
+        since = changed_since(detail, queries=self._run.digest)
+        return 0 if since is None else await take_changes(source, since, self._run.note_rows, self._target)
 
     async def _compare(self, taken: TakenRows) -> Sums:
         self.status = msgspec.structs.replace(self.status, phase=MovePhase.VERIFY)
-        found, taken.verified_on = await self.target.sum_rows()
+        found, taken.verified_on = await self._target.sum_rows()
         return found
 
-    async def _activate(self, taken: TakenRows) -> TenantReport:
+    async def _activate(self, certificate: ImportCertificate, verified_on: Server | None) -> TenantReport:
         """Activate the tenant, once its standbys have its rows."""
-        run, target = self._run, self.target
+        run, target = self._run, self._target
         self.status = msgspec.structs.replace(self.status, phase=MovePhase.ACTIVATE)
-        if (rival := await run.placer.find_rivals(self._tenant, target.shard_id)) is not None:
-            raise RetryableError(rival)
-        if taken.verified_on is not None:
+        await run.placer.check_rivals(self._tenant, target.shard_id)
+        if verified_on is not None:
             # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
-            await run.commits.wait_for_transaction(target.shard_id, taken.verified_on)
-        certificate = _certify(run, taken)
-        await target.activate(certificate, datetime.now(UTC), verified_on=taken.verified_on)
+            await run.commits.wait_for_transaction(target.shard_id, verified_on)
+        await target.activate(certificate, datetime.now(UTC), verified_on=verified_on)
         return await self._end(certificate)
 
     async def _end(self, certificate: ImportCertificate) -> TenantReport:
         """Wait until standbys have the active tenant."""
-        tenant, shard_id = self._tenant, self.target.shard_id
+        tenant, shard_id = self._tenant, self._target.shard_id
         self.status = msgspec.structs.replace(self.status, phase=MovePhase.CERTIFY)
         async with self._shard.transaction() as connection:
             server = await note_server(connection)
         await self._run.commits.wait_for_transaction(shard_id, server)
         names = {"business_id": tenant.business_id, "location_id": tenant.location_id}
         log.info("tenant.imported", **names, shard_id=shard_id, row_count=certificate.rows)
-        return msgspec.structs.replace(
-            self._report,
-            state=ImportState.IMPORTED,
-            rows=certificate.rows,
-            bytes=certificate.bytes,
-            refused=certificate.refused,
-            deleted=certificate.deleted,
-            certificate=certificate,
-        )
+        report = with_rows(self._report, certificate)
+        return msgspec.structs.replace(report, state=ImportState.IMPORTED, certificate=certificate)
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[TenantRows]:
@@ -421,47 +448,27 @@ class ImportEngine(TransferEngine[TenantReport]):
         await self._run.note_rows(count)
 
 
-class Importer:
+class Importer(msgspec.Struct, frozen=True):
     """Imports the tenants of *source* that *queries* return."""
 
-    def __init__(
-        self,
-        source: ImportSource,
-        queries: Sequence[SourceQuery],
-        shards: ImportShards,
-        options: ImportOptions,
-        callbacks: CopyCallbacks | None = None,
-    ) -> None:
-        self._source = source
-        self._queries = queries
-        self._shards = shards
-        self._options = options
-        self._callbacks = callbacks or CopyCallbacks()
+    source: ImportSource
+    queries: Sequence[SourceQuery]
+    shards: ImportShards
+    options: ImportOptions
+    callbacks: CopyCallbacks = NO_CALLBACKS
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
 
         Raises `PermanentError` if the queries do not fit, `RetryableError` without an answer.
         """
-
-        async def scan(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-            async with run.snapshot.open_reader() as reader:
-                taken = await take_rows(TenantRows(reader, run.queries, tenant), run.note_rows, None)
-            for one in taken.refused:
-                run.callbacks.note_refused(one)
-            return with_taken(report, report.state, taken)
-
         async with self._opened() as run:
-            return await self._run(run, scan, registers=False)
+            return await self._import_all(run, None)
 
     async def apply(self) -> ImportResult:
         """Import every tenant that can be; return a report on each. Raises as `plan`, before the first change."""
-
-        async def apply(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-            return await ImportEngine(run, tenant, report).run()
-
         async with self._opened() as run:
-            return await self._run(run, apply, registers=True)
+            return await self._import_all(run, Aim.ACTIVE)
 
     async def follow(
         self,
@@ -474,102 +481,106 @@ class Importer:
 
         `apply` activates them later. The first round that is reported is the copy. Raises as `plan`.
         """
-        followed: dict[tuple[str, str], FollowedTenant] = {}
-
-        async def begin(run: _Run, tenant: SourceTenant, report: TenantReport) -> TenantReport:
-            engine = ImportEngine(run, tenant, report, follows=True)
-            result = await engine.run()
-            if result.state is ImportState.FOLLOWED:
-                followed[tenant.key] = FollowedTenant(tenant, engine.target, run.taken_at)
-            return result
-
         async with self._opened() as run:
-            result = await self._run(run, begin, registers=True)
-        if not followed:
+            result = await self._import_all(run, Aim.FOLLOWED)
+        reports = {one.name: one for one in result.reports}
+        if all(one.state is not ImportState.FOLLOWED for one in result.reports):
             return result
         left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
-        report_round(FollowRound(run.taken_at, error=text_of(left)))
-        shards = self._shards
-        follower = Follower(self._source, run.queries, followed, run.note_rows, shards.locator, shards.pools)
-        await follower.run(stopping, report_round, interval_s=interval_s)
-        failures = {" ".join(key): error for key, error in follower.failures.items()}
-        reports = [
-            msgspec.structs.replace(one, state=ImportState.FAILED, detail=failures[one.name])
-            if one.state is ImportState.FOLLOWED and one.name in failures
-            else one
-            for one in result.reports
-        ]
-        return msgspec.structs.replace(result, reports=reports)
+        since = run.taken_at
+        report_round(FollowRound(since, error=text_of(left)))
+        while not await sleep_or_event(interval_s, until=stopping):
+            one = await self._follow(run, reports, since)
+            since = one.followed_to
+            report_round(one)
+        return msgspec.structs.replace(result, reports=[*reports.values()])
+
+    async def _follow(self, run: _Run, reports: dict[str, TenantReport], since: datetime) -> FollowRound:
+        """Bring the followed tenants of *reports* up to date; those behind are read from *since* on the next time."""
+        followed = {one.key: one for one in run.tenants if reports[one.name].state is ImportState.FOLLOWED}
+        changed, errors, count, is_behind = set[tuple[str, str]](), list[str](), 0, False
+        try:
+            async with self.source.open_snapshot() as snapshot:
+                for query in run.queries:
+                    async for page in snapshot.reader.read_pages(list_changed_tenants(query, since - OVERLAP)):
+                        changed |= {(row["business_id"], row["location_id"]) for row in page} & followed.keys()
+                now = msgspec.structs.replace(run, snapshot=snapshot)
+                for tenant in (followed[key] for key in sorted(changed)):
+                    report = reports[tenant.name]
+                    try:
+                        count += (await ImportEngine(now, tenant, report, Aim.UP_TO_DATE).go_on()).rows
+                    except (SnapshotLostError, SourceRefusedError):
+                        raise
+                    except SupersededError as exc:
+                        errors.append(str(exc))
+                        failed = msgspec.structs.replace(report, state=ImportState.FAILED, detail=str(exc))
+                        reports[tenant.name] = failed
+                    except WorkerError as exc:
+                        errors.append(f"{tenant.name}: {exc}")
+                        is_behind = True
+            if is_behind:  # a shard may have another address now
+                await find_addresses(run.placer.locator, run.placer.pools)
+        except WorkerError as exc:
+            return FollowRound(since, count, str(exc))
+        return FollowRound(since if is_behind else now.taken_at, count, text_of(errors))
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[_Run]:
-        async with self._source.open_snapshot() as snapshot:
-            queries = await snapshot.reader.describe(self._queries)
+        async with self.source.open_snapshot() as snapshot:
+            queries = await snapshot.reader.describe(self.queries)
             listed = await _list_tenants(snapshot.reader, queries)
             for query in queries:
                 async for page in snapshot.reader.read_pages(list_rows_without_tenant(query)):
                     for row in page:
-                        self._callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
-            known = await find_known_types(self._shards.locator, self._shards.pools)
+                        self.callbacks.note_refused(RefusedRow((), query.resource_type, row["resource_id"], NO_TENANT))
+            known = await find_known_types(self.shards.locator, self.shards.pools)
             tenants = without_collisions([await self._name(one, known) for one in listed])
             tenants.sort(key=lambda one: (-one.row_count, one.key))  # the largest first: the last ones end together
-            self._callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
-            yield _Run(
-                snapshot=snapshot,
-                queries=queries,
-                digest=digest_of(queries),
-                tenants=tenants,
-                placer=_Placer(self._shards.locator, self._shards.pools, snapshot.facts.identity),
-                commits=ReplicationWaiter(self._shards.pools),
-                options=self._options,
-                callbacks=self._callbacks,
-                pace=Pacer(self._options.max_rows_per_s),
-                token=f"0/{uuid4()}",
-            )
+            self.callbacks.note_total(sum(one.row_count for one in tenants if one.problem is None))
+            placer = _Placer(self.shards.locator, self.shards.pools, snapshot.facts.identity)
+            commits, pace = ReplicationWaiter(self.shards.pools), Pacer(self.options.max_rows_per_s)
+            how = commits, self.options, self.callbacks, pace, f"0/{uuid4()}"
+            yield _Run(snapshot, queries, digest_of(queries), tenants, placer, *how)
 
     async def _name(self, tenant: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> SourceTenant:
         business: Business | str | None = None
-        if self._shards.business_info is not None and is_id(tenant.business_id):
+        if self.shards.business_info is not None and is_id(tenant.business_id):
             try:
-                business = await self._shards.business_info.find(tenant.business_id)
+                business = await self.shards.business_info.find(tenant.business_id)
             except UnreadableBusinessError as exc:
                 business = str(exc)
-        return name_tenant(tenant, business, business_type=self._options.business_type, known_types=known_types)
+        return name_tenant(tenant, business, business_type=self.options.business_type, known_types=known_types)
 
-    async def _run(
-        self,
-        run: _Run,
-        work: Callable[[_Run, SourceTenant, TenantReport], Awaitable[TenantReport]],
-        *,
-        registers: bool,
-    ) -> ImportResult:
-        """Place all tenants, and do the *work* for those that are to be imported."""
+    async def _import_all(self, run: _Run, aim: Aim | None) -> ImportResult:
+        """Place all tenants, and run an engine for each that is to be imported; without *aim* only read its rows."""
         given_up: dict[str | None, str] = {}  # by shard: the next of its tenants would wait as long for nothing
-        wait = self._callbacks.wait_for_killed if registers else None
 
         async def work_on(placed: tuple[SourceTenant, TenantReport]) -> TenantReport:
             tenant, report = placed
             if report.state not in TO_IMPORT:
                 return report
-            if (error := given_up.get(report.shard_id)) is not None:
-                return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
             try:
-                if wait is not None and report.state is ImportState.CONTINUE:
-                    await wait(run.placer.pools.pool_of(report.shard_id or ""), tenant.tenant_id)
-                return await work(run, tenant, report)
+                if aim is None:
+                    async with run.snapshot.open_reader() as reader:
+                        taken = await take_rows(TenantRows(reader, run.queries, tenant), run.note_rows, None)
+                    return with_rows(report, run.certify(taken))
+                if (error := given_up.get(report.shard_id)) is not None:
+                    raise RetryableError(error)
+                await self.callbacks.wait_for_killed(self.shards.pools.pool_of(report.shard_id or ""), tenant.tenant_id)
+                return await ImportEngine(run, tenant, report, aim).run()
             except WorkerError as exc:
                 if isinstance(exc.__cause__, ShardUnavailableError) and exc.__cause__.shard_id == report.shard_id:
                     given_up[report.shard_id] = str(exc.__cause__)
                 return msgspec.structs.replace(report, state=_state_after(exc), detail=str(exc))
 
-        placed = await run.placer.place(run.tenants, token=run.token if registers else None)
+        placed = await run.placer.place(run.tenants, token=None if aim is None else run.token)
         pairs = [*zip(run.tenants, placed, strict=True)]
-        reports = await run_at_once(work_on, pairs, most=self._options.parallel)
+        reports = await run_at_once(work_on, pairs, most=self.options.parallel)
         return ImportResult(run.snapshot.facts, run.digest, sorted(reports, key=lambda report: report.name))
 
 
 async def discard_tenants(
-    locator: Locator, pools: Pools, source: str | None, callbacks: CopyCallbacks | None = None, *, apply: bool
+    locator: Locator, pools: Pools, source: str | None, callbacks: CopyCallbacks = NO_CALLBACKS, *, apply: bool
 ) -> tuple[list[TenantReport], list[str]]:
     """Delete the tenants that no run has activated, without *apply* list them; return the silent shards too.
 
@@ -587,8 +598,7 @@ async def discard_tenants(
         state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, f"of {row['place']}", 0
         try:
             if apply:
-                if callbacks is not None and callbacks.wait_for_killed is not None:
-                    await callbacks.wait_for_killed(pools.pool_of(shard_id), row["id"])
+                await callbacks.wait_for_killed(pools.pool_of(shard_id), row["id"])
                 count = await TargetTenant(pools.pool_of(shard_id), row["id"], token=token).discard()
         except WorkerError as exc:
             state, detail = ImportState.FAILED, str(exc)
@@ -607,33 +617,14 @@ async def _list_tenants(reader: SourceReader, queries: Iterable[SourceQuery]) ->
     return [SourceTenant(*key, of_tenant) for key, of_tenant in counts.items() if None not in key]
 
 
-def _certify(run: _Run, taken: TakenRows) -> ImportCertificate:
-    facts = run.snapshot.facts
-    return ImportCertificate(
-        source=facts.place,
-        snapshot_at=facts.taken_at,
-        queries=run.digest,
-        rows=taken.total.row_count,
-        bytes=taken.total.byte_count,
-        checksum=taken.total.digest,
-        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        worker_version=__version__,
-        types={name: one.row_count for name, one in taken.types.items()},
-        refused=taken.refused_counts,
-        deleted=taken.deleted,
-    )
-
-
-def with_taken(
-    report: TenantReport, state: ImportState, taken: TakenRows, *, detail: str | None = None
-) -> TenantReport:
+def with_rows(report: TenantReport, certificate: ImportCertificate) -> TenantReport:
     """Return *report* with the rows that were taken, or can be."""
-    return msgspec.structs.replace(
-        report,
-        state=state,
-        rows=taken.total.row_count,
-        bytes=taken.total.byte_count,
-        refused=taken.refused_counts,
-        deleted=taken.deleted,
-        detail=detail,
-    )
+    rows = {name: getattr(certificate, name) for name in ("rows", "bytes", "refused", "deleted")}
+    return msgspec.structs.replace(report, **rows)
+
+
+def text_of(errors: Sequence[str]) -> str | None:
+    """Return a text for the errors of several tenants; None without any."""
+    if not errors:
+        return None
+    return errors[0] if len(errors) == 1 else f"{errors[0]} (the first of {len(errors)} tenants)"

@@ -27,8 +27,9 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.transfers import engine
-from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
+from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.importer import (
+    FollowRound,
     Importer,
     ImportOptions,
     ImportResult,
