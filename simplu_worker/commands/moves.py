@@ -61,11 +61,7 @@ from simplu_worker.transfers.moving.places import (
     has_business,
     plan_move,
 )
-from simplu_worker.transfers.moving.sides import (
-    MoveUndo,
-    clean_up,
-    count_copied,
-)
+from simplu_worker.transfers.moving.sides import MoveUndo, clean_up, count_copied
 from simplu_worker.transfers.moving.types import GONE, Certificate, Move, MoveOptions
 from simplu_worker.vocabulary import MoveOutcome, TransferKind, TransferStep
 
@@ -220,13 +216,7 @@ class MoveRunner:
     """Runs moves, some at a time, and publishes each."""
 
     def __init__(
-        self,
-        settings: Settings,
-        shards: Shards,
-        bounds: MoveBounds,
-        *,
-        as_json: bool,
-        parallel: int = 1,
+        self, settings: Settings, shards: Shards, bounds: MoveBounds, *, as_json: bool, parallel: int = 1
     ) -> None:
         self._settings = settings
         self._shards = shards
@@ -234,8 +224,7 @@ class MoveRunner:
         self._parallel = parallel
         self._publishing = asyncio.Lock()
         self._options = MoveOptions(
-            log_kept=timedelta(hours=settings.operation_retention_hours),
-            max_pause_s=bounds.max_pause,
+            log_kept=timedelta(hours=settings.operation_retention_hours), max_pause_s=bounds.max_pause
         )
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:

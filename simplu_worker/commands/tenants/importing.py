@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,6 @@ from simplu_worker.commands.output import (
 from simplu_worker.commands.running import given_address, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.importer import (
     INTERVAL_S,
@@ -46,6 +46,7 @@ from simplu_worker.vocabulary import TransferKind
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3
 CELL_MAX: Final = 100
+WAIT: Final = partial(wait_for_killed, kind=TransferKind.IMPORT)
 SOURCE: Final = "IMPORT_SOURCE_URL"
 COLUMNS: Final = ("tenant", "type", "shard", "rows", "bytes", "refused", "state", "detail")
 UNPLACED: Final = "(at --apply)"  # the shard of a tenant that the locator has not registered yet
@@ -66,7 +67,7 @@ async def import_tenants(
     queries, address = read_queries(path), given_address(settings, SOURCE, "the database to import")
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(CountProgress("rows copied" if apply else "rows read", 0))
-        callbacks = CopyCallbacks(refuse, progress.begin, progress.add, wait_for_import)
+        callbacks = CopyCallbacks(refuse, progress.begin, progress.add, WAIT)
         shards = await stack.enter_async_context(open_shards(settings))
         business_info = None
         if options.business_type is None:
@@ -95,8 +96,7 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     """Return the tenants of imports that are not active yet; with *apply* delete them. It fails if one is left."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        callbacks = CopyCallbacks(wait_for_killed=wait_for_import)
-        reports, silent = await discard_tenants(shards.locator, shards.pools, source, callbacks, apply=apply)
+        reports, silent = await discard_tenants(shards.locator, shards.pools, source, WAIT, apply=apply)
     rows = [(one.name, one.business_type, one.shard_id, one.rows, one.state, one.detail) for one in reports]
     counted = ", ".join(f"{count} {state}" for state, count in _counts(reports).items()) or "nothing to discard"
     parts = [
@@ -106,11 +106,6 @@ async def discard_imports(settings: Settings, source: str | None, *, apply: bool
     ]
     is_failed = any(report.state in TROUBLES for report in reports)
     return Answer({"applied": apply, "tenants": reports}, parts, silent, is_failed)
-
-
-async def wait_for_import(shard: ShardPool, tenant_id: str) -> None:
-    """Wait until the command of an import counts as killed. Raises `RetryableError` if it runs."""
-    await wait_for_killed(shard, tenant_id, TransferKind.IMPORT)
 
 
 async def _follow(importer: Importer) -> ImportResult:

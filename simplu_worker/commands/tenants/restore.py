@@ -35,12 +35,7 @@ from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.places import check_copy, count_rows, require_schema
-from simplu_worker.transfers.restoring import (
-    Restore,
-    RestoreCertificate,
-    RestoreMode,
-    Restorer,
-)
+from simplu_worker.transfers.restoring import Restore, RestoreCertificate, RestoreMode, Restorer
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
 BACKUP_CONNECTIONS = 2

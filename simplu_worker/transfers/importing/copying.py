@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -48,9 +48,7 @@ from simplu_worker.transfers.importing.rules import (
     is_deleted,
     refusal_of_row,
 )
-from simplu_worker.transfers.importing.source import (
-    SourceReader,
-)
+from simplu_worker.transfers.importing.source import SourceReader
 from simplu_worker.transfers.moving.checksums import Sums, TypeSum, sum_range
 from simplu_worker.transfers.moving.copying import RESOURCES, find_end
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
@@ -77,7 +75,10 @@ class TakenRows(msgspec.Struct):
         return sum(self.types.values(), TypeSum())
 
 
-async def _go_on(_: ShardPool, __: str) -> None:
+Wait: TypeAlias = Callable[[ShardPool, str], Awaitable[None]]
+
+
+async def go_on_at_once(_: ShardPool, __: str) -> None:
     """Wait for nobody."""
 
 
@@ -90,14 +91,11 @@ class CopyCallbacks(msgspec.Struct, frozen=True):
     note_refused: Callable[[RefusedRow], None] = lambda _: None
     note_total: Callable[[int], None] = lambda _: None
     note_rows: Callable[[int], None] = lambda _: None
-    wait_for_killed: Callable[[ShardPool, str], Awaitable[None]] = _go_on
-
-
-NO_CALLBACKS: Final = CopyCallbacks()
+    wait_for_killed: Wait = go_on_at_once
 
 
 class TenantRows(msgspec.Struct, frozen=True):
-    """A tenant in a snapshot of the source, as *queries* return it: a `TransferSource`."""
+    """A tenant in a snapshot of the source, as *queries* return it: what an import asks its source."""
 
     reader: SourceReader
     queries: Sequence[SourceQuery]
@@ -298,8 +296,8 @@ class TargetTenant:
         async with self._fenced() as connection:
             await self.journal.note(connection, step, detail)
 
-    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> None:
-        """Make the tenant active with its default row, and store *certificate*.
+    async def activate(self, certificate: object, imported_at: datetime, *, verified_on: Server | None) -> Server:
+        """Make the tenant active with its default row, and store *certificate*; return the server of the commit.
 
         Raises `RetryableError` if the rows were verified in another run of the server.
         """
@@ -310,7 +308,9 @@ class TargetTenant:
             await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
             await self.journal.note(connection, TransferStep.DONE, certificate)
-            self._check_server(await note_server(connection), verified_on)
+            server = await note_server(connection)
+            self._check_server(server, verified_on)
+        return server
 
     async def discard(self) -> int:
         """Delete the tenant's rows, its row and the import; return the number of its rows."""

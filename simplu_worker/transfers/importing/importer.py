@@ -25,7 +25,7 @@ from simplu_worker import __version__
 from simplu_worker.business_info import Business, BusinessFinder, UnreadableBusinessError
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -40,12 +40,13 @@ from simplu_worker.timing.waits import Pacer, run_at_once, sleep_or_event
 from simplu_worker.transfers.engine import Journal, TransferEngine, TransferStatus
 from simplu_worker.transfers.importing.copying import (
     AT_REST,
-    NO_CALLBACKS,
     CopyCallbacks,
     TakenRows,
     TargetTenant,
     TenantRows,
+    Wait,
     find_shard_problem,
+    go_on_at_once,
     make_incoming,
     read_homes,
     read_open_imports,
@@ -100,10 +101,6 @@ TO_IMPORT: Final = frozenset({ImportState.IMPORT, ImportState.CONTINUE})
 log = structlog.get_logger(__name__)
 
 
-class SnapshotLostError(TransferRefusedError):
-    """The source does not answer, or has ended the connection: the next run has another snapshot."""
-
-
 class _Homes(msgspec.Struct, frozen=True):
     by_tenant: dict[str, list[HomeFacts]]
     silence: str | None  # of shards that may have more
@@ -128,7 +125,7 @@ class _Placer(msgspec.Struct, frozen=True):
         named |= await self._make(shards, token)
         after = await self._read_homes([one for _, one in shards])
         made = {one.key: self._place(one, named[one.key], after) for _, one in shards}
-        return [made.get(tenant.key, report) for tenant, report in zip(tenants, placed, strict=True)]
+        return [_as_made(made[one.key]) if one.key in made else placed[at] for at, one in enumerate(tenants)]
 
     async def check_rivals(self, tenant: SourceTenant, shard_id: str) -> None:
         """Raise `TransferRefusedError` if another shard has the tenant, `RetryableError` if one does not answer."""
@@ -205,8 +202,14 @@ class _Placer(msgspec.Struct, frozen=True):
         return errors
 
 
+def _as_made(report: TenantReport) -> TenantReport:
+    """Return the report on a tenant that this run has made: no other command is at work on it."""
+    is_ours = report.state is ImportState.CONTINUE
+    return msgspec.structs.replace(report, state=ImportState.IMPORT) if is_ours else report
+
+
 def _state_after(error: WorkerError) -> ImportState:
-    is_final = isinstance(error, PermanentError) and not isinstance(error, (SupersededError, SnapshotLostError))
+    is_final = isinstance(error, PermanentError) and not isinstance(error, (SupersededError, SourceUnavailableError))
     return ImportState.REFUSED if is_final else ImportState.FAILED
 
 
@@ -310,6 +313,7 @@ class ImportEngine(TransferEngine[TenantReport]):
         self._earlier = run.token if aim is Aim.UP_TO_DATE else None
         self._verified: tuple[ImportCertificate, Server | None] | None = None  # rows that need no other copy
         self._rows_max = 0
+        self._is_new = aim is not Aim.UP_TO_DATE  # made by this run: without rows
         self.status = TransferStatus(MovePhase.COPY, row_total=tenant.row_count)
 
     @property
@@ -336,21 +340,16 @@ class ImportEngine(TransferEngine[TenantReport]):
 
     async def go_on(self) -> TenantReport:
         """Go on by the tenant's row, the journal and the snapshot."""
-        situation, detail = await self._begin()
-        if situation is ImportSituation.TAKEN:
-            raise superseded(self._target.shard_id, self._tenant_id)
+        situation, detail, server = await self._begin()
         if situation is ImportSituation.ENDED:
-            return await self._end(msgspec.convert(detail, ImportCertificate))
-        try:
-            if self._aim is Aim.UP_TO_DATE and situation is ImportSituation.CATCH_UP:
-                async with self._opened() as source:
-                    count = await self._take_changes(source, detail)
-                return await self._leave(ImportState.FOLLOWED, rows=count)
-            if self._verified is None:
-                taken = await (self._catch_up(detail) if situation is ImportSituation.CATCH_UP else self._copy())
-                self._verified = self._run.certify(taken), taken.verified_on
-        except SourceUnavailableError as exc:  # and with its connection the snapshot: another try has none
-            raise SnapshotLostError(f"{exc}; {self.describe_state()}") from exc
+            return await self._end(msgspec.convert(detail, ImportCertificate), server)
+        if self._aim is Aim.UP_TO_DATE and situation is ImportSituation.CATCH_UP:
+            async with self._opened() as source:
+                count = await self._take_changes(source, detail)
+            return await self._leave(ImportState.FOLLOWED, rows=count)
+        if self._verified is None:
+            taken = await (self._catch_up(detail) if situation is ImportSituation.CATCH_UP else self._copy())
+            self._verified = self._run.certify(taken), taken.verified_on
         certificate, verified_on = self._verified
         self._report = with_rows(self._report, certificate)
         if certificate.refused and not self._run.options.leave_refused:
@@ -367,23 +366,28 @@ class ImportEngine(TransferEngine[TenantReport]):
             await self._target.note(TransferStep.FOLLOWING, FollowState(self._run.digest, self._run.taken_at))
         return msgspec.structs.replace(self._report, state=state, **facts)
 
-    async def _begin(self) -> tuple[ImportSituation, dict[str, Any]]:
-        """Take the import over, unless another run has since; return the next step, and what the journal has."""
+    async def _begin(self) -> tuple[ImportSituation, dict[str, Any], Server]:
+        """Take the import over; return the next step, what the journal had, and the shard's server."""
+        own = self.journal.token
         async with self._shard.transaction() as connection:
             tenant = await read_tenant(connection, self._tenant_id)
             found = await read_transfer(connection, self._tenant_id, TransferKind.IMPORT)
             self._earlier = self._earlier or (None if found is None else found.token)
-            own, queries = self.journal.token, self._run.digest
-            situation = situation_of(tenant, found, own=own, earlier=self._earlier, queries=queries)
-            if situation in {ImportSituation.COPY, ImportSituation.CATCH_UP}:
+            situation = situation_of(tenant, found, own=own, earlier=self._earlier, queries=self._run.digest)
+            if tenant is None or found is None or situation is ImportSituation.TAKEN:
+                raise superseded(self._target.shard_id, self._tenant_id)
+            if situation is not ImportSituation.ENDED:
                 await self.journal.take(connection, TransferStep.OPEN)
-        if self._verified is not None and (tenant is None or tenant.server != self._verified[1]):
+        self._is_new = self._is_new and found.token == own
+        if self._verified is not None and tenant.server != self._verified[1]:
             self._verified = None
-        return situation, {} if found is None else found.detail
+        return situation, found.detail, tenant.server
 
     async def _copy(self) -> TakenRows:
         """Copy the tenant whole, and compare."""
-        await self._target.clear()
+        if not self._is_new:
+            await self._target.clear()
+        self._is_new = False
         async with self._opened() as source:
             taken = await take_rows(source, self._note_rows, self._target)
         if (found := await self._compare(taken)) != taken.types:
@@ -422,15 +426,13 @@ class ImportEngine(TransferEngine[TenantReport]):
         if verified_on is not None:
             # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
             await run.commits.wait_for_transaction(target.shard_id, verified_on)
-        await target.activate(certificate, datetime.now(UTC), verified_on=verified_on)
-        return await self._end(certificate)
+        server = await target.activate(certificate, datetime.now(UTC), verified_on=verified_on)
+        return await self._end(certificate, server)
 
-    async def _end(self, certificate: ImportCertificate) -> TenantReport:
-        """Wait until standbys have the active tenant."""
+    async def _end(self, certificate: ImportCertificate, server: Server) -> TenantReport:
+        """Wait until standbys of *server* have the active tenant."""
         tenant, shard_id = self._tenant, self._target.shard_id
         self.status = msgspec.structs.replace(self.status, phase=MovePhase.CERTIFY)
-        async with self._shard.transaction() as connection:
-            server = await note_server(connection)
         await self._run.commits.wait_for_transaction(shard_id, server)
         names = {"business_id": tenant.business_id, "location_id": tenant.location_id}
         log.info("tenant.imported", **names, shard_id=shard_id, row_count=certificate.rows)
@@ -455,7 +457,7 @@ class Importer(msgspec.Struct, frozen=True):
     queries: Sequence[SourceQuery]
     shards: ImportShards
     options: ImportOptions
-    callbacks: CopyCallbacks = NO_CALLBACKS
+    callbacks: CopyCallbacks = CopyCallbacks()
 
     async def plan(self) -> ImportResult:
         """Read every row once, and return what an import would do; nothing is changed anywhere.
@@ -471,11 +473,7 @@ class Importer(msgspec.Struct, frozen=True):
             return await self._import_all(run, Aim.ACTIVE)
 
     async def follow(
-        self,
-        stopping: asyncio.Event,
-        report_round: Callable[[FollowRound], None],
-        *,
-        interval_s: float = INTERVAL_S,
+        self, stopping: asyncio.Event, report_round: Callable[[FollowRound], None], *, interval_s: float = INTERVAL_S
     ) -> ImportResult:
         """Copy every tenant that can be, and follow the source until *stopping*; return a report on each.
 
@@ -509,7 +507,7 @@ class Importer(msgspec.Struct, frozen=True):
                     report = reports[tenant.name]
                     try:
                         count += (await ImportEngine(now, tenant, report, Aim.UP_TO_DATE).go_on()).rows
-                    except (SnapshotLostError, SourceRefusedError):
+                    except (SourceUnavailableError, SourceRefusedError):
                         raise
                     except SupersededError as exc:
                         errors.append(str(exc))
@@ -566,7 +564,9 @@ class Importer(msgspec.Struct, frozen=True):
                     return with_rows(report, run.certify(taken))
                 if (error := given_up.get(report.shard_id)) is not None:
                     raise RetryableError(error)
-                await self.callbacks.wait_for_killed(self.shards.pools.pool_of(report.shard_id or ""), tenant.tenant_id)
+                if report.state is ImportState.CONTINUE:
+                    shard = self.shards.pools.pool_of(report.shard_id or "")
+                    await self.callbacks.wait_for_killed(shard, tenant.tenant_id)
                 return await ImportEngine(run, tenant, report, aim).run()
             except WorkerError as exc:
                 if isinstance(exc.__cause__, ShardUnavailableError) and exc.__cause__.shard_id == report.shard_id:
@@ -580,7 +580,7 @@ class Importer(msgspec.Struct, frozen=True):
 
 
 async def discard_tenants(
-    locator: Locator, pools: Pools, source: str | None, callbacks: CopyCallbacks = NO_CALLBACKS, *, apply: bool
+    locator: Locator, pools: Pools, source: str | None, wait_for_killed: Wait = go_on_at_once, *, apply: bool
 ) -> tuple[list[TenantReport], list[str]]:
     """Delete the tenants that no run has activated, without *apply* list them; return the silent shards too.
 
@@ -598,7 +598,7 @@ async def discard_tenants(
         state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, f"of {row['place']}", 0
         try:
             if apply:
-                await callbacks.wait_for_killed(pools.pool_of(shard_id), row["id"])
+                await wait_for_killed(pools.pool_of(shard_id), row["id"])
                 count = await TargetTenant(pools.pool_of(shard_id), row["id"], token=token).discard()
         except WorkerError as exc:
             state, detail = ImportState.FAILED, str(exc)

@@ -14,7 +14,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options
 from simplu_worker.shards.postgres.errors import (
@@ -25,6 +25,7 @@ from simplu_worker.shards.postgres.errors import (
     meaning_of,
     state_words,
 )
+from simplu_worker.shards.settling import TransferRefusedError
 from simplu_worker.transfers.importing.queries import (
     DESCRIBE_SOURCE,
     EXPORT_SNAPSHOT,
@@ -55,8 +56,8 @@ _OF_QUERY: Final = ("42", "0A", "3F", READ_ONLY)
 Row = asyncpg.Record
 
 
-class SourceUnavailableError(RetryableError):
-    """The source does not answer, or ended the connection; a later run continues."""
+class SourceUnavailableError(TransferRefusedError):
+    """The source does not answer, or ended the connection: the snapshot is gone with it, and a later run continues."""
 
 
 class SourceRefusedError(PermanentError):

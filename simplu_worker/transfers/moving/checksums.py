@@ -88,13 +88,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def compare_shards(
-    source: ShardPool,
-    target: ShardPool,
-    tenant_id: str,
-    since: datetime,
-    *,
-    live_on_source: bool,
-    log_kept: timedelta,
+    source: ShardPool, target: ShardPool, tenant_id: str, since: datetime, *, live_on_source: bool, log_kept: timedelta
 ) -> Comparison:
     """Compare a tenant's rows on two shards, without those that changed at its home since *since*, by its clock.
 
@@ -193,11 +187,7 @@ async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[A
 
 
 async def sum_range(
-    connection: Connection,
-    tenant_id: str,
-    after: RowKey,
-    end: RowKey | None,
-    left_out: Sequence[ResourceKey] = (),
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None, left_out: Sequence[ResourceKey] = ()
 ) -> Sums:
     """Return the sums of the resources behind *after* up to *end*, by type, without *left_out*."""
     keys = (*after, *(end or (None, None)), *_columns(left_out))

@@ -41,15 +41,7 @@ class CopiedTable(msgspec.Struct, frozen=True):
 
 
 RESOURCES: Final = CopiedTable(
-    "resources",
-    "resource_boundary",
-    (
-        _CopiedColumns(
-            "resources",
-            RESOURCE_COLUMNS,
-            "copy_resources",
-        ),
-    ),
+    "resources", "resource_boundary", (_CopiedColumns("resources", RESOURCE_COLUMNS, "copy_resources"),)
 )
 OPERATIONS: Final = CopiedTable(
     "operations",
