@@ -273,25 +273,6 @@ async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
     assert max(sizes) <= PART_MAX_BYTES + PAGE_OF_DOCUMENTS * 1_000_000 + 1_000
 
 
-@slow
-async def test_run_that_is_cancelled_is_continued_from_a_new_snapshot(case: Case) -> None:
-    first = asyncio.create_task(case.importer(max_rows_per_s=20).apply())  # it would take far longer than the look
-    assert await poll_until(case.has_rows, within_s=60)
-    assert await case.routed.gateway.find("1-main") is Absence.MOVING
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    incoming = await case.fetch("SELECT id FROM tenants WHERE state = 'incoming'")
-    await case.change_source("DELETE FROM order_items WHERE line = 3")
-
-    result = await case.importer().apply()
-
-    assert len(incoming) == RESTAURANTS
-    assert set(states(result).values()) == {"imported"}
-    assert {report.rows for report in result.reports} == {row_count(1, ORDERS) - ORDERS}
-    assert await case.routed.gateway.find("1-main") == report_of(result, "1 main").shard_id
-
-
 async def follow(case: Case, change: str, *, rounds: int = 1) -> ImportResult:
     """Follow the source, run the statements *change* after the first copy, and stop after so many rounds more."""
     stopping = asyncio.Event()
