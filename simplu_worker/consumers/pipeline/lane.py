@@ -204,7 +204,9 @@ class Lane(Generic[results.EntryT]):
 
     def excess(self, is_held: Callable[[str], bool]) -> list[results.EntryT]:
         """Return the newest entries beyond what the lane takes soon, divided fairly; they stay in the lane."""
-        return self._queue.newest_of(find_behind(self._queue.costs_s(is_held), self._time, SHARE_S))
+        costs_s = self._queue.costs_s(is_held)
+        half_s = sum([sum(own.values()) for own in costs_s.values()]) / 2
+        return self._queue.newest_of(find_behind(costs_s, self._time, min(SHARE_S, half_s)))
 
     @property
     def is_active(self) -> bool:

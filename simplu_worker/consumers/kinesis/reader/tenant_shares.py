@@ -16,6 +16,7 @@ from simplu_worker.fairness import OVER_SHARE_S, TURN_S
 from simplu_worker.operations.operation import Operation
 
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
+LATE_QUEUE_MIN_BYTES: Final = 1024 * 1024  # of a lane that is late, whatever it is expected to take
 AHEAD_MAX_COUNT: Final = 500  # in a lane, its batch included: more is in one large reply
 AHEAD_MAX_S: Final = 2 * OVER_SHARE_S  # queued behind the batch: enough for a tenant to be seen beyond its share
 
@@ -63,9 +64,12 @@ class TenantShares:
     def _find_latest(self) -> StreamLane | None:
         lanes, is_apart = self._pipeline.lanes(), self._ownership.is_apart
         waits_s = {lane: lane.waiting_s(is_apart) for lane in lanes}
-        late = max(lanes, key=waits_s.__getitem__, default=None)
         free = [one for one in lanes if one.is_active and not one.is_late and waits_s[one] < TURN_S]
-        if late is None or waits_s[late] < AHEAD_MAX_S or not free:
+        sizes = {lane: cost_bytes_of(lane.queued) for lane in lanes}
+        late = max(lanes, key=sizes.__getitem__, default=None)  # expected seconds may be far too few
+        if late is None or all(one is late for one in free):
+            return None
+        if waits_s[late] < AHEAD_MAX_S and sizes[late] < LATE_QUEUE_MIN_BYTES:
             return None
         hold = self._ownership.shard_hold(late.shard_id)
         return None if hold is not None and hold.is_backfill else late  # it takes the tenants that it meets
