@@ -69,6 +69,7 @@ class LeaseRenewer:
         self._table = table
         self._me = me
         self.lease = lease  # as the last write left it
+        self._highest = lease.checkpoint  # that was sent
         self._duration_s = duration_s
         self._figures = figures
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
@@ -199,8 +200,10 @@ class LeaseRenewer:
         )
 
     def _checkpoint(self) -> positions.Position | None:
-        checkpoint = None if self.reader is None else self.reader.progress.checkpoint
-        return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
+        # Never below one that was sent: a renewal without an answer may have written it, before a backfill began.
+        if self.reader is not None and (checkpoint := self.reader.progress.checkpoint) is not None:
+            self._highest = max(self._highest, checkpoint)
+        return self._highest if self._highest > self.lease.checkpoint else None
 
     def _pending_tenants(self) -> frozenset[str] | None:
         # The list only shrinks: the children have begun by the list in the row, whichever replica wrote it.
