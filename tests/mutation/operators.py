@@ -16,7 +16,7 @@ SWAPPED_CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
 TYPING_CALLS = frozenset({"assert_never", "cast"})  # they do nothing at run time
 ASSERTIONS = frozenset(
     {"strict", "usedforsecurity"}
-)  # keywords: the one raises on a defect, the other on a strict Python
+)  # keywords that change nothing but on a defect, or a strict Python
 
 
 def install() -> None:
@@ -64,8 +64,6 @@ def _is_skipped(visitor: Any, node: cst.CSTNode, skips: Callable[[Any, cst.CSTNo
             return False
         case cst.Call(func=cst.Name(value=name)) if name in TYPING_CALLS:
             return True
-        case cst.Raise():
-            return True  # what it has is for people; that it goes is tried one level above
         case cst.Arg(keyword=cst.Name(value=name)) if name in ASSERTIONS:
             return True
         case _:

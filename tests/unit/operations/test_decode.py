@@ -218,6 +218,8 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
 
     assert (parsed, parsed.tzinfo) == (expected, UTC)
     assert parse_timestamp(decoded(timestamp=text).requested_at) == expected
+    with pytest.raises(ValueError, match="expected a time of RFC 3339"):
+        parse_timestamp("2026-W09-1")
 
 
 @pytest.mark.parametrize(

@@ -266,3 +266,16 @@ def test_of_several_faults_the_first_rule_is_named() -> None:
 
     errors = [one.error.split(":")[0] for one in decoded if isinstance(one, RejectedRecord)]
     assert errors == ["operation", "requestId", "resourceId", "data", "filters", "pagination"]
+
+
+def test_bounds_are_those_of_what_a_kind_uses() -> None:
+    huge = record_with_ids("list", filters={}).replace(b"{}", b'{"a": 1e5000}')
+    records = [
+        huge,
+        RECORDS["huge number"],
+        RECORDS["huge number in the data of a delete"],
+        RECORDS["filters of a create"],
+    ]
+    decoded = [one.exceeds_bounds for one in decode_together(records) if isinstance(one, Operation)]
+    assert decoded == [True, True, False, False]
+    assert isinstance(decode_together([record_with_ids(filters=7)])[0], RejectedRecord)

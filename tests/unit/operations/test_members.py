@@ -141,6 +141,10 @@ def error_of(rejected: object) -> str:
         ({"businessId": ""}, "businessId: expected text of at least 1 characters, got a shorter one"),
         ({"businessId": "b" * 129}, "businessId: expected text of at most 128 characters, got a longer one"),
         ({"businessId": "\0"}, "businessId: expected text without U+0000 and lone surrogates, got one with them"),
+        *(
+            ({name: "a\0"}, f"{name}: expected text without U+0000 and lone surrogates, got one with them")
+            for name in ("locationId", "resourceType", "resourceId", "requestId")
+        ),
         ({"resourceId": [1]}, "resourceId: expected text, got a list"),
         ({"resourceId": None}, "resourceId: expected text, for update, got nothing"),
         (

@@ -71,6 +71,9 @@ def test_merge_refuses_a_lone_surrogate(text: str) -> None:
         ({"a": [{"b": None}], "c": {"d": 1, "e": 2}}, False),
         ({"a": {"b": 1, "c": None}}, True),
         ({"a": WIDE, "b": {}}, True),
+        ({"a": 1, "b": {"c": None}}, True),
+        ({"a": "x" * (SMALL_PATCH_MAX_CHARS - 35), "b": None, "c": {"d": 1}}, False),
+        ({"a": "x" * (SMALL_PATCH_MAX_CHARS - 34), "b": None, "c": {"d": 1}}, True),
     ],
 )
 def test_patch_is_laborious_by_its_nulls_and_objects(patch: dict[str, Any], *, expected: bool) -> None:

@@ -135,6 +135,10 @@ def test_packer_packs_what_is_unpacked_again() -> None:
     [
         number_field(4, 1),
         number_field(9, 300),
+        number_field(9, 127),
+        number_field(9, 2**64 - 1),
+        number_field(16, 1),
+        varint(1 << 3 | 5) + b"\xff" * 4,
         bytes_field(4, b"tag"),
         bytes_field(200, b"x" * 300),
         varint(5 << 3 | 1) + b"\xff" * 8,
@@ -154,6 +158,8 @@ def test_field_that_is_unknown_is_passed_over(field: bytes) -> None:
     [
         b"\x00\x00",  # field 0
         b"\x07\x00",
+        b"\x01" + b"\x00" * 8,
+        varint(4 << 3) + b"\x80" * 10 + number_field(9, 1),
         varint(1 << 32) + b"\x00",
         varint(4 << 3 | 3),
         varint(4 << 3 | 4),

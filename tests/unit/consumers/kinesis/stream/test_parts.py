@@ -60,6 +60,7 @@ def test_record_of_several_operations_is_cut_into_them(record: bytes, parts: lis
         json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=2).encode(),
         json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=0).encode(),
         json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=2).encode()[:-1],
+        b'{"a":\n{}\n}',
         b"[]",
         b" [ ] ",
         b"[%b" % ONE,

@@ -35,6 +35,9 @@ BODIES: dict[ControlType, dict[str, Any]] = {
 }
 
 
+ONE_LOCATION = "locationId: expected 1 to 128 characters, or action destroy_all for every location, got "
+
+
 def body(control_type: ControlType = ControlType.SHARD_CREATION, /, **members: Any) -> str:
     return json.dumps({**BODIES[control_type], **members})
 
@@ -105,7 +108,7 @@ def test_creation_without_a_timestamp_is_as_old_as_its_message() -> None:
     assert creation.requested_at == ORIGIN.arrived_at
 
     later = msgspec.structs.replace(ORIGIN, arrived_at=ORIGIN.arrived_at + timedelta(days=1))
-    assert decode_control(with_timestamp(text, {}, ORIGIN), {}, later) == creation
+    assert decode_control(with_timestamp(f"{text} ", {}, ORIGIN), {}, later) == creation
     assert with_timestamp(body(), {}, later) == body()
     assert with_timestamp("{", {}, later) == "{"
 
@@ -122,9 +125,9 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
     [
         (ControlType.SHARD_DESTRUCTION, {"action": None}, "action"),
         (ControlType.SHARD_DESTRUCTION, {"action": "secret"}, "action: expected destroy or destroy_all"),
-        (ControlType.SHARD_DESTRUCTION, {"locationId": None}, "locationId"),
-        (ControlType.SHARD_DESTRUCTION, {"locationId": ""}, "locationId"),
-        (ControlType.SHARD_DESTRUCTION, {"locationId": "x" * 129}, "locationId"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": None}, f"{ONE_LOCATION}nothing"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": ""}, f"{ONE_LOCATION}nothing"),
+        (ControlType.SHARD_DESTRUCTION, {"locationId": "x" * 129}, f"{ONE_LOCATION}more"),
         (ControlType.SHARD_DESTRUCTION, {"locationId": "a\0"}, "locationId"),
         (ControlType.SHARD_DESTRUCTION, {"businessId": ""}, "businessId"),
         (ControlType.SHARD_DESTRUCTION, {"timestamp": None}, "timestamp"),
@@ -133,7 +136,11 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
         (ControlType.UPDATE_RESOURCE_ID, {"oldResourceId": "x" * 257}, "oldResourceId"),
         (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "x" * 257}, "newResourceId"),
         (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "a\0"}, "newResourceId"),
-        (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "temporary"}, "another id than oldResourceId"),
+        (
+            ControlType.UPDATE_RESOURCE_ID,
+            {"newResourceId": "temporary"},
+            "newResourceId: expected another id than oldResourceId, got",
+        ),
         (ControlType.UPDATE_RESOURCE_ID, {"additionalData": [1]}, "additionalData: expected an object"),
         (ControlType.UPDATE_RESOURCE_ID, {"timestamp": "soon"}, "timestamp"),
         *(
@@ -169,6 +176,7 @@ def test_message_of_each_type_is_rejected_naming_the_member(
     [
         ("", DeadLetterReason.INVALID_JSON, "JSON"),
         ("{", DeadLetterReason.INVALID_JSON, "JSON"),
+        ('{"businessId": "\ud800"}', DeadLetterReason.INVALID_JSON, "UTF-8"),
         (b"\xff{}", DeadLetterReason.INVALID_JSON, "UTF-8"),
         ("[" * 100_000, DeadLetterReason.INVALID_MESSAGE, "deep"),
         ("[]", DeadLetterReason.INVALID_MESSAGE, "object"),
@@ -180,8 +188,8 @@ def test_message_of_each_type_is_rejected_naming_the_member(
         (body(timestamp="yesterday"), DeadLetterReason.INVALID_MESSAGE, "timestamp"),
         (body(timestamp="0001-01-01T00:00:00+02:00"), DeadLetterReason.INVALID_MESSAGE, "timestamp"),
         ('{"businessType":"dental"}', DeadLetterReason.INVALID_MESSAGE, "businessId"),
-        ("{}", DeadLetterReason.UNKNOWN_TYPE, "SHARD_CREATION, SHARD_DESTRUCTION"),
-        (body(adminEmail="a@b"), DeadLetterReason.UNKNOWN_TYPE, "MessageType"),
+        ("{}", DeadLetterReason.UNKNOWN_TYPE, "as message attribute MessageType, got nothing"),
+        (body(adminEmail="a@b"), DeadLetterReason.UNKNOWN_TYPE, "messageType: expected one of SHARD_CREATION, "),
         (body(messageType="SHARD_CREATE"), DeadLetterReason.UNKNOWN_TYPE, "'SHARD_CREATE'"),
         (body(messageType=7), DeadLetterReason.UNKNOWN_TYPE, "'7'"),
     ],
@@ -199,6 +207,7 @@ def test_unknown_type_is_shown_only_if_it_looks_like_one(name: object) -> None:
     rejected = decode_control(body(messageType=name), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert rejected.error.startswith("messageType: expected one of SHARD_CREATION, ")
+    assert rejected.error.endswith(", got another value")
 
 
 def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
