@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -220,6 +221,15 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
     assert parse_timestamp(decoded(timestamp=text).requested_at) == expected
     with pytest.raises(ValueError, match="expected a time of RFC 3339"):
         parse_timestamp("2026-W09-1")
+
+
+def test_timestamp_is_read_as_utc_in_any_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        found = [parse_timestamp("2026-01-31"), parse_timestamp("2026-01-31T00:00:00Z")]
+    time.tzset()
+    assert [(one.isoformat(), one.tzinfo) for one in found] == [("2026-01-31T00:00:00+00:00", UTC)] * 2
 
 
 @pytest.mark.parametrize(

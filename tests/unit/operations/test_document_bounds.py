@@ -115,6 +115,8 @@ def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
         (lambda: sized("", 1), True),
         (lambda: sized(',"b":-1.5E+2', 3), False),  # -150 is three characters shorter
         (lambda: sized(',"b":-1.5E+2', 4), True),
+        (lambda: sized(',"b":1e-1', 1), False),
+        (lambda: sized(',"b":1e-1', 2), True),
         (lambda: sized(',"b":1e10,"c":-1e-9', -14), False),  # 7 characters longer each
         (lambda: sized(',"b":1e10,"c":-1e-9', -13), True),
         (lambda: '{"a":"%s"}' % ('\\"' * 500_000), False),
