@@ -343,7 +343,7 @@ ELSEWHERE: Final = (
             "home: a silent shard that may have it is ignored": ONLY_ITS_OWN,
             "home: the pin decides in a map like any": ONLY_ITS_OWN,
             "home: the mark stays when the tenant is not in place": (
-                "integration/routing/test_shard_map_reload.py::test_reload_takes_a_marked_map_when_all_are_in_place"
+                "integration/routing/test_shard_watch.py::test_reload_takes_a_marked_map_when_all_are_in_place"
             ),
             "home: a shard forgets a tenant that has left": CLEANED,
             "home: a map like any, a shard lost for good": ONLY_ITS_OWN,

@@ -1,5 +1,3 @@
-"""What the integration tests of this folder share."""
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

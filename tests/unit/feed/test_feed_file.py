@@ -1,5 +1,3 @@
-"""`FEED_FILE`: read as a whole, or refused with every problem."""
-
 from __future__ import annotations
 
 import base64

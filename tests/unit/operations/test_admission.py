@@ -1,5 +1,3 @@
-"""What a shard's row of a tenant decides about its operations."""
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

@@ -1,5 +1,3 @@
-"""Ids are read from records that are no JSON, as a decoder would read them."""
-
 from __future__ import annotations
 
 import json

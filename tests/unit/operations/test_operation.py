@@ -1,10 +1,10 @@
-"""Ids and texts of operations."""
-
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.sqs.control_messages import SOUND_MESSAGE, decode_control
@@ -26,6 +26,12 @@ from simplu_worker.operations.operation import (
     is_overdue,
     is_storable,
     unknown_tenant_error,
+)
+from simplu_worker.operations.retention_rules import (
+    DELETING_SHARE,
+    SOURCE_MARGIN,
+    deletion_pause_s,
+    effective_retention,
 )
 from simplu_worker.operations.tries import (
     Absent,
@@ -194,3 +200,36 @@ def test_attempts_begin_anew_for_what_was_decided() -> None:
     attempts.forget("c")
     assert (counts, "a" in attempts, "b" in attempts) == ([1, 2, 1], False, True)
     assert (attempts.count("a"), attempts.count("b")) == (1, 2)
+
+
+DAY = timedelta(days=1)
+DURATIONS = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400))
+
+
+@pytest.mark.parametrize(
+    ("configured", "sources", "expected"),
+    [
+        (15 * DAY, [], 15 * DAY),
+        (15 * DAY, [DAY, 14 * DAY], 15 * DAY),
+        (15 * DAY, [DAY, 365 * DAY], 366 * DAY),
+        (2 * DAY, [DAY, 4 * DAY], 5 * DAY),
+        (2 * DAY, [None], None),
+        (2 * DAY, [365 * DAY, None], None),
+    ],
+)
+def test_effective_retention_is_the_longest_source_and_a_day(
+    configured: timedelta, sources: list[timedelta | None], expected: timedelta | None
+) -> None:
+    assert effective_retention(configured, sources) == expected
+
+
+@given(configured=DURATIONS, sources=st.lists(DURATIONS))
+def test_effective_retention_covers_what_a_source_still_has(configured: timedelta, sources: list[timedelta]) -> None:
+    effective = effective_retention(configured, sources)
+    assert effective is not None
+    assert all(effective >= bound for bound in (configured, *(source + SOURCE_MARGIN for source in sources)))
+
+
+def test_rest_leaves_deleting_its_share_of_the_time() -> None:
+    busy_s = 0.2
+    assert busy_s / (busy_s + deletion_pause_s(busy_s)) == pytest.approx(DELETING_SHARE)
