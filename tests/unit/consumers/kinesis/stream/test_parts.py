@@ -125,7 +125,8 @@ def test_record_without_an_aggregate_has_the_key_and_number_of_its_record() -> N
         assert many is not None
         assert [(part.partition_key, part.number) for part in many] == [("key", number)]
     assert unpack(ONE, "key") is None
-    assert unpack(aggregate([("a", None, ONE)]), "ignored") == [Part("a", ONE)]
+    of_aggregate = unpack(aggregate([("a", None, ONE), ("b", None, b"%b\n%b" % (ONE, TWO))]), "ignored")
+    assert of_aggregate == [Part("a", ONE), Part("b", ONE, 1, index=0, parts_behind=1), Part("b", TWO, 1, index=1)]
 
 
 def test_array_deeper_than_a_record_may_be_is_none() -> None:
