@@ -173,11 +173,7 @@ async def run(arguments: argparse.Namespace) -> int:
         if arguments.log is not None:
             arguments.log.write_bytes(testbed.worker.log_path.read_bytes())
         await testbed.stop_workers()
-    return report(
-        arguments,
-        console,
-        Trial(moves, control, moving, counted, differences, messages.describe()),
-    )
+    return report(arguments, console, Trial(moves, control, moving, counted, differences, messages.describe()))
 
 
 def report(arguments: argparse.Namespace, console: Console, trial: Trial) -> int:

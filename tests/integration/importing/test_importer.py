@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,14 +18,19 @@ import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, execute
+from support.postgres.move_cases import ask
 from support.postgres.tenant_cases import fetch
 from support.restaurants import make_restaurants, queries_text, row_count
+from support.settings import settings_of
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info import Business
+from simplu_worker.commands.output import show
+from simplu_worker.commands.tenants.importing import import_tenants
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.transfers import engine
@@ -271,6 +278,50 @@ async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
     sizes = [sum(len(row.document or "") for row in part) for part in parts]
     assert sum(sizes) > 30_000_000
     assert max(sizes) <= PART_MAX_BYTES + PAGE_OF_DOCUMENTS * 1_000_000 + 1_000
+
+
+@pytest.mark.slow(8)
+async def test_killed_import_is_waited_for_and_goes_on(
+    case: Case,
+    make_shard: ShardMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command goes on from a snapshot of its own, and leaves a tenant to one that runs."""
+    shard = await make_shard("a")
+    settings = settings_of(tmp_path, shard, IMPORT_SOURCE_URL=case.url)
+    (queries := tmp_path / "restaurants.sql").write_text(queries_text())
+    options = ("--business-type", "restaurant", "--parallel", "1", "--max-rows-per-second", "3", "--apply")
+
+    async def apply() -> int:
+        command = import_tenants(settings, queries, ImportOptions("restaurant"), apply=True, follow=False)
+        return await show(command, as_json=False)
+
+    async def is_at_work() -> bool:
+        return bool(await ask(shard, "SELECT FROM transfers WHERE detail ? 'seenAt'"))
+
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "tenants", "import", str(queries), *options),
+        env={"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(tmp_path / "map.json"), "IMPORT_SOURCE_URL": case.url},
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    assert await poll_until(is_at_work, within_s=60)
+    assert await apply() == 1
+    assert "another command imports it; run this again once that has ended" in capsys.readouterr().out
+    killed.kill()
+    await killed.wait()
+    held = await ask(shard, "SELECT id, step FROM tenants JOIN transfers ON tenant_id = id WHERE state = 'incoming'")
+    assert held == [{"id": "1-main", "step": "open"}]
+    await case.change_source("DELETE FROM order_items WHERE line = 3")
+
+    monkeypatch.setattr(assessment, "RUNNING_S", 4.0)
+    await ask(shard, "UPDATE transfers SET updated_at = clock_timestamp() WHERE step = 'open'")
+    assert await apply() == 0
+    assert "to import it, and counts as killed once it has written nothing for 4 s" in capsys.readouterr().err
+    assert await ask(shard, "SELECT DISTINCT state FROM tenants") == [{"state": "active"}]
+    counted = "SELECT count(*) FROM resources WHERE id = '1-main' AND \"resourceName\" <> 'settings'"
+    assert await ask(shard, counted) == [{"count": row_count(1, ORDERS) - ORDERS}]
 
 
 async def follow(case: Case, change: str, *, rounds: int = 1) -> ImportResult:

@@ -298,12 +298,7 @@ async def test_difference_is_found_until_operations_correct_it(world: World, mon
     async def compared() -> Comparison:
         assert arrival.ready_at is not None
         return await compare_shards(
-            world.shard_pools["a"],
-            pool,
-            TENANT_ID,
-            arrival.ready_at,
-            live_on_source=False,
-            log_kept=timedelta(days=1),
+            world.shard_pools["a"], pool, TENANT_ID, arrival.ready_at, live_on_source=False, log_kept=timedelta(days=1)
         )
 
     comparison = await compared()

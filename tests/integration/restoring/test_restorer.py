@@ -26,12 +26,7 @@ from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.sides import MoveUndo
 from simplu_worker.transfers.moving.types import Move, MoveOptions
-from simplu_worker.transfers.restoring import (
-    Restore,
-    RestoreCertificate,
-    RestoreMode,
-    Restorer,
-)
+from simplu_worker.transfers.restoring import Restore, RestoreCertificate, RestoreMode, Restorer
 from simplu_worker.vocabulary import TransferStep
 
 pytestmark = pytest.mark.slow

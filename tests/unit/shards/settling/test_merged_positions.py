@@ -13,12 +13,7 @@ POSITIONS = ["TRIM_HORIZON", "9/0", "10/-1", "10/0", "10/2", "100000000000000000
 
 
 def row(
-    pending_from: str,
-    name: str = "s1",
-    since: datetime | None = EARLY,
-    *,
-    parents_done: bool = True,
-    token: str = "",
+    pending_from: str, name: str = "s1", since: datetime | None = EARLY, *, parents_done: bool = True, token: str = ""
 ) -> CarriedPosition:
     return CarriedPosition("stream", name, pending_from, since, parents_done, token)
 

@@ -97,11 +97,7 @@ def test_digest_differs_with_a_name_or_a_query() -> None:
         (TYPES | {"business_id": "varchar", "resource_id": "int8", "updated": "timestamptz"}, 0, None),
         (TYPES | {"business_id": "int2", "location_id": "uuid", "resource_id": "text", "date": "timestamp"}, 0, None),
         (TYPES, 1, "order: the query has a $1; write the value into the query"),
-        (
-            {"a": "text"},
-            0,
-            f"order: expected the columns {', '.join(TYPES)}, got a; name each by AS",
-        ),
+        ({"a": "text"}, 0, f"order: expected the columns {', '.join(TYPES)}, got a; name each by AS"),
         (TYPES | {"date": "date"}, 0, "order: expected date of the type timestamptz or timestamp, got date; cast it"),
     ],
 )

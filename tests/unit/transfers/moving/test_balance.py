@@ -162,10 +162,7 @@ def test_tenants_are_balanced_by_capacity(
     assert Counter(one.target_id for one in plan) == moved
 
 
-@given(
-    TENANTS,
-    st.lists(st.tuples(st.integers(0, 40), st.integers(-3, 12)), min_size=3, max_size=3),
-)
+@given(TENANTS, st.lists(st.tuples(st.integers(0, 40), st.integers(-3, 12)), min_size=3, max_size=3))
 def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
     tenants: list[WeighedTenant], limits: list[tuple[int, int]]
 ) -> None:
@@ -267,11 +264,7 @@ A_TO_B = [transfer("a", "b", 10)]
     ],
 )
 def test_move_that_has_begun(
-    rows: list[FoundTenant],
-    target_id: str,
-    step: str,
-    going_on: list[PlannedTransfer],
-    stuck: list[PlannedTransfer],
+    rows: list[FoundTenant], target_id: str, step: str, going_on: list[PlannedTransfer], stuck: list[PlannedTransfer]
 ) -> None:
     assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == (going_on, stuck)
 
@@ -382,10 +375,7 @@ def placed(shard_map: ShardMap, count: int = 500) -> list[WeighedTenant]:
 
 
 def plan(
-    tenants: list[WeighedTenant],
-    shard_map: ShardMap,
-    *,
-    left: tuple[tuple[str, str], ...] = (),
+    tenants: list[WeighedTenant], shard_map: ShardMap, *, left: tuple[tuple[str, str], ...] = ()
 ) -> list[PlannedTransfer]:
     """Return the plan, with all shards as targets that are not retired."""
     targets = [shard.shard_id for shard in shard_map.shards if not shard.retired]
@@ -487,10 +477,7 @@ def test_tenants_of_a_shard_and_those_that_live_elsewhere() -> None:
     assert rows.elsewhere("a") == ["t-left", "t-made-again", "t-other"]
 
 
-@pytest.mark.parametrize(
-    ("named", "routed"),
-    [("a", True), ("b", False), ("c", True), ("d", False), (None, False)],
-)
+@pytest.mark.parametrize(("named", "routed"), [("a", True), ("b", False), ("c", True), ("d", False), (None, False)])
 def test_tenant_that_is_looked_for_on_a_shard(named: str | None, routed: bool) -> None:  # noqa: FBT001
     rows = TenantRows([("c", row("t", "moved", "a")), ("a", row("t", "moved", "b")), ("b", row("t", "active"))])
     assert rows.led_through("a", {"t": named}) == (["t"] if routed else [])

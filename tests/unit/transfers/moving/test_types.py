@@ -153,11 +153,7 @@ AGAIN = "run the same command again to go on"
             False,
             f"the tenant is on shard a or on its way, and workers go on; {AGAIN}",
         ),
-        (
-            (MovePhase.ACTIVATE,),
-            True,
-            f"the tenant has left shard a: workers activate it; {AGAIN}",
-        ),
+        ((MovePhase.ACTIVATE,), True, f"the tenant has left shard a: workers activate it; {AGAIN}"),
         (
             (MovePhase.CERTIFY, MovePhase.PUBLISH),
             True,

@@ -11,12 +11,7 @@ import pytest
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling import MovingTenant, SupersededError, Transfer
-from simplu_worker.transfers.restoring import (
-    Beginning,
-    ExportFile,
-    RestoreMode,
-    beginning_of,
-)
+from simplu_worker.transfers.restoring import Beginning, ExportFile, RestoreMode, beginning_of
 from simplu_worker.vocabulary import TenantState, TransferStep
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -51,12 +46,7 @@ def test_restorer_begins_where_the_rows_are(state: TenantState, found: Transfer 
 @pytest.mark.parametrize(
     ("state", "found", "error", "text"),
     [
-        (
-            TenantState.ACTIVE,
-            journal(TransferStep.DONE, "another"),
-            SupersededError,
-            "another restore has begun since",
-        ),
+        (TenantState.ACTIVE, journal(TransferStep.DONE, "another"), SupersededError, "another restore has begun since"),
         (TenantState.FENCED, None, RetryableError, "being moved"),
         (TenantState.FENCED, journal(TransferStep.DONE), RetryableError, "being moved"),
         (TenantState.FENCED, journal(TransferStep.REPLACING, token=2), RetryableError, "being moved"),
