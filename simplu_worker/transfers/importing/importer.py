@@ -310,7 +310,8 @@ class ImportEngine(TransferEngine[TenantReport]):
         self._report = report
         self._aim = aim
         self._target = TargetTenant(self._shard, tenant.tenant_id, token=run.token)
-        self._earlier = run.token if aim is Aim.UP_TO_DATE else None
+        is_ours = aim is Aim.UP_TO_DATE or report.state is ImportState.IMPORT  # unless another run has begun since
+        self._earlier = run.token if is_ours else None
         self._verified: tuple[ImportCertificate, Server | None] | None = None  # rows that need no other copy
         self._rows_max = 0
         self._is_new = aim is not Aim.UP_TO_DATE  # made by this run: without rows
