@@ -232,6 +232,7 @@ class TransferKind(StrEnum):
     ARRIVAL = "arrival"
     IMPORT = "import"
     RESTORE = "restore"
+    ADOPTION = "adopt"
 
 
 class TransferStep(StrEnum):

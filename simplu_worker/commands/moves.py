@@ -74,7 +74,7 @@ TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
 POLL_S: Final = 1.0
-VERBS: Final = {TransferKind.DEPARTURE: "moves", TransferKind.RESTORE: "restores", TransferKind.IMPORT: "imports"}
+VERBS: Final = {kind: f"{kind}s" for kind in TransferKind} | {TransferKind.DEPARTURE: "moves"}
 log = structlog.get_logger(__name__)
 
 
@@ -176,7 +176,9 @@ async def find_refused(
     return refused
 
 
-async def wait_for_killed(shard: ShardPool, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE) -> None:
+async def wait_for_killed(
+    shard: ShardPool, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE, home: str | None = None
+) -> None:
     """Wait until the command counts as killed that has begun a transfer of the tenant on *shard*, if it is one.
 
     Raises `RetryableError` if the command runs.
@@ -185,7 +187,8 @@ async def wait_for_killed(shard: ShardPool, tenant_id: str, kind: TransferKind =
     while True:
         waited_s = loop_time() - began_at
         async with shard.connection() as connection:
-            found = await read_transfer(connection, tenant_id, kind)
+            with connection.working_in(home or connection.home):
+                found = await read_transfer(connection, tenant_id, kind)
         silent_s = None if found is None else found.silent_s
         if silent_s is None or silent_s > assessment.RUNNING_S:
             return

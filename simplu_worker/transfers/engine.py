@@ -43,6 +43,7 @@ class Journal(msgspec.Struct, frozen=True):
     tenant_id: str
     kind: TransferKind
     token: str
+    home: str | None = None  # the schema with the journal during an adoption, while another program has the shard's
 
     async def open(self, connection: Connection, step: TransferStep, *, place: str, detail: object = None) -> None:
         """Begin the transfer, or begin it again; without *detail* that of before stays."""
@@ -68,9 +69,10 @@ class Journal(msgspec.Struct, frozen=True):
         """Note that the command runs, and goes on, with *facts* about it. What the shard answers changes nothing."""
         with contextlib.suppress(WorkerError):
             async with shard.transaction() as connection:
-                await connection.execute(
-                    QUERIES["note_command"], self.tenant_id, self.kind, self.token, _encoded(facts), has_gone_on
-                )
+                with connection.working_in(self.home or connection.home):
+                    await connection.execute(
+                        QUERIES["note_command"], self.tenant_id, self.kind, self.token, _encoded(facts), has_gone_on
+                    )
 
 
 def _encoded(value: object) -> str | None:
@@ -131,6 +133,10 @@ class TransferEngine(ABC, Generic[T]):
 
     async def prepare_again(self) -> None:
         """Do what has to come before another try."""
+
+    def _tell(self, phase: str, row_count: int, row_total: int = 0) -> None:
+        self.status = TransferStatus(phase, row_count, row_total=row_total)
+        self._show(self.status)
 
     async def run(self) -> T:
         """Transfer the tenant, or go on with its transfer; return the certificate.

@@ -317,10 +317,6 @@ class Restorer(TransferEngine[RestoreCertificate]):
             paused_s=paused_s,
         )
 
-    def _tell(self, phase: str, row_count: int) -> None:
-        self.status = TransferStatus(phase, row_count)
-        self._show(self.status)
-
     # Fence, export
 
     async def _begin(self) -> Beginning:

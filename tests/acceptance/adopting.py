@@ -1,12 +1,12 @@
 """A shard of the TypeScript worker is adopted while operations keep coming, by the commands of docs/adopting.md.
 
-    python tests/acceptance/adopting.py [--rows 200000] [--rate 60] [--kills 3]
+    python tests/acceptance/adopting.py [--rows 200000] [--rate 60] [--kills 2]
 
 Starts the embedded stack with one Postgres server that has the TypeScript worker's table and rows, and a process that
 works as that worker does. Operations are put on the stream all the while. The commands of the page are run as they are
-written; `systemctl` is one of ours. Before them the copy is begun, and killed with -9, --kills times. Exit status 0
-only if every resource is in the end what the operations made of it, every old row that can be taken is there, what
-cannot be is left where it was, and there is no dead letter.
+written; `systemctl` is one of ours. Before them the copy is begun, and killed with -9, --kills times, also as it goes
+on. Exit status 0 only if every resource is in the end what the operations made of it, every old row that can be taken
+is there, what cannot be is left where it was, and there is no dead letter.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--old-worker", help=argparse.SUPPRESS, metavar="URL")
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--rate", type=float, default=60.0, help="operations/s")
-    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.old_worker is not None:
         asyncio.run(old_worker(arguments.old_worker))
@@ -206,7 +206,7 @@ async def run(arguments: argparse.Namespace) -> int:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.run(stack.env, arguments.rate, load_ends), name="load")
             for number in range(arguments.kills):
-                await commands.killed(after_s=1.5 + 0.7 * number)
+                await commands.killed(after_s=1.5 + 22 * number)  # the next one waits for the one before
             differences = await commands.run_page()
             env = stack.env | {"KINESIS_INITIAL_POSITION": commands.initial_position()}
             worker = WorkerProcess(stack.group, env)

@@ -55,6 +55,7 @@ NOT_OF_ONE_TENANT = {
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "times alone, of a backup",
+    "find_adopted_shard": "docs/adopting.md: the id of the shard, which the row has in place of a tenant's",
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_left_behind": "what a shard has to delete, whosever it is",
     "list_begun_moves": "the moves from a shard, to end them before others begin",

@@ -11,14 +11,15 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.moves import show_status
+from simplu_worker.commands.moves import show_status, wait_for_killed
 from simplu_worker.commands.output import Answer, Line, Part, TransferProgress, first_rows
 from simplu_worker.commands.running import known_shard
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
-from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, OLD_TABLE, Adopter, AdoptionResult
+from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, OLD_TABLE, OURS, Adopter, AdoptionResult
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
+from simplu_worker.vocabulary import TransferKind
 
 TENANTS: Final = {"businessId": "business", "locationId": "location", "businessType": "type", "rows": "rows"}
 UNRESOLVED: Final = {"name": "unresolved", "rows": "rows", "reason": "why"}
@@ -51,7 +52,7 @@ async def adopt_shard(settings: Settings, shard_id: str, mode: AdoptMode, choice
         if (refusal := address.refusal) is not None:
             raise PermanentError(refusal)
         register_secret_of(address)
-        pool = ShardPool(address, size=1, timeouts=ADOPTION_TIMEOUTS)
+        pool = ShardPool(address, size=2, timeouts=ADOPTION_TIMEOUTS)
         try:
             with TransferProgress() as progress:
                 show = partial(show_status, progress, shard_id)
@@ -60,29 +61,23 @@ async def adopt_shard(settings: Settings, shard_id: str, mode: AdoptMode, choice
                 if isinstance(plan, AdoptionResult):
                     return _describe_adopted(shard_id, plan, "before")
                 refusals = plan.refusals(choices)
+                if plan.is_begun and mode is not AdoptMode.NOTHING:
+                    await wait_for_killed(pool, shard_id, TransferKind.ADOPTION, OURS)
                 if mode is AdoptMode.ALL and not refusals:
                     return _describe_adopted(shard_id, await adopter.adopt(plan, choices), "now")
-                if mode is AdoptMode.COPY and not plan.contents.conflicting_names:
-                    await adopter.copy(plan)
-                    state = AdoptMode.COPY
-                else:
-                    state = AdoptMode.NOTHING
+                is_copy = mode is AdoptMode.COPY and not plan.contents.conflicting_names
+                state = AdoptMode.COPY if is_copy else AdoptMode.NOTHING
+                if is_copy:
+                    await adopter.adopt(plan, None)
         finally:
             await pool.close()
     members = {"shardId": shard_id, "state": state} | plan_members(plan, refusals)
-    # Refusals concern the swap only: a copy succeeds in spite of them.
-    is_failed = bool(refusals) and state is not AdoptMode.COPY
+    is_failed = bool(refusals) and not is_copy  # they concern the swap only
     return Answer(members, describe_plan(plan, refusals, state), is_failed=is_failed)
 
 
 def _describe_adopted(shard_id: str, adopted: AdoptionResult, was: str) -> Answer:
-    members = {
-        "shardId": shard_id,
-        "state": AdoptMode.ALL,
-        "rows": adopted.row_count,
-        "tenants": adopted.tenant_count,
-        "oldTable": OLD_TABLE,
-    }
+    members = {"shardId": shard_id, "state": AdoptMode.ALL, "oldTable": OLD_TABLE} | msgspec.to_builtins(adopted)
     text = f"adopted {was}, {adopted.row_count} rows of {adopted.tenant_count} tenants"
     return Answer(members, [Line(f"shard {shard_id}: {text}; the old table is {OLD_TABLE}")])
 

@@ -1,74 +1,72 @@
 """Adopt a table of another program: our tables are made beside it, kept up to date, and swapped in.
 
-Why the adopter may be killed at any instruction: each transaction stores its progress on the shard. Nothing of the
-other program's is changed before the swap, which is one transaction, and nothing is ever dropped: the old table stays,
-under another name. Until the swap no worker uses the shard.
+Why the adopter may be killed at any instruction: each transaction checks its token in the journal, and notes there how
+far it is. Nothing of the other program's is changed before the swap, which is one transaction, and nothing is ever
+dropped: the old table stays, under another name. Until the swap no worker uses the shard; the journal moves with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final
+from uuid import uuid4
 
 import msgspec
 import structlog
 
 from simplu_worker.business_info import Business, BusinessFinder, UnreadableBusinessError
-from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import is_id, tenant_id_of
-from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, make_schema
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.settling import SupersededError, TransferRefusedError, read_transfer
 from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers import ADOPTION, QUERIES
 from simplu_worker.transfers.adoption.plan import (
     NAMED_MAX,
     AdoptionChoices,
     AdoptionPlan,
+    AdoptionStep,
     DuplicateRows,
     FaultyRow,
     Layout,
     OldContents,
     OldTenant,
     Owner,
+    Standing,
     layout_of,
+    next_step,
     owner_of,
     without_collisions,
 )
-from simplu_worker.transfers.engine import TransferStatus, run_until_won
+from simplu_worker.transfers.engine import Journal, TransferEngine, TransferStatus
+from simplu_worker.vocabulary import TransferKind, TransferStep
 
 OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 
 
-class AdoptionRefusedError(PermanentError):
-    """There is nothing to adopt, or a person has to change or choose something first."""
-
-    def __init__(self, shard_id: str, *problems: str) -> None:
-        super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
+def refused(shard_id: str, *problems: str) -> TransferRefusedError:
+    """Return the error that there is nothing to adopt, or a person has to change or choose something first."""
+    return TransferRefusedError("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
 
 
 async def find_layout(connection: Connection, shard_id: str) -> Layout:
-    """Return the layout of the table to adopt; raise `AdoptionRefusedError` if it cannot be adopted."""
+    """Return the layout of the table to adopt; raise `TransferRefusedError` if it cannot be adopted."""
     row = await connection.fetchrow(QUERIES["find_old_table"], connection.home)
     if row is None:
-        raise AdoptionRefusedError(
-            shard_id, "expected a table resources of another program, got none; it cannot be adopted"
-        )
+        raise refused(shard_id, "expected a table resources of another program, got none; it cannot be adopted")
     layout = layout_of(msgspec.json.decode(row["columns"]))
     if not isinstance(layout, Layout):
-        raise AdoptionRefusedError(shard_id, layout)
+        raise refused(shard_id, layout)
     if not row["is_plain"]:
-        raise AdoptionRefusedError(shard_id, "expected resources to be a table without partitions or descendants")
+        raise refused(shard_id, "expected resources to be a table without partitions or descendants")
     if not (row["is_owner"] and row["may_create"]):
-        raise AdoptionRefusedError(
+        raise refused(
             shard_id,
             "expected a role that owns the table resources and may create schemas in the database and tables "
             "beside it, got another; use the role of the other program in the connection string, or grant these rights",
@@ -76,25 +74,24 @@ async def find_layout(connection: Connection, shard_id: str) -> Layout:
     return layout
 
 
-async def begin_adoption(connection: Connection, shard_id: str) -> None:
+async def begin_adoption(connection: Connection, journal: Journal) -> None:
     """Make our tables and those of the adoption, within a transaction."""
-    layout = await find_layout(connection, shard_id)
+    layout = await find_layout(connection, journal.tenant_id)
     await connection.execute(ADOPTION["adoption_log"])
     with connection.working_in(OURS):
-        await make_schema(connection, shard_id)
+        await make_schema(connection, journal.tenant_id)
+        await journal.open(connection, TransferStep.OPEN, place=OLD_TABLE, detail=Standing())
     await connection.execute(ADOPTION[layout])
     await connection.execute(ADOPTION["old_rows"])
-    await connection.execute(QUERIES["begin_adoption"], shard_id)
 
 
 async def _read_contents(connection: Connection) -> OldContents:
     contents = OldContents()
     contents.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_conflicting_names"])]
     for row in await connection.fetch(QUERIES["count_old_rows"]):
-        contents.add_rows(source_of(row), row["fault"], row["row_count"])
+        contents.add_rows(row["source"] and OldTenant(*row[:3]), row["fault"], row["row_count"])
     if contents.fault_counts:
-        rows = await connection.fetch(QUERIES["first_faults"], NAMED_MAX)
-        contents.faulty = [FaultyRow(row["id"], row["fault"]) for row in rows]
+        contents.faulty = [FaultyRow(*row) for row in await connection.fetch(QUERIES["first_faults"], NAMED_MAX)]
     return contents
 
 
@@ -115,18 +112,10 @@ async def _find_owner(source: OldTenant, shard_id: str, locator: Locator, busine
                 businesses[business_id] = await business_info.find(business_id)
             except UnreadableBusinessError as exc:
                 businesses[business_id] = str(exc)
-    named = None
-    if any(isinstance(business, Business) for business in businesses.values()):
-        named = await locator.locate(tenant_id_of(*source.candidates[0]))
+    is_known = any(isinstance(business, Business) for business in businesses.values())
+    named = await locator.locate(tenant_id_of(*source.candidates[0])) if is_known else None
     named_id = None if named is None else named.shard_id
     return owner_of(source, businesses, named_id, shard_id=shard_id, types=BUSINESS_TYPES)
-
-
-def source_of(row: Any) -> OldTenant | None:
-    """Return the source of a row of the old table; None if the row names none."""
-    if row["source"] is None:
-        return None
-    return OldTenant(row["source"], row["business_id"], row["location_id"])
 
 
 # While the adopter waits for a lock, the other program waits too, so not for long. A read of a whole table takes hours.
@@ -134,48 +123,21 @@ ADOPTION_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0, statement_s=86_400.0, reply
 COPY_MAX_ROWS: Final = 2000  # in one transaction, which blocks nothing of the other program's
 SWAP_MAX_CHANGES: Final = 1000  # while the old table is locked
 LOOKUPS_AT_ONCE: Final = 16
-ATTEMPTS: Final = 30  # for a lock
 QUIET_S: Final = 3.0  # the other program reads records once a second
 
 OLD_TABLE: Final = "resources_before_adoption"
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 
-class AdoptionStep(StrEnum):
-    """The steps of an adoption."""
-
-    LOOKING_UP = "looking up tenants"
-    COPYING = "copying rows"
-    CATCHING_UP = "catching up"
-    WATCHING = "watching for writes"
-    SWAPPING = "swapping names"
-
-
-class AdoptionResult(msgspec.Struct, frozen=True):
+class AdoptionResult(msgspec.Struct, frozen=True, rename={"row_count": "rows", "tenant_count": "tenants"}):
     """The numbers of rows and tenants that were adopted."""
 
     row_count: int
     tenant_count: int
 
 
-class _AdoptedError(Exception):
-    """Another adopter has swapped the names: nothing is left to do."""
-
-
-class _UnknownSourcesError(Exception):
-    def __init__(self, sources: list[OldTenant]) -> None:
-        super().__init__()
-        self.sources = sources
-
-
-_Step: TypeAlias = Callable[[Connection, Any], Awaitable[bool]]
-"""One transaction of a step, with the locked row of the adoption; it returns whether the step has more to do."""
-
-
-class Adopter:
+class Adopter(TransferEngine[AdoptionResult]):
     """Adopts the shard of *pool*, which is made with `ADOPTION_TIMEOUTS`; *show* gets the progress, in ids of rows."""
 
     def __init__(
@@ -187,222 +149,230 @@ class Adopter:
         show: Callable[[TransferStatus], None] = lambda _: None,
         quiet_s: float = QUIET_S,
         copy_max_rows: int = COPY_MAX_ROWS,
-        attempts: int = ATTEMPTS,
     ) -> None:
-        self._pool = pool
-        self._shard_id = pool.address.shard_id
+        super().__init__(pool, pool.address.shard_id, show)
         self._locator = locator
         self._business_info = business_info
-        self._show = show
         self._quiet_s = quiet_s
         self._copy_max_rows = copy_max_rows
-        self._attempts = attempts
+        self._journal = Journal(self._tenant_id, TransferKind.ADOPTION, uuid4().hex, home=OURS)
+        self._choices: AdoptionChoices | None = None  # for the swap
         self._late = OldContents()  # found after the plan was made
         self._owners: dict[str, Owner] = {}
+        self._unknown: list[OldTenant] = []
+        self._standing = Standing()
+        self._change_count = 0
+        self._has_begun = False
+
+    @property
+    def journal(self) -> Journal:
+        """The row of this adopter."""
+        return self._journal
+
+    @property
+    def progress(self) -> object:
+        """How far the copy is."""
+        return self._standing.copied_to, self._standing.copy_to, self._change_count
+
+    @property
+    def has_pause(self) -> bool:
+        """Whether the old table is locked, and our tables move."""
+        return self.status.phase == AdoptionStep.SWAPPING
+
+    def describe_state(self) -> str:
+        """Return what was changed, and which command comes next."""
+        return "the old table is as it was; end the transactions that lock it (pg_stat_activity), and run this again"
 
     async def make_plan(self) -> AdoptionPlan | AdoptionResult:
         """Return the plan of an adoption, or the result of an earlier one; nothing is changed.
 
         Raises `PermanentError` if there is nothing to adopt, `RetryableError` without an answer.
         """
-        async with self._pool.connection() as connection:
+        async with self._shard.connection() as connection:
             is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
             is_begun = bool(await connection.fetchval(QUERIES["has_adoption"]))
-            adoption = await connection.fetchrow(QUERIES["read_adoption"]) if is_begun else None
-        if adoption is not None and adoption["shard_id"] != self._shard_id:
-            raise self._refused(f"it is being adopted as shard {adoption['shard_id']}; correct its connection string")
-        if adoption is not None and adoption["adopted_at"] is not None:
+            with connection.working_in(connection.home if is_ours else OURS):
+                adopted_as = await connection.fetchval(QUERIES["find_adopted_shard"]) if is_begun else None
+            if adopted_as not in (None, self._tenant_id):
+                raise refused(
+                    self._tenant_id, f"it is being adopted as shard {adopted_as}; correct its connection string"
+                )
+            if is_ours and adopted_as is None:
+                raise refused(self._tenant_id, "its schema is ours; there is nothing to adopt")
+            if is_empty:
+                raise refused(self._tenant_id, "it is empty: the worker makes its own tables there")
+            layout = None if is_ours else await find_layout(connection, self._tenant_id)
+        if layout is None:
             return await self._read_result()
-        if is_ours:
-            raise self._refused("its schema is ours; there is nothing to adopt")
-        if is_empty:
-            raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
-        layout = await self._run(lambda connection: find_layout(connection, self._shard_id))
-        contents = await self._rehearse(_read_contents, is_begun=is_begun)
+        async with self._rehearsal(is_begun=is_begun) as connection:
+            contents = await _read_contents(connection)
         self._owners = await self._look_up(list(contents.sources.values()))
-
-        async def read(connection: Connection) -> OldContents:
+        async with self._rehearsal(is_begun=is_begun) as connection:
             await self._write_owners(connection)
-            return await _read_duplicates(connection, contents, self._owners)
+            contents = await _read_duplicates(connection, contents, self._owners)
+        return AdoptionPlan(self._tenant_id, layout, contents, self._owners, is_begun=is_begun)
 
-        contents = await self._rehearse(read, is_begun=is_begun)
-        return AdoptionPlan(self._shard_id, layout, contents, self._owners, is_begun=is_begun)
-
-    async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
-        """Copy the rest, and swap the tables' names; the other program must be stopped.
+    async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices | None) -> AdoptionResult:
+        """Copy the rest, and swap the tables' names; the other program must be stopped. Without *choices* only copy.
 
         Raises `PermanentError` if *choices* are missing, or the other program still writes.
         """
-        if refusals := plan.refusals(choices):
-            raise self._refused(*refusals)
-        with contextlib.suppress(_AdoptedError):
-            await self._copy(plan)
-            await self._check_for_writes()
-            self._show(TransferStatus(AdoptionStep.SWAPPING))
-            while await self._run_locked(partial(self._swap, choices=choices)):
-                await self._complete(self._catch_up_some)
-            log.info("shard.adopted", shard_id=self._shard_id)
+        if refusals := plan.refusals(choices or AdoptionChoices(leave_unresolved=True, leave_faulty=True)):
+            raise refused(self._tenant_id, *refusals)
+        self._owners, self._choices = dict(plan.owners), choices
+        return await self.run()
+
+    async def go_on(self) -> AdoptionResult:
+        """Go on by the row of the journal."""
+        self._standing = await self._begin()
+        while (step := next_step(self._standing, copies_only=self._choices is None)) is not AdoptionStep.ENDED:
+            await self.take(step)
         return await self._read_result()
 
-    def _refused(self, *problems: str) -> PermanentError:
-        return AdoptionRefusedError(self._shard_id, *problems)
+    async def take(self, step: AdoptionStep) -> None:
+        """Take one step, or a part of it that fits into a transaction, and note it in the journal."""
+        self._tell(step, max(0, self._standing.copied_to), self._standing.copy_to or 0)
+        if step is AdoptionStep.LOOKING_UP:
+            self._owners = await self._look_up(self._unknown)
+        if step is AdoptionStep.WATCHING:
+            await asyncio.sleep(self._quiet_s)
+        take = {
+            AdoptionStep.LOOKING_UP: self._name_owners,
+            AdoptionStep.COPYING: self._copy_some,
+            AdoptionStep.CATCHING_UP: self._catch_up,
+            AdoptionStep.WATCHING: self._check_for_writes,
+            AdoptionStep.SWAPPING: self._swap,
+        }[step]
+        async with self._shard.transaction() as connection:
+            await self._note(connection, self._standing)  # locks the row
+            standing = await take(connection, self._standing)
+            if not standing.has_ended:
+                await self._note(connection, standing)
+        self._standing = standing
 
-    async def copy(self, plan: AdoptionPlan) -> None:
-        """Copy all rows, and all changes until now; the other program may go on writing. Raises as `make_plan`."""
-        with contextlib.suppress(_AdoptedError):
-            await self._copy(plan)
-
-    async def _copy(self, plan: AdoptionPlan) -> None:
-        if plan.contents.conflicting_names:
-            raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
-        self._owners = dict(plan.owners)
-        await self._run(self._begin)
-        await self._complete(self._write_owners, self._watch, self._copy_some, self._catch_up_some)
-
-    async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
-        """Run *step* in its own transaction; try again while a lock is not to be had."""
-
-        async def once() -> T:
-            async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
-                return await step(connection)
-
-        with contextlib.suppress(LostRaceError):
-            return await run_until_won(once, tries=self._attempts)
-        raise ShardUnavailableError(
-            f"shard {self._shard_id}: others kept the old table locked in {self._attempts} tries; "
-            "end the transactions that use it (pg_stat_activity has them), and run this again; "
-            "it continues where it stopped"
-        )
-
-    async def _run_locked(self, step: _Step) -> bool:
-        """Run *step* with the row of the adoption; again once tenants that it finds are looked up."""
-
-        async def run(connection: Connection) -> bool:
-            adoption = await connection.fetchrow(QUERIES["lock_adoption"])
-            if adoption is None or adoption["adopted_at"] is not None:
-                raise _AdoptedError
-            return await step(connection, adoption)
-
-        while True:
-            try:
-                return await self._run(run)
-            except _UnknownSourcesError as exc:
-                self._owners = await self._look_up(exc.sources)
-                self._late.sources |= {source.key: source for source in exc.sources}
-                await self._run_locked(self._write_owners)
-
-    async def _complete(self, *steps: _Step) -> None:
-        for step in steps:
-            while await self._run_locked(step):
-                pass
-
-    async def _rehearse(self, read: Callable[[Connection], Awaitable[T]], *, is_begun: bool) -> T:
-        async def rehearsal(connection: Connection) -> T:
+    async def _begin(self) -> Standing:
+        """Make our tables, or take the journal of an adoption that was begun; return how far it is."""
+        async with self._shard.transaction() as connection:
+            await connection.execute(QUERIES["lock_schema"])
+            is_ours, _ = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
+            if is_ours:
+                return Standing(has_ended=True)
+            is_begun = await connection.fetchval(QUERIES["has_adoption"])
             if not is_begun:
-                await self._begin(connection)
-            return await read(connection)
+                await begin_adoption(connection, self._journal)
+            with connection.working_in(OURS):
+                if is_begun and not self._has_begun:
+                    await self._journal.take(connection, TransferStep.OPEN)
+                found = await read_transfer(connection, self._tenant_id, TransferKind.ADOPTION)
+            known = Standing() if found is None else msgspec.convert(found.detail, Standing)
+            standing = Standing(copied_to=known.copied_to, copy_to=known.copy_to)
+            await self._note(connection, standing)
+        self._has_begun = True
+        return standing
 
-        return await self._run(rehearsal, is_rehearsal=True)
+    async def _note(self, connection: Connection, standing: Standing) -> None:
+        """Note how far the adoption is; raise `SupersededError` if another command has taken the journal."""
+        is_copied = self._choices is None and standing.is_caught_up
+        step = TransferStep.DONE if standing.has_ended else TransferStep.FOLLOWING if is_copied else TransferStep.OPEN
+        with connection.working_in(OURS):
+            is_own = await self._journal.note(connection, step, standing)
+        if not is_own:
+            raise SupersededError(f"shard {self._tenant_id}: another command adopts it since; this one has ended")
+
+    @asynccontextmanager
+    async def _rehearsal(self, *, is_begun: bool) -> AsyncIterator[Connection]:
+        async with self._shard.transaction(is_rehearsal=True) as connection:
+            if not is_begun:
+                await begin_adoption(connection, self._journal)
+            yield connection
 
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
-        owners: list[Owner] = []
-
-        async def look_up(source: OldTenant) -> None:
-            owners.append(await _find_owner(source, self._shard_id, self._locator, self._business_info))
-            self._show(TransferStatus(AdoptionStep.LOOKING_UP, len(owners), row_total=len(sources)))
-
-        await run_at_once(look_up, sources, most=LOOKUPS_AT_ONCE)
+        self._tell(AdoptionStep.LOOKING_UP, 0, len(sources))
+        find = partial(_find_owner, shard_id=self._tenant_id, locator=self._locator, business_info=self._business_info)
+        owners = await run_at_once(find, sources, most=LOOKUPS_AT_ONCE)
         return without_collisions([*self._owners.values(), *owners])
 
     # The copy
 
-    async def _begin(self, connection: Connection) -> None:
-        await connection.execute(QUERIES["lock_schema"])
-        if not await connection.fetchval(QUERIES["has_adoption"]):
-            await begin_adoption(connection, self._shard_id)
+    async def _name_owners(self, connection: Connection, standing: Standing) -> Standing:
+        await self._write_owners(connection)
+        self._late.sources |= {source.key: source for source in self._unknown}
+        return msgspec.structs.replace(standing, has_owners=True)
 
-    async def _write_owners(self, connection: Connection, _: Any = None) -> bool:
+    async def _write_owners(self, connection: Connection) -> None:
         rows = [
             (one.source.key, one.tenant_id, one.business_id, one.location_id, one.business_type, one.problem)
             for one in self._owners.values()
         ]
         if rows:
             await connection.execute(QUERIES["write_sources"], *map(list, zip(*rows, strict=True)))
-        return False
 
-    async def _watch(self, connection: Connection, adoption: Any) -> bool:
-        if adoption["copy_to"] is None:
+    async def _copy_some(self, connection: Connection, standing: Standing) -> Standing:
+        if standing.copy_to is None:
             await connection.execute(ADOPTION["watch"])
-            await connection.execute(QUERIES["begin_copy"])
-        return False
+            return msgspec.structs.replace(standing, copy_to=await connection.fetchval(QUERIES["find_last_row"]))
+        rows = await connection.fetch(QUERIES["next_rows"], standing.copied_to, standing.copy_to, self._copy_max_rows)
+        if not await self._copy_rows(connection, [row["id"] for row in rows]):
+            return msgspec.structs.replace(standing, has_owners=False)
+        return msgspec.structs.replace(standing, copied_to=rows[-1]["id"] if rows else standing.copy_to)
 
-    async def _copy_some(self, connection: Connection, adoption: Any) -> bool:
-        after, up_to = adoption["copied_to"], adoption["copy_to"]
-        self._show(TransferStatus(AdoptionStep.COPYING, max(0, after), row_total=up_to))
-        rows = await connection.fetch(QUERIES["next_rows"], after, up_to, self._copy_max_rows)
-        if ids := [row["id"] for row in rows]:
-            await self._copy_rows(connection, ids)
-            await connection.execute(QUERIES["record_copied"], ids[-1])
-        return bool(ids)
-
-    async def _catch_up_some(self, connection: Connection, _: Any) -> bool:
-        self._show(TransferStatus(AdoptionStep.CATCHING_UP))
-        return await self._catch_up(connection, self._copy_max_rows)
-
-    async def _catch_up(self, connection: Connection, limit: int) -> bool:
+    async def _catch_up(self, connection: Connection, standing: Standing) -> Standing:
+        limit = SWAP_MAX_CHANGES if standing.is_quiet else self._copy_max_rows
         changes = await connection.fetch(QUERIES["next_changes"], limit)
-        if ids := sorted({change["old_id"] for change in changes}):
-            await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
-            await self._copy_rows(connection, ids)
-            faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
-            self._late.fault_counts.update(row["fault"] for row in faulty)
-        return len(changes) == limit
+        ids = sorted({change["old_id"] for change in changes})
+        if not await self._copy_rows(connection, ids):
+            return msgspec.structs.replace(standing, has_owners=False)
+        await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
+        faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
+        self._late.fault_counts.update(row["fault"] for row in faulty)
+        self._change_count += len(ids)
+        return msgspec.structs.replace(standing, is_caught_up=len(changes) < limit)
 
-    async def _copy_rows(self, connection: Connection, ids: Sequence[int]) -> None:
-        if unknown := await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids)):
-            raise _UnknownSourcesError([source for row in unknown if (source := source_of(row)) is not None])
+    async def _copy_rows(self, connection: Connection, ids: Sequence[int]) -> bool:
+        """Copy rows of the old table; return whether the owners of all are known, as nothing is copied otherwise."""
+        found = await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids))
+        self._unknown = [OldTenant(*row) for row in found]
+        if self._unknown:
+            return False
         rows = [*await connection.fetch(QUERIES["forget_rows"], _texts(ids))]
         rows += await connection.fetch(QUERIES["take_rows"], _texts(ids))
         if keys := sorted({tuple(row) for row in rows}):
             await connection.execute(QUERIES["make_resources"], *map(list, zip(*keys, strict=True)))
+        return True
 
     # The swap
 
-    async def _check_for_writes(self) -> None:
-        """Raise `PermanentError` if the other program writes within `quiet_s`."""
-        self._show(TransferStatus(AdoptionStep.WATCHING))
-        await asyncio.sleep(self._quiet_s)
-        async with self._pool.connection() as connection:
-            if await connection.fetchval(QUERIES["is_written"]):
-                raise self._refused(
-                    "the other program still writes; stop it, and run this again: all rows are copied, and kept up to "
-                    "date"
-                )
+    async def _check_for_writes(self, connection: Connection, standing: Standing) -> Standing:
+        """Raise `PermanentError` if the other program has written since the copy."""
+        if await connection.fetchval(QUERIES["is_written"]):
+            raise refused(self._tenant_id, "the other program still writes; stop it, and run this again")
+        return msgspec.structs.replace(standing, is_quiet=True)
 
-    async def _swap(self, connection: Connection, _: Any, *, choices: AdoptionChoices) -> bool:
+    async def _swap(self, connection: Connection, standing: Standing) -> Standing:
         """Swap the names, unless there are too many changes to apply under the lock."""
+        written_at = await connection.fetchval(QUERIES["find_last_write"])
         await connection.execute(ADOPTION["lock_old_table"])
-        if await self._catch_up(connection, SWAP_MAX_CHANGES):
-            return True
-        if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
-            raise self._refused("later rows of the old table need a choice; run this again")
-        if made := await connection.fetch(QUERIES["make_adopted_tenants"]):
-            with connection.working_in(OURS):
-                await connection.fetch(QUERIES["add_default_rows"], *map(list, zip(*made, strict=True)))
-        await connection.execute(ADOPTION["swap"])
-        await connection.execute(QUERIES["end_adoption"])
-        return False
-
-    def _allow_late(self, choices: AdoptionChoices) -> bool:
-        late = self._late
-        return (choices.leave_faulty or not late.fault_counts) and (
+        standing = await self._catch_up(connection, standing)
+        if not (standing.has_owners and standing.is_caught_up):
+            return standing
+        late, choices = self._late, self._choices or AdoptionChoices()
+        is_chosen = (choices.leave_faulty or not late.fault_counts) and (
             choices.leave_unresolved or all(self._owners[key].problem is None for key in late.sources)
         )
+        if await connection.fetch(QUERIES["find_conflicting_names"]) or not is_chosen:
+            raise refused(self._tenant_id, "later rows of the old table need a choice; run this again")
+        if made := await connection.fetch(QUERIES["make_adopted_tenants"], written_at):
+            with connection.working_in(OURS):
+                await connection.fetch(QUERIES["add_default_rows"], *map(list, zip(*made, strict=True)))
+        ended = msgspec.structs.replace(standing, has_ended=True)
+        await self._note(connection, ended)  # before our tables move
+        await connection.execute(ADOPTION["swap"])
+        log.info("shard.adopted", shard_id=self._tenant_id)
+        return ended
 
     async def _read_result(self) -> AdoptionResult:
-        async with self._pool.connection() as connection:
-            row_count, tenant_count = await connection.fetchrow(QUERIES["count_taken"]) or (0, 0)
-        return AdoptionResult(row_count, tenant_count)
+        async with self._shard.connection() as connection:
+            return AdoptionResult(*(await connection.fetchrow(QUERIES["count_taken"]) or (0, 0)))
 
 
 def _texts(ids: Iterable[int]) -> list[str]:

@@ -35,6 +35,46 @@ class Layout(StrEnum):
     TWO_IDS = "rows_of_two_ids"
 
 
+class AdoptionStep(StrEnum):
+    """The steps of an adoption."""
+
+    LOOKING_UP = "looking up tenants"
+    COPYING = "copying rows"
+    CATCHING_UP = "catching up"
+    WATCHING = "watching for writes"
+    SWAPPING = "swapping names"
+    ENDED = "ended"
+
+
+class Standing(msgspec.Struct, frozen=True, rename="camel"):
+    """How far an adoption is; all but the first two members are of the command at work alone.
+
+    Rows up to the id *copied_to* are copied; triggers record all changes since *copy_to* was the last one.
+    """
+
+    copied_to: int = -(2**63)  # the minimum of bigint
+    copy_to: int | None = None
+    has_owners: bool = False  # of all rows that were read
+    is_caught_up: bool = False
+    is_quiet: bool = False
+    has_ended: bool = False
+
+
+def next_step(standing: Standing, *, copies_only: bool) -> AdoptionStep:
+    """Return the next step; without the last two if it *copies_only*."""
+    if standing.has_ended:
+        return AdoptionStep.ENDED
+    if not standing.has_owners:
+        return AdoptionStep.LOOKING_UP
+    if standing.copy_to is None or standing.copied_to < standing.copy_to:
+        return AdoptionStep.COPYING
+    if not standing.is_caught_up:
+        return AdoptionStep.CATCHING_UP
+    if copies_only:
+        return AdoptionStep.ENDED
+    return AdoptionStep.SWAPPING if standing.is_quiet else AdoptionStep.WATCHING
+
+
 class OldTenant(msgspec.Struct, frozen=True):
     """A tenant as the old table names it: by *key* alone, or by business and location too."""
 

@@ -20,14 +20,14 @@ from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter
-from simplu_worker.transfers.adoption.plan import AdoptionPlan
+from simplu_worker.transfers.adoption.plan import AdoptionPlan, AdoptionStep
 
 pytestmark = pytest.mark.slow(2.5)
 
 AS_BEGUN = """
 TRUNCATE resources RESTART IDENTITY;
 TRUNCATE simplu_adoption.resources, simplu_adoption_log.taken, simplu_adoption_log.changes, simplu_adoption_log.sources;
-UPDATE simplu_adoption_log.adoption SET copied_to = -1, copy_to = NULL;
+UPDATE simplu_adoption.transfers SET detail = '{}';
 """
 OLD_SQL = """
 SELECT id, business_location_id, resource_type, resource_id, data, updated_at FROM resources ORDER BY updated_at, id
@@ -101,7 +101,7 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
     adopter = Adopter(pool, names, names, copy_max_rows=2)  # type: ignore[arg-type]  # all that is asked of a locator
     plan = await adopter.make_plan()
     assert isinstance(plan, AdoptionPlan)
-    await adopter.copy(plan)
+    await adopter.adopt(plan, None)
     yield adopter, pool
     await pool.close()
 
@@ -129,19 +129,22 @@ async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
     for _ in range(12):
         await other.change(INSERT)
     await fetch(pool, "ALTER TABLE resources ENABLE TRIGGER USER")
-    await adopter._run_locked(adopter._watch)
+    adopter._standing = await adopter._begin()
+    await adopter.take(AdoptionStep.COPYING)  # makes the triggers
     for _ in range(40):
-        match random.randrange(5):
+        match random.randrange(6):
             case 0:
-                await adopter._run_locked(adopter._copy_some)
+                await adopter.take(AdoptionStep.COPYING)
             case 1:
-                await adopter._run_locked(adopter._catch_up_some)
+                await adopter.take(AdoptionStep.CATCHING_UP)
+            case 2:
+                await adopter.take(AdoptionStep.LOOKING_UP)
             case _:
                 await other.change()
     plan = await adopter.make_plan()
     assert isinstance(plan, AdoptionPlan)
 
-    await adopter.copy(plan)
+    await adopter.adopt(plan, None)
 
     expected: dict[tuple[str, ...], Any] = {}
     for row in await fetch(pool, OLD_SQL):

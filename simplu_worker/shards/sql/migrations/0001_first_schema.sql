@@ -403,12 +403,12 @@ END
 $$;
 
 -- The journal of transfers: of a move a row on its source (`departure`) and one on its target (`arrival`), of an import and
--- of a restore one on the shard of the tenant (docs/adr/0007-moving-tenants.md, 0008-restoring-one-tenant.md). Only the
+-- of a restore one on the shard of the tenant, of an adoption one with the id of the shard (docs/adr/0007-moving-tenants.md, 0008-restoring-one-tenant.md). Only the
 -- command with the token writes the tenant's rows. The last row of each kind stays, in the end with the certificate.
 CREATE TABLE public.transfers (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     kind pg_catalog.text COLLATE pg_catalog."C" NOT NULL
-        CHECK (kind IN ('departure', 'arrival', 'import', 'restore')),
+        CHECK (kind IN ('departure', 'arrival', 'import', 'restore', 'adopt')),
     place pg_catalog.text NOT NULL, -- the other shard of a move; the database that an import or a restore reads
     -- The `move_token` of the tenant's row. That alone comes twice on a shard that lost commits: of imports and restores a
     -- slash follows, and the id of a run.

@@ -4,15 +4,6 @@
 CREATE SCHEMA simplu_adoption_log;
 CREATE SCHEMA simplu_adoption;
 
-CREATE TABLE simplu_adoption_log.adoption (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    shard_id text NOT NULL,
-    copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
-    copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
-    written_at timestamptz, -- the newest time in any copied row
-    adopted_at timestamptz
-);
-
 -- The sources of the old table's rows, and the tenant of each source; one with a problem has no tenant.
 CREATE TABLE simplu_adoption_log.sources (
     key text COLLATE "C" PRIMARY KEY, -- `source` of the view `old_rows`

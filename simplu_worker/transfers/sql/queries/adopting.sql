@@ -1,8 +1,8 @@
--- The adoption of another program's table (READ COMMITTED). Its state is in the namespace simplu_adoption_log, made by
--- the scripts in sql/adoption; our tables are made in simplu_adoption.
+-- The adoption of another program's table (READ COMMITTED). What it knows of that table's rows is in the namespace
+-- simplu_adoption_log, made by the scripts in sql/adoption; our tables, with the journal, are made in simplu_adoption.
 -- Why no row is lost or copied twice: a copy of an id always makes our row as the old one is at this moment. Ids come
 -- from the copy, in ascending order, and from the triggers; each is recorded in the transaction that copied it. Every
--- transaction locks the adoption's row, so that two adopters share the work.
+-- transaction locks the adoption's row of the journal, and checks its token.
 
 -- name: find_old_table
 -- The table `resources` of the schema $1, its columns with their types, and whether this role may rename it and make
@@ -27,14 +27,9 @@ WHERE pg_class.relname = 'resources' AND pg_namespace.nspname = $1::pg_catalog.n
 -- From the catalog: `to_regclass` may answer from its session's cache, which misses a namespace just made.
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'simplu_adoption_log');
 
--- name: read_adoption
-SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
-
--- name: lock_adoption
-SELECT copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
-
--- name: begin_adoption
-INSERT INTO simplu_adoption_log.adoption (shard_id) VALUES ($1);
+-- name: find_adopted_shard
+-- The id of the shard as which this one is or was adopted.
+SELECT tenant_id FROM public.transfers WHERE kind = 'adopt';
 
 -- name: find_conflicting_names
 -- Our names of relations that others than the old table have in its namespace. No lock.
@@ -102,18 +97,13 @@ ON CONFLICT (key) DO UPDATE SET
     tenant_id = excluded.tenant_id, business_id = excluded.business_id, location_id = excluded.location_id,
     business_type = excluded.business_type, problem = excluded.problem;
 
--- name: begin_copy
--- Store the last id to copy; the triggers record later rows, and changes of these.
-UPDATE simplu_adoption_log.adoption
-SET copy_to = coalesce((SELECT pg_catalog.max(id) FROM simplu_adoption_log.old_rows), 0)
-WHERE copy_to IS NULL;
+-- name: find_last_row
+-- The last id to copy; the triggers record later rows, and changes of these.
+SELECT coalesce(pg_catalog.max(id), 0) FROM simplu_adoption_log.old_rows;
 
 -- name: next_rows
 -- At most $3 ids after $1, up to $2.
 SELECT id FROM simplu_adoption_log.old_rows WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3;
-
--- name: record_copied
-UPDATE simplu_adoption_log.adoption SET copied_to = $1;
 
 -- name: next_changes
 -- A later statement of the transaction reads rows at least as new as these changes: they may be deleted once copied.
@@ -146,22 +136,15 @@ WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
 RETURNING tenant_id, resource_type, resource_id;
 
 -- name: take_rows
--- Record the resources that the old rows $1 are, and the newest time; return the resources.
-WITH taken AS (
-    INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
-    SELECT old_rows.id, sources.tenant_id, :stored_old_type, old_rows.resource_id, old_rows.updated_at
-    FROM simplu_adoption_log.old_rows
-    JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
-    JOIN simplu_adoption.business_types ON business_types.name = sources.business_type
-    WHERE
-        old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL
-        AND sources.tenant_id IS NOT NULL
-    RETURNING tenant_id, resource_type, resource_id, updated_at
-), written AS (
-    UPDATE simplu_adoption_log.adoption
-    SET written_at = greatest(written_at, (SELECT pg_catalog.max(updated_at) FROM taken))
-)
-SELECT tenant_id, resource_type, resource_id FROM taken;
+-- Record the resources that the old rows $1 are; return them.
+INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
+SELECT old_rows.id, sources.tenant_id, :stored_old_type, old_rows.resource_id, old_rows.updated_at
+FROM simplu_adoption_log.old_rows
+JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
+JOIN simplu_adoption.business_types ON business_types.name = sources.business_type
+WHERE
+    old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL AND sources.tenant_id IS NOT NULL
+RETURNING tenant_id, resource_type, resource_id;
 
 -- name: make_resources
 -- Make each of the resources $1, $2, $3 as its old row is, of several the newest; delete one without an
@@ -196,23 +179,23 @@ JOIN simplu_adoption_log.old_rows ON old_rows.id = chosen.old_id AND old_rows.fa
 ORDER BY chosen.tenant_id, chosen.resource_type, chosen.resource_id
 :or_replaced;
 
+-- name: find_last_write
+-- The newest time in any copied row, or now. Reads all of them, before the old table is locked.
+SELECT least(pg_catalog.max(updated_at), pg_catalog.now())::pg_catalog.text FROM simplu_adoption_log.taken;
+
 -- name: make_adopted_tenants
 -- Older than any control message. `created_at` is the last write of the other program: readers of the stream leave
 -- records from long before to that program.
 INSERT INTO simplu_adoption.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
 SELECT
-    sources.tenant_id, sources.business_id, sources.location_id, sources.business_type, 'active', 'epoch',
-    least(coalesce(adoption.written_at, pg_catalog.now()), pg_catalog.now())
+    tenant_id, business_id, location_id, business_type, 'active', 'epoch',
+    $1::pg_catalog.text::pg_catalog.timestamptz
 FROM simplu_adoption_log.sources
-CROSS JOIN simplu_adoption_log.adoption
-WHERE sources.tenant_id IS NOT NULL
-ORDER BY sources.tenant_id
+WHERE tenant_id IS NOT NULL
+ORDER BY tenant_id
 RETURNING id, business_type, created_at::pg_catalog.text AS created_at;
 
 -- name: count_taken
 SELECT
     (SELECT pg_catalog.count(*) FROM simplu_adoption_log.taken) AS row_count,
     (SELECT pg_catalog.count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;
-
--- name: end_adoption
-UPDATE simplu_adoption_log.adoption SET adopted_at = pg_catalog.clock_timestamp();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,9 @@ from simplu_worker.transfers.adoption.plan import (
     OldContents,
     OldTenant,
     Owner,
+    Standing,
     layout_of,
+    next_step,
     owner_of,
     without_collisions,
 )
@@ -194,3 +198,21 @@ def test_contents_count_rows_and_name_a_bounded_number_of_duplicates() -> None:
     assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
     assert contents.sources == {"clinic-main": source}
     assert (contents.duplicates, contents.duplicate_counts.total()) == (rows[:NAMED_MAX], NAMED_MAX + 5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected", "of_copy"),
+    [
+        ({"has_ended": True, "has_owners": False}, "ENDED", "ENDED"),
+        ({"has_owners": False, "copy_to": None}, "LOOKING_UP", "LOOKING_UP"),
+        ({"copy_to": None, "is_caught_up": False}, "COPYING", "COPYING"),
+        ({"copied_to": 8}, "COPYING", "COPYING"),
+        ({"is_caught_up": False}, "CATCHING_UP", "CATCHING_UP"),
+        ({"is_quiet": False}, "WATCHING", "ENDED"),
+        ({}, "SWAPPING", "ENDED"),
+    ],
+)
+def test_next_step_is_the_first_that_is_left(facts: dict[str, Any], expected: str, of_copy: str) -> None:
+    done = {"copied_to": 9, "copy_to": 9, "has_owners": True, "is_caught_up": True, "is_quiet": True}
+    steps = [next_step(Standing(**done | facts), copies_only=copies_only).name for copies_only in (False, True)]
+    assert steps == [expected, of_copy]
