@@ -34,7 +34,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard, query_all_shards
 from simplu_worker.shards.settling import SupersededError, TransferRefusedError, read_tenant, read_transfer
 from simplu_worker.shards.tenants.resource_changes import find_known_types
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import Pacer, run_at_once, sleep_or_event
 from simplu_worker.transfers.engine import Journal, TransferEngine, TransferStatus
@@ -134,7 +134,7 @@ class _Placer(msgspec.Struct, frozen=True):
             if home.state not in LEFT_STATES and home.shard_id != shard_id:
                 raise TransferRefusedError(f"shard {home.shard_id} has it too, {home.state}")
         if homes.silence is not None:
-            raise RetryableError(homes.silence)
+            raise HomeUnknownError(homes.silence)
 
     def _place(self, tenant: SourceTenant, named: ShardAddress | WorkerError | None, homes: _Homes) -> TenantReport:
         if tenant.problem is not None:
@@ -552,7 +552,8 @@ class Importer(msgspec.Struct, frozen=True):
 
     async def _import_all(self, run: _Run, aim: Aim | None) -> ImportResult:
         """Place all tenants, and run an engine for each that is to be imported; without *aim* only read its rows."""
-        given_up: dict[str | None, str] = {}  # by shard: the next of its tenants would wait as long for nothing
+        # By shard, or None for all: the next of the tenants would wait as long for nothing.
+        given_up: dict[str | None, str] = {}
 
         async def work_on(placed: tuple[SourceTenant, TenantReport]) -> TenantReport:
             tenant, report = placed
@@ -563,15 +564,18 @@ class Importer(msgspec.Struct, frozen=True):
                     async with run.snapshot.open_reader() as reader:
                         taken = await take_rows(TenantRows(reader, run.queries, tenant), run.note_rows, None)
                     return with_rows(report, run.certify(taken))
-                if (error := given_up.get(report.shard_id)) is not None:
+                if (error := given_up.get(report.shard_id) or given_up.get(None)) is not None:
                     raise RetryableError(error)
                 if report.state is ImportState.CONTINUE:
                     shard = self.shards.pools.pool_of(report.shard_id or "")
                     await self.callbacks.wait_for_killed(shard, tenant.tenant_id)
                 return await ImportEngine(run, tenant, report, aim).run()
             except WorkerError as exc:
-                if isinstance(exc.__cause__, ShardUnavailableError) and exc.__cause__.shard_id == report.shard_id:
-                    given_up[report.shard_id] = str(exc.__cause__)
+                cause = exc.__cause__
+                if isinstance(cause, HomeUnknownError):
+                    given_up[None] = str(cause)
+                elif isinstance(cause, ShardUnavailableError) and cause.shard_id == report.shard_id:
+                    given_up[report.shard_id] = str(cause)
                 return msgspec.structs.replace(report, state=_state_after(exc), detail=str(exc))
 
         placed = await run.placer.place(run.tenants, token=None if aim is None else run.token)

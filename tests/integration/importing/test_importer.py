@@ -33,6 +33,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.health import assessment
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import state_words
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers import engine
 from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.importer import (
@@ -559,6 +560,18 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
 
     await execute(broken, "DROP TRIGGER fail ON resources")
     await case.routed.pools.pool_of("shard-2").probe()
+    whole = case.routed.pools.pool_of("shard-1").address.connection_string
+
+    async def silence(_: ShardPool, __: str) -> None:
+        await execute(whole, "ALTER TABLE IF EXISTS transfers RENAME TO away")
+
+    importer = msgspec.structs.replace(case.importer(parallel=1), callbacks=CopyCallbacks(wait_for_killed=silence))
+    assert set(states(await importer.apply()).values()) == {"failed", "there"}
+    copied = await case.fetch("SELECT id FROM tenants WHERE state = 'incoming' AND id IN (SELECT id FROM resources)")
+    assert len(copied) == 1  # the others do not wait for the silent shard, too
+
+    await execute(whole, "ALTER TABLE away RENAME TO transfers")
+    await case.routed.pools.pool_of("shard-1").probe()
     assert set(states(await case.importer().apply()).values()) == {"imported", "there"}
 
 
