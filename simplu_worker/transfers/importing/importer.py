@@ -426,7 +426,7 @@ class ImportEngine(TransferEngine[TenantReport]):
         await run.placer.check_rivals(self._tenant, target.shard_id)
         if verified_on is not None:
             # A shard that loses the activation has the tenant `incoming` then, and what was applied is read again.
-            await run.commits.wait_for_transaction(target.shard_id, verified_on)
+            await self._confirm(verified_on)
         server = await target.activate(certificate, datetime.now(UTC), verified_on=verified_on)
         return await self._end(certificate, server)
 
@@ -434,11 +434,17 @@ class ImportEngine(TransferEngine[TenantReport]):
         """Wait until standbys of *server* have the active tenant."""
         tenant, shard_id = self._tenant, self._target.shard_id
         self.status = msgspec.structs.replace(self.status, phase=MovePhase.CERTIFY)
-        await self._run.commits.wait_for_transaction(shard_id, server)
+        await self._confirm(server)
         names = {"business_id": tenant.business_id, "location_id": tenant.location_id}
         log.info("tenant.imported", **names, shard_id=shard_id, row_count=certificate.rows)
         report = with_rows(self._report, certificate)
         return msgspec.structs.replace(report, state=ImportState.IMPORTED, certificate=certificate)
+
+    async def _confirm(self, server: Server) -> None:
+        try:
+            await self._run.commits.wait_for_transaction(self._target.shard_id, server)
+        except RetryableError as exc:  # the same for all tenants of the shard
+            raise ShardUnavailableError(str(exc), shard_id=self._target.shard_id) from exc
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[TenantRows]:

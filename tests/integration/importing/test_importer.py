@@ -28,6 +28,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info import Business
 from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.importing import import_tenants
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.health import assessment
@@ -479,6 +480,20 @@ async def test_tenant_is_safe_before_it_is_active_and_before_the_report(
     await case.importer(parallel=1).apply()
     # One after the other, and before and after the activation of each.
     assert found == {"incoming": RESTAURANTS**2, "active": RESTAURANTS**2}
+
+
+@slow
+@pytest.mark.usefixtures("_impatient")
+async def test_standbys_of_a_shard_are_waited_for_by_one_tenant(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    async def fail(_: ReplicationWaiter, shard_id: str, __: Server) -> None:
+        asked.append(shard_id)
+        raise RetryableError("no standby answers")
+
+    monkeypatch.setattr(ReplicationWaiter, "wait_for_transaction", fail)
+    result = await case.importer(parallel=1).apply()
+    assert (set(states(result).values()), sorted(asked)) == ({"failed"}, ["shard-1", "shard-2"])
 
 
 @slow
