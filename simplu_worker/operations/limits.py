@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-SAVED_MAX_S: Final = 1.25  # of a target that takes less than its limit; one that is held is read again each second
-WAIT_S: Final = 0.25  # beyond what is owed: to apply more than one operation at a time
+SAVED_MAX_S: Final = 1.25  # of a target that takes less than its limit; what is held is read again soon
+WAIT_S, WAIT_MAX_S = 0.25, 30.0  # beyond what is owed, to apply more than one; at most, as a limit may be raised
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Buckets:
             default=0.0,
         )
         if owed_s > 0:
-            return owed_s + WAIT_S
+            return min(owed_s + WAIT_S, WAIT_MAX_S)
         for target, limit, both in left:
             before, spent = self.spent_s.get(target, (0.0, 0.0)), limit.spent_s(size_bytes)
             self.spent_s[target] = before[0] + spent[0], before[1] + spent[1]

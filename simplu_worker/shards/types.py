@@ -37,7 +37,7 @@ class TenantPausedError(RetryableError):
 
 PAUSE_MAX_S: Final = 14 * 86_400.0  # SQS keeps no message for longer
 WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
-RATE_MAX: Final = 1e12  # of a limit
+RATE_MIN, RATE_MAX = 1e-3, 1e12  # of a limit: what an operation takes of a bucket is a time that the shard can add
 
 
 class TenantControls(msgspec.Struct, frozen=True):

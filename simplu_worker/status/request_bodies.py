@@ -25,7 +25,7 @@ from simplu_worker.shards.listing import (
     check_request,
     decode_cursor,
 )
-from simplu_worker.shards.types import PAUSE_MAX_S, RATE_MAX, WEIGHT_MAX, WEIGHT_MIN, TenantControls
+from simplu_worker.shards.types import PAUSE_MAX_S, RATE_MAX, RATE_MIN, WEIGHT_MAX, WEIGHT_MIN, TenantControls
 from simplu_worker.status.words import BadRequestError
 from simplu_worker.vocabulary import Failure, OperationKind, OperationOutcome, OperationStatus
 
@@ -86,6 +86,10 @@ class LimitRequest(Strict, frozen=True):
 
     operations_per_second: Annotated[float, Meta(ge=0, le=RATE_MAX)] | None = None
     bytes_per_second: Annotated[float, Meta(ge=0, le=RATE_MAX)] | None = None
+
+    def __post_init__(self) -> None:
+        if any(0 < (rate or 0) < RATE_MIN for rate in (self.operations_per_second, self.bytes_per_second)):
+            raise ValueError(f"expected limits of 0, or of at least {RATE_MIN} for each second")
 
     @property
     def controls(self) -> TenantControls:

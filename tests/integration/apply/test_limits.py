@@ -10,10 +10,12 @@ import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
 
-from simplu_worker.operations.limits import WAIT_S
+from simplu_worker.operations.limits import WAIT_MAX_S, WAIT_S
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import RATE_MAX, RATE_MIN
 from simplu_worker.timing.clock import loop_time
 
 TENANTS = (("chain", "one"), ("chain", "other"), ("free", "one"))
@@ -84,3 +86,12 @@ async def test_redeliveries_take_nothing_and_lost_transactions_give_back(pool: S
     assert await case.apply(*first) == [DUPLICATE]
     await fetch(pool, "UPDATE tenants SET operations_per_s = NULL WHERE id = 'chain-one'")
     assert await case.apply(*second) == [DUPLICATE, SUCCEEDED]
+
+
+async def test_a_limit_that_is_set_again_forgets_what_is_owed(pool: ShardPool) -> None:
+    case = TenantCase(pool, TENANTS[0])
+    for query, ids in (("set_controls", ("chain-one", *TENANTS[0])), ("set_business_controls", ("chain",))):
+        for rate, wait_s in ((RATE_MIN, WAIT_MAX_S), (RATE_MAX, WAIT_S)):
+            await fetch(pool, QUERIES[query], *ids, None, None, None, rate)
+            outcomes = await case.apply(*creates(case, 2))
+            assert [one.over_limit_s for one in outcomes] == [None, pytest.approx(wait_s)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.operations.limits import NO_LIMIT, SAVED_MAX_S, WAIT_S, Buckets, Limit
+from simplu_worker.operations.limits import NO_LIMIT, SAVED_MAX_S, WAIT_MAX_S, WAIT_S, Buckets, Limit
 
 TEN = ("t", Limit(operations_per_s=10))
 KILOBYTE = ("b", Limit(bytes_per_s=1000))
@@ -15,6 +15,7 @@ KILOBYTE = ("b", Limit(bytes_per_s=1000))
         ({"t": (0.25, 0.0)}, [TEN], 3, 0.05, {"t": (0.3, 0.0)}),
         ({"t": (99.0, 0.0)}, [TEN], 13, 0.05, {"t": (1.3, 0.0)}),
         ({"t": (-3.0, 0.0)}, [TEN], 0, 3.0, {}),
+        ({"t": (-300.0, 0.0)}, [TEN], 0, WAIT_MAX_S - WAIT_S, {}),
         ({"t": (1.0, -9.0)}, [TEN], 11, 0.1, {"t": (1.1, 0.0)}),
         ({"b": (-9.0, 0.5)}, [KILOBYTE], 2, 0.3, {"b": (0.0, 0.8)}),
         ({"t": (1.0, 0.0), "b": (0.0, 0.1)}, [TEN, KILOBYTE], 1, 0.3, {"t": (0.1, 0.0), "b": (0.0, 0.4)}),

@@ -451,6 +451,7 @@ LETTERS = "/dead-letters/"
         ("/tenants/b/l/resume", b'{"seconds": 1}', 400),
         ("/tenants/b/l/weight", b'{"weight": 11}', 400),
         ("/businesses/b/limit", b'{"operationsPerSecond": -1}', 400),
+        ("/businesses/b/limit", b'{"bytesPerSecond": 9e-4}', 400),
         (LETTERS + "list", b'{"reasons": ["invalid_json"], "businessId": "b", "locationId": "l", "limit": 5}', 200),
         (LETTERS + "replay", b"", 200),
         (LETTERS + "replay", b'{"businessId": "b"}', 400),

@@ -66,8 +66,8 @@ CREATE TABLE public.tenants (
     -- Of its share of the shard's time, where tenants wait for each other.
     weight pg_catalog.float8 NOT NULL DEFAULT 1
         CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8),
-    operations_per_s pg_catalog.float8 CHECK (operations_per_s > 0::pg_catalog.float8), -- what is beyond waits; null: none
-    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s > 0::pg_catalog.float8) -- of records; null: none
+    operations_per_s pg_catalog.float8 CHECK (operations_per_s >= 0.001::pg_catalog.float8), -- what is beyond waits; null: none
+    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s >= 0.001::pg_catalog.float8) -- of records; null: none
 );
 -- For the destruction of all locations of a business.
 CREATE INDEX tenants_business_id ON public.tenants (business_id);
@@ -80,8 +80,8 @@ CREATE TABLE public.business_controls (
     paused_until pg_catalog.timestamptz,
     weight pg_catalog.float8 NOT NULL DEFAULT 1
         CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8),
-    operations_per_s pg_catalog.float8 CHECK (operations_per_s > 0::pg_catalog.float8),
-    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s > 0::pg_catalog.float8)
+    operations_per_s pg_catalog.float8 CHECK (operations_per_s >= 0.001::pg_catalog.float8),
+    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s >= 0.001::pg_catalog.float8)
 );
 
 -- What tenants (`t/number`) and businesses (`b/id`) with a limit have used of it: both times grow by what an operation

@@ -107,6 +107,14 @@ WITH tenants AS (
         bytes_per_s = nullif(coalesce($7::pg_catalog.float8, bytes_per_s), 0::pg_catalog.float8)
     WHERE id = $1 AND business_id = $2 AND location_id = $3 AND state = 'active'
     RETURNING *
+),
+
+-- With another limit nothing is owed: what is owed by the last one may be days.
+forgotten AS (
+    DELETE FROM public.limit_buckets USING tenants
+    WHERE
+        tenants.id = $1 AND limit_buckets.target = 't/' || tenants.number
+        AND ($6 IS NOT NULL OR $7 IS NOT NULL)
 )
 :shown_controls
 FROM tenants
@@ -115,6 +123,12 @@ WHERE tenants.id = $1;
 
 -- name: set_business_controls
 -- The same for all locations of the business $1, on this shard: $2 to $5 are as $4 to $7 there.
+WITH forgotten AS (
+    DELETE FROM public.limit_buckets
+    WHERE
+        target = pg_catalog.concat('b/', $1::pg_catalog.text)
+        AND ($4::pg_catalog.float8 IS NOT NULL OR $5::pg_catalog.float8 IS NOT NULL)
+)
 INSERT INTO public.business_controls AS known (business_id, paused_until, weight, operations_per_s, bytes_per_s)
 VALUES (
     $1,
