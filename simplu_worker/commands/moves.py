@@ -179,10 +179,7 @@ async def find_refused(
 async def wait_for_killed(
     shard: ShardPool, tenant_id: str, kind: TransferKind = TransferKind.DEPARTURE, home: str | None = None
 ) -> None:
-    """Wait until the command counts as killed that has begun a transfer of the tenant on *shard*, if it is one.
-
-    Raises `RetryableError` if the command runs.
-    """
+    """Wait until the command of a transfer on *shard*, if any, counts as killed. Raises `RetryableError` if it runs."""
     began_at, is_told = loop_time(), False
     while True:
         waited_s = loop_time() - began_at
@@ -391,10 +388,7 @@ async def plan_request(shards: Shards, request: MoveRequest) -> Planned:
 async def move_tenant(
     settings: Settings, request: MoveRequest, bounds: MoveBounds, *, apply: bool, as_json: bool
 ) -> Answer | int:
-    """Return what the move of a tenant would take; with *apply* move it, and print a certificate.
-
-    It fails if the tenant was not moved, or its rows differ.
-    """
+    """Return what a move would take; with *apply* move the tenant. Fails if that failed, or its rows differ."""
     require_settings(settings, routes=True)
     parse_tenant_id(request.business_id, request.location_id)
     async with open_shards(settings) as shards:
@@ -561,10 +555,7 @@ COUNTED_AT_ONCE: Final = 8  # tenants: each takes a read of the indexes of all i
 
 
 async def clean_up_tenants(settings: Settings, older_than: str, *, differing: bool = False, apply: bool) -> Answer:
-    """Delete the rows that tenants have left on their former shards, or without *apply* count them.
-
-    It fails if some stay.
-    """
+    """Delete the rows that tenants have left on former shards; fail if some stay. Without *apply* count them."""
     require_settings(settings, routes=True)
     age = parse_duration("--older-than", older_than)
     async with open_shards(settings) as shards:

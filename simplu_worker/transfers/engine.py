@@ -201,10 +201,7 @@ async def run_until_won(run: Callable[[], Awaitable[T]], *, tries: int) -> T:
 
 
 async def run_in_pages(run: Callable[[int], Awaitable[int]], *, limit: int) -> int:
-    """Run *run*, which handles *limit* rows at most, until it has handled fewer; return the sum.
-
-    After a timeout it gets a smaller limit.
-    """
+    """Run *run*, of at most *limit* rows, until it handles fewer; return the sum. After a timeout with fewer."""
     total = 0
     while True:
         try:

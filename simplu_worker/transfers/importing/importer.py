@@ -593,10 +593,7 @@ class Importer(msgspec.Struct, frozen=True):
 async def discard_tenants(
     locator: Locator, pools: Pools, source: str | None, wait_for_killed: Wait = go_on_at_once, *, apply: bool
 ) -> tuple[list[TenantReport], list[str]]:
-    """Delete the tenants that no run has activated, without *apply* list them; return the silent shards too.
-
-    Of one source, if given: its name is in the details.
-    """
+    """Delete, or without *apply* list, the tenants that no run has activated; return the silent shards too."""
     token = f"0/{uuid4()}"
     reports: list[TenantReport] = []
 
