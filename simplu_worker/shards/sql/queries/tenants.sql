@@ -113,7 +113,7 @@ WITH tenants AS (
 forgotten AS (
     DELETE FROM public.limit_buckets USING tenants
     WHERE
-        tenants.id = $1 AND limit_buckets.target = 't/' || tenants.number
+        tenants.id = $1 AND limit_buckets.target = pg_catalog.concat('t/', tenants.number)
         AND ($6 IS NOT NULL OR $7 IS NOT NULL)
 )
 :shown_controls
