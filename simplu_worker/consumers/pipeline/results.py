@@ -203,6 +203,10 @@ class _Turns:
         self.now, name = heapq.heappop(self.heap)
         return name
 
+    def turn_s(self) -> float:
+        """Return how much of that name may be served before it is the next one's turn."""
+        return self.heap[0][0] + QUANTUM_S - self.now if self.heap else math.inf
+
     def go_on(self, name: str, served: float, *, has_more: bool) -> bool:
         """Note how much of *name* was served; return whether any name has more."""
         self.served[name] = time = self.now + served
@@ -339,19 +343,18 @@ class FairQueue(Generic[EntryT]):
         weights, business_weights, hurried = self._time.weights, self._time.business_weights, self.hurried
         self._turns.begin(tenants)
         begun: dict[str, _Turns] = {}
-        turns, is_full = self._turns.heap, False
-        while turns and not is_full:
-            time, business_id = heapq.heappop(turns)
-            self._turns.now = time
+        turns, is_full = self._turns, False
+        while turns.heap and not is_full:
+            business_id = turns.next()
             names, within = tenants[business_id], begun.get(business_id)
             if within is None and (len(names) > 1 or business_id in self._turns_within):
                 within = begun[business_id] = self._begin_within(business_id, names)
             tenant_id = names[0] if within is None else within.next()
             weight = HURRIED_WEIGHT if tenant_id in hurried else weights.get(tenant_id, 1.0)
             of_business = weight * business_weights.get(business_id, 1.0)
-            most_s = (turns[0][0] + QUANTUM_S - time) * of_business if turns else math.inf
-            if within is not None and within.heap:
-                most_s = min(most_s, (within.heap[0][0] + QUANTUM_S - within.now) * weight)
+            most_s = turns.turn_s() * of_business
+            if within is not None:
+                most_s = min(most_s, within.turn_s() * weight)
             own, taken_s = self._by_tenant[tenant_id], 0.0
             while own and taken_s < most_s:
                 operation = own[0].operation
@@ -368,9 +371,7 @@ class FairQueue(Generic[EntryT]):
             has_more = bool(own) if within is None else within.go_on(tenant_id, taken_s / weight, has_more=bool(own))
             if not own:
                 del self._by_tenant[tenant_id], self._businesses[tenant_id]
-            self._turns.served[business_id] = time = time + taken_s / of_business
-            if has_more:
-                heapq.heappush(turns, (time, business_id))
+            turns.go_on(business_id, taken_s / of_business, has_more=has_more)
         self._end_turns(begun)
 
     def _by_business(self) -> Mapping[str, Sequence[str]]:
