@@ -137,10 +137,6 @@ class HomeLookup(Generic[EntryT]):
         """Return all waiting operations."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
-    def in_memory(self) -> list[EntryT]:
-        """Return the waiting operations."""
-        return self.entries()
-
     def remove(self, ids: AbstractSet[int]) -> None:
         """Remove the waiting operations with these object ids."""
         for tenant in self._tenants.values():
@@ -379,7 +375,7 @@ class HomeLookup(Generic[EntryT]):
 def next_in_turn(waiting: Iterable[str], lately: Mapping[str, int], running: Mapping[str, int]) -> str | None:
     """Return the first business that may have one more lookup; those without an answer count less.
 
-    A business has at most three times the room that all leave: whoever comes next finds some.
+    A business has at most three times the room that all leave, so at most three quarters of what others do not use.
     """
     recent_room = RECENT_LOOKUPS_MAX - sum(lately.values())
     room = LOOKUPS_MAX - sum(running.values())

@@ -134,7 +134,7 @@ class Pipeline(Generic[results.EntryT]):
         self, tenant_ids: AbstractSet[str], lanes: Iterable[Lane[results.EntryT]] | None = None
     ) -> dict[str, list[results.EntryT]]:
         """Return the entries of tenants without a known outcome, in *lanes*; by default in all, and in the lookup."""
-        found = self.lookup.in_memory() if lanes is None else []
+        found = self.lookup.entries() if lanes is None else []
         for lane in self._lanes.values() if lanes is None else lanes:
             found += lane.in_memory()
         return grouped_by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
