@@ -277,9 +277,7 @@ _object_decoder = msgspec.json.Decoder(_AnyObject)
 def unpack(record: bytes, partition_key: str, sub_sequence_number: int = 0) -> list[Part] | None:
     """Return the parts of a record of several operations; None for another record."""
     subs = deaggregate(record)
-    if subs is not None:
-        return parts_of_aggregate(subs)
-    return parts_of_record(record, partition_key, sub_sequence_number)
+    return parts_of_record(record, partition_key, sub_sequence_number) if subs is None else parts_of_aggregate(subs)
 
 
 def parts_of_aggregate(subs: Iterable[Part]) -> list[Part]:
@@ -322,7 +320,12 @@ def _elements(record: bytes) -> Sequence[bytes]:
         raw = msgspec.structs.astuple(parse_record(text, _elements_decoder, levels=1 + RECORD_MAX_DEPTH))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
-    return list(map(bytes, takewhile(lambda element: element is not ABSENT, raw)))
+    originals, end = [], 0
+    for element in map(bytes, takewhile(lambda element: element is not ABSENT, raw)):
+        start = text.index(element, end)  # behind a bracket or comma, and spaces
+        end = start + len(element)
+        originals.append(record[start:end])
+    return originals
 
 
 def _lines(record: bytes) -> Sequence[bytes]:

@@ -35,7 +35,7 @@ def texts(record: bytes) -> list[bytes] | None:
         (b" \r\n\t[ %b ,\n%b ]\n" % (ONE, TWO), [ONE, TWO]),
         (b'[%b,[%b],7,null,"text",[]]' % (ONE, TWO), [ONE, b"[%b]" % TWO, b"7", b"null", b'"text"', b"[]"]),
         (b'[{"a":"],[{"},%b]' % ONE, [b'{"a":"],[{"}', ONE]),
-        (b'[1,"\\u0000","\\ud800",{"b":"\\udc00"}]', [b"1", b'"\\u0000"', b'"\\u0000"', b'{"b":"\\u0000"}']),
+        (b'[[1],"\\ud800","\\u0000",{"b":"\\udc00"}]', [b"[1]", b'"\\ud800"', b'"\\u0000"', b'{"b":"\\udc00"}']),
         (b"%b\n%b" % (ONE, TWO), [ONE, TWO]),
         (b"%b\r\n\r\n  \n%b\r\n" % (ONE, TWO), [ONE, TWO]),
         (b"\n %b\n\t%b \n\n" % (ONE, TWO), [ONE, TWO]),
