@@ -20,7 +20,7 @@ import pytest
 from support import selection
 from support.aws.endpoints import CREDENTIALS, empty_moto, running_moto
 from support.leaks import LeakDetector
-from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
+from support.postgres.databases import SHARD_ID, PoolMaker, ShardMaker, Shelf, copy_shard, make_template
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
 
@@ -31,6 +31,7 @@ from simplu_worker.config.settings import VARIABLES
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 
 # Examples may take as long as a server takes. Where every run has to come to the same result, so do the examples.
 hypothesis.settings.register_profile("simplu", deadline=None, max_examples=50)
@@ -190,11 +191,23 @@ async def make_shard(_shelf: Shelf, _shard_connections: WeakSet[ShardConnection]
 
 
 @pytest.fixture
-async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+async def make_pool(make_shard: ShardMaker) -> AsyncIterator[PoolMaker]:
+    """Give what makes pools, of an address or else of a fresh shard, called with a size and with timeouts by name."""
+    made: list[ShardPool] = []
+
+    async def make(address: ShardAddress | None = None, *, size: int = 4, **timeouts: float) -> ShardPool:
+        made.append(ShardPool(address or await make_shard(), size=size, timeouts=ShardTimeouts(**timeouts)))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        await pool.close()
+
+
+@pytest.fixture
+async def shard(make_pool: PoolMaker) -> ShardPool:
     """Give the pool of a fresh shard with our schema and no tenant."""
-    pool = ShardPool(await make_shard(), size=4)
-    yield pool
-    await pool.close()
+    return await make_pool()
 
 
 @pytest.fixture(scope="session")
@@ -204,13 +217,11 @@ def common_address(postgres_server: PostgresServer) -> ShardAddress:
 
 
 @pytest.fixture
-async def tenant(common_address: ShardAddress) -> AsyncIterator[TenantCase]:
+async def tenant(common_address: ShardAddress, make_pool: PoolMaker) -> TenantCase:
     """Give a fresh, active tenant on the common shard."""
-    pool = ShardPool(common_address, size=4)
-    case = TenantCase(pool, (f"clinic-{next(_tenant_numbers)}", "main"))
-    await add_tenant(pool, case.ids)
-    yield case
-    await pool.close()
+    case = TenantCase(await make_pool(common_address), (f"clinic-{next(_tenant_numbers)}", "main"))
+    await add_tenant(case.pool, case.ids)
+    return case
 
 
 @pytest.fixture(scope="session")

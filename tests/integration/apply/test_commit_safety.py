@@ -29,10 +29,9 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import CommitSafety
 
 pytestmark = pytest.mark.slow
@@ -66,8 +65,7 @@ class Shard:
     def __init__(self, pools: CountingPools, pool: ShardPool, tasks: asyncio.TaskGroup) -> None:
         self.pools = pools
         self.pool = pool
-        self.skipped_s = 0.0
-        self.commits = ReplicationWaiter(pools, clock=lambda: asyncio.get_running_loop().time() + self.skipped_s)
+        self.commits = ReplicationWaiter(pools)
         self._tasks = tasks
 
     async def applied(self, count: int = 1) -> list[Operation]:
@@ -91,14 +89,6 @@ class Shard:
     async def note_server(self) -> Server:
         async with self.pool.transaction() as connection:
             return await note_server(connection)
-
-    async def facts(self) -> ReplicationFacts:
-        async with self.pool.connection() as connection:
-            *columns, _ = await connection.fetchrow(QUERIES["read_replication"], [], [])
-        return facts_of(columns)
-
-    def wait_for_read(self, facts: ReplicationFacts) -> asyncio.Task[None]:
-        return self._tasks.create_task(self.commits.wait_for_read(SHARD_ID, facts))
 
     @property
     def safety(self) -> list[str]:

@@ -9,14 +9,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
     TENANT,
     TENANT_WAIT,
     TenantCase,
-    add_tenant,
     failed,
     fetch,
     writer_of,
@@ -30,7 +28,6 @@ from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Failure, Source
 
@@ -38,15 +35,6 @@ NAMES = {text: name for name, text in QUERIES.items()}
 NOT_FOUND = failed(Failure.NOT_FOUND)
 TENANT_ID = "-".join(TENANT)
 LATE = ARRIVED_AT + TENANT_WAIT + timedelta(seconds=1)
-
-
-@pytest.fixture
-async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    # A test that locks a row may take long to let it go.
-    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(row_lock_s=60.0))
-    await add_tenant(pool)
-    yield TenantCase(pool, TENANT)
-    await pool.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -9,7 +8,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import empty_log
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
@@ -29,13 +27,11 @@ from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import GIVEN_UP
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure, Source
 
 pytestmark = pytest.mark.slow
 
 
-PATIENT = ShardTimeouts(row_lock_s=60.0)  # a test that locks a row may take long to let it go
 NOT_FOUND = failed(Failure.NOT_FOUND)
 R1 = ("patient", "r1")
 
@@ -50,20 +46,6 @@ def replayed(sent: Operation, sequence_number: str | None, *, source: Source = S
     )
     later = datetime.fromisoformat(sent.requested_at) + timedelta(hours=1)
     return msgspec.structs.replace(sent, origin=origin, requested_at=later.isoformat())
-
-
-@pytest.fixture
-async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    pool = ShardPool(tenant.pool.address, size=4, timeouts=PATIENT)
-    yield TenantCase(pool, tenant.ids)
-    await pool.close()
-
-
-@pytest.fixture
-async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=4, timeouts=PATIENT)
-    yield pool
-    await pool.close()
 
 
 @pytest.fixture

@@ -1,39 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
-import pytest
-from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, add_tenant, fetch, writer_of
+from support.postgres.databases import PoolMaker
+from support.postgres.tenant_cases import STREAM, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import make_touchy, waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionClaim, StreamPosition
-from simplu_worker.vocabulary import Failure
 
 READERS = 8
-INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
 
 
-@pytest.fixture
-async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    pool = ShardPool(await make_shard(), size=1)
-    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    yield TenantCase(pool, ("clinic", "main"))
-    await pool.close()
-
-
-def claims(tokens: Sequence[str] = ()) -> list[PositionClaim]:
-    return [
-        PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0"), fencing_tokens=list(tokens))
-        for number in range(READERS)
-    ]
+def claims() -> list[PositionClaim]:
+    return [PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0")) for number in range(READERS)]
 
 
 async def together(
@@ -72,7 +56,7 @@ async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None
 
 
 async def test_failing_operation_holds_its_tenant_in_all_batches(case: TenantCase) -> None:
-    await add_tenant(case.pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
+    await add_tenant(case.pool, ("clinic", "other"))
     other = TenantCase(case.pool, ("clinic", "other"))
     await make_touchy(case.pool)
     batches = [
@@ -106,11 +90,10 @@ async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase
     assert await transactions(case) == [6]
 
 
-async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: ShardMaker) -> None:
+async def test_transaction_is_given_up_when_all_its_callers_are(case: TenantCase, make_pool: PoolMaker) -> None:
     # The transaction waits as long as the test does: after a wait in vain it would begin anew.
-    pool = ShardPool(await make_shard(), size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
-    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
+    pool = await make_pool(case.pool.address, size=2, row_lock_s=60.0)
+    writer = writer_of(pool)
     await writer.apply([case.operation("list", None)])
     async with pool.connection() as locking:
         await locking.execute("BEGIN; LOCK TABLE resources")
@@ -129,4 +112,3 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
     assert await asyncio.gather(*waiting, return_exceptions=True)
     assert await transactions(case) == []
     assert await writer.apply(creates(case, 0)) == [SUCCEEDED] * 3
-    await pool.close()

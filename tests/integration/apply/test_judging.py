@@ -15,7 +15,6 @@ from simplu_worker.shards.apply.judging import REREAD_S, ShardRules
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure, Source, TargetKind
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
@@ -38,14 +37,6 @@ async def write_definition(pool: ShardPool, definition: str | None, *, name: str
 
 def patient(validation: str, schema: Any = SCHEMA) -> dict[str, Any]:
     return {"name": "patient", "alsoNamed": ["client"], "validation": validation, "schema": schema}
-
-
-@pytest.fixture
-async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    """Give a tenant of which locked rows are waited for: a test may take long to let one go."""
-    pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
-    yield TenantCase(pool, tenant.ids)
-    await pool.close()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -12,8 +12,6 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.operations.json_record import is_laborious
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 pytestmark = pytest.mark.slow
@@ -21,14 +19,6 @@ pytestmark = pytest.mark.slow
 
 BATCH_COUNT = "SELECT count(*) AS count FROM log_batches"
 LABORIOUS = {f"n{number}": None for number in range(1000)}
-
-
-@pytest.fixture
-async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    """Give a tenant of which locked rows are waited for: a test may take long to let one go."""
-    pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
-    yield TenantCase(pool, tenant.ids)
-    await pool.close()
 
 
 async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:

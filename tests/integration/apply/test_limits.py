@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
 
 from simplu_worker.operations.limits import WAIT_MAX_S, WAIT_S
@@ -22,12 +21,10 @@ TENANTS = (("chain", "one"), ("chain", "other"), ("free", "one"))
 
 
 @pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=4)
+async def pool(shard: ShardPool) -> ShardPool:
     for ids in TENANTS:
-        await add_tenant(pool, ids)
-    yield pool
-    await pool.close()
+        await add_tenant(shard, ids)
+    return shard
 
 
 async def advance(pool: ShardPool, seconds: float) -> None:

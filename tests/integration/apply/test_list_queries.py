@@ -11,14 +11,12 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 
 from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_local.workload.lists import DayOf, day_at, in_order, passes_filters
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 INVALID = failed(Failure.INVALID_QUERY)
@@ -229,8 +227,8 @@ async def test_list_that_looks_through_too_much_says_so(tenant: TenantCase) -> N
     assert isinstance((await tenant.result(found))["limit"], Decimal)
 
 
-async def test_list_that_runs_into_its_time_is_too_large(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=2, timeouts=ShardTimeouts(batch_s=0.6, part_s=0.4))
+async def test_list_that_runs_into_its_time_is_too_large(make_pool: PoolMaker) -> None:
+    pool = await make_pool(batch_s=0.6, part_s=0.4)
     tenant = TenantCase(pool, TENANT)
     await add_tenant(pool, tenant.ids)
     await fetch(
@@ -244,4 +242,3 @@ async def test_list_that_runs_into_its_time_is_too_large(make_shard: ShardMaker)
     assert await tenant.apply(*batch) == [SUCCEEDED, failed(Failure.QUERY_TOO_LARGE), SUCCEEDED]
 
     assert (await tenant.result(by_day))["indexWouldHelp"] == ["v"]
-    await pool.close()

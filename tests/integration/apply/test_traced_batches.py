@@ -1,27 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
-from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT_MADE_AT, TenantCase, add_tenant, writer_of
+from support.postgres.tenant_cases import TenantCase, writer_of
 from support.tracing.recorded_spans import RecordedSpans, record_spans
 
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.telemetry.spans import TracedBatch, current_batch, process_span
-
-
-@pytest.fixture
-async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    pool = ShardPool(await make_shard(), size=1)
-    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    yield TenantCase(pool, ("clinic", "main"))
-    await pool.close()
 
 
 @pytest.fixture

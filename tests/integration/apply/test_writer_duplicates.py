@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import waiters
@@ -14,17 +12,6 @@ from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.duplicates import CAREFUL_COUNT
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-
-
-@pytest.fixture
-async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
-    # A test that locks a row may take long to let it go.
-    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
-    await add_tenant(pool)
-    yield TenantCase(pool, TENANT)
-    await pool.close()
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
-from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.databases import PoolMaker, database_of, execute
 from support.postgres.log_rows import empty_log
 from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import calm, make_touchy
@@ -19,7 +19,7 @@ from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import StatementFailedError, state_words
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import Failure
 
@@ -31,18 +31,15 @@ SLOW = {"sleep": 5}
 
 
 @pytest.fixture
-async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(batch_s=20.0, part_s=20.0))
+async def touchy(make_pool: PoolMaker) -> ShardPool:
+    pool = await make_pool(batch_s=20.0, part_s=20.0)
     await make_touchy(pool)
-    yield pool
-    await pool.close()
+    return pool
 
 
 @pytest.fixture
-async def hurried(touchy: ShardPool) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(touchy.address, size=4, timeouts=ShardTimeouts(batch_s=1.5, part_s=1.5))
-    yield pool
-    await pool.close()
+async def hurried(touchy: ShardPool, make_pool: PoolMaker) -> ShardPool:
+    return await make_pool(touchy.address, batch_s=1.5, part_s=1.5)
 
 
 def failed_budgets(pool: ShardPool, monkeypatch: pytest.MonkeyPatch) -> list[StatementBudget]:
@@ -100,17 +97,15 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
     assert REGISTRY.get_sample_value("simplu_shard_errors_total", labels)
 
 
-async def test_operation_is_blamed_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
-    pool = ShardPool(await make_shard(), size=2)
-    await make_touchy(pool, deferred=True)
-    case, other = await case_on(pool), await case_on(pool, "other")
+async def test_operation_is_blamed_when_only_the_commit_shows_it(shard: ShardPool) -> None:
+    await make_touchy(shard, deferred=True)
+    case, other = await case_on(shard), await case_on(shard, "other")
     batch = [case.operation("create", f"r{number}", BAD if number == 3 else {}) for number in range(5)]
 
     # The list is the last statement before the commit, and no more at fault than the others.
     outcomes = await case.apply(*batch, other.operation("create", data={}), other.operation("list", None))
 
     assert outcomes == [SUCCEEDED, SUCCEEDED, SUCCEEDED, RAISED, HOLD, SUCCEEDED, SUCCEEDED]
-    await pool.close()
 
 
 @pytest.mark.slow(0.4)
@@ -162,8 +157,8 @@ async def test_slow_operation_is_found_once_when_it_is_tried_again(
 
 
 @pytest.mark.slow
-async def test_nobody_is_blamed_when_the_log_is_slow_as_well(touchy: ShardPool) -> None:
-    touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
+async def test_nobody_is_blamed_when_the_log_is_slow_as_well(touchy: ShardPool, make_pool: PoolMaker) -> None:
+    touchy = await make_pool(touchy.address, batch_s=0.5, part_s=0.5)
     case = await case_on(touchy)
     await fetch(
         touchy,
@@ -175,29 +170,24 @@ async def test_nobody_is_blamed_when_the_log_is_slow_as_well(touchy: ShardPool) 
 
     with pytest.raises(ShardUnavailableError, match="57014"):
         await case.apply(case.operation("create", "r1", SLOW))
-    await touchy.close()
 
 
 @pytest.mark.parametrize("moment", ["lock_tenants", "begin"])
-async def test_nobody_is_blamed_for_a_statement_without_operations(make_shard: ShardMaker, moment: str) -> None:
-    timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
-    pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
+async def test_nobody_is_blamed_for_a_statement_without_operations(make_pool: PoolMaker, moment: str) -> None:
+    pool = await make_pool(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
     case = await case_on(pool)
     async with pool.connection() as rival, rival.transaction():
         await rival.execute("SELECT FROM tenants FOR UPDATE")
 
         with pytest.raises(ShardUnavailableError, match=r"57014|22023"):
             await case.apply(case.operation("create", data={}), case.operation("read"))
-    await pool.close()
 
 
 async def test_writer_blames_nobody_when_the_shard_does_not_work(
-    make_shard: ShardMaker, postgres_server: PostgresServer
+    case: TenantCase, postgres_server: PostgresServer
 ) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    await make_touchy(pool)
-    case = await case_on(pool)
-    setting = f"ALTER DATABASE {database_of(pool.address)} ALLOW_CONNECTIONS"
+    await make_touchy(case.pool)
+    setting = f"ALTER DATABASE {database_of(case.pool.address)} ALLOW_CONNECTIONS"
     # The pool's one connection stays, and no other is let in.
     await execute(postgres_server.url_of("postgres"), f"{setting} false")
 
@@ -205,7 +195,6 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
         await case.apply(case.operation("create", data=BAD))
 
     await execute(postgres_server.url_of("postgres"), f"{setting} true")
-    await pool.close()
 
 
 async def test_value_is_not_invalid_when_an_owners_index_refuses_it(shard: ShardPool) -> None:

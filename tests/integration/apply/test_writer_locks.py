@@ -6,7 +6,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, writer_of
 
@@ -14,10 +14,8 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import LOCKED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionClaim, StreamPosition
 
-QUICK: Final = ShardTimeouts(row_lock_s=0.05, part_lock_s=0.03)
 REQUEST: Final = "taken"
 LOCKS: Final = {
     "tenant": "SELECT FROM tenants WHERE id = 'clinic-locked' FOR UPDATE",
@@ -43,10 +41,8 @@ class Rival:
 
 
 @pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=4, timeouts=QUICK)
-    yield pool
-    await pool.close()
+async def pool(make_pool: PoolMaker) -> ShardPool:
+    return await make_pool(row_lock_s=0.05, part_lock_s=0.03)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
     STREAM_SHARD_ID,
+    TENANT,
     TENANT_MADE_AT,
     TenantCase,
     add_tenant,
@@ -40,8 +41,8 @@ GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHA
 
 @pytest.fixture
 async def case(shard: ShardPool) -> TenantCase:
-    await add_tenant(shard, ("clinic", "main"), created_at=TENANT_MADE_AT)
-    return TenantCase(shard, ("clinic", "main"))
+    await add_tenant(shard)
+    return TenantCase(shard, TENANT)
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(
     standing = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
     claim = claim_of(move_token=standing.move_token)
-    await add_tenant(case.pool, ("clinic", "moved"), created_at=TENANT_MADE_AT)
+    await add_tenant(case.pool, ("clinic", "moved"))
     await fetch(case.pool, "UPDATE tenants SET epoch = 2, state_changed_at = now() WHERE location_id = 'moved'")
 
     with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
@@ -170,7 +171,7 @@ async def test_no_row_is_made_when_a_tenant_was_moved_here_meanwhile(
     standing = await positions.read_positions(SHARD_ID, STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
     claim = claim_of(move_token=standing.move_token)
-    await add_tenant(case.pool, ("clinic", "new"), created_at=TENANT_MADE_AT)
+    await add_tenant(case.pool, ("clinic", "new"))
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -18,18 +18,9 @@ from simplu_local.workload.reference_model import Effect, OperationRequest, Refe
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, REUSED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 _example_numbers = itertools.count(1)
-
-
-@pytest.fixture
-async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
-    """Give a tenant of which locked rows are waited for: two readers may keep them for long on a slow machine."""
-    pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
-    yield TenantCase(pool, tenant.ids)
-    await pool.close()
 
 
 VALUES = st.sampled_from(["1", "1.0", "10e-1", "2", "null", "true", '"x"', '"1"', "[]", "[1]", "{}", '{"n": 1}'])

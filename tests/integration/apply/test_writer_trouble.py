@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker
 from support.postgres.shard_line import ShardLine
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
 
@@ -13,7 +11,6 @@ from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import Failure
 
@@ -31,6 +28,7 @@ UNSTORABLE = {
     "lone surrogate": '{"a": ["\\ud800"]}',
     "overflow": '{"a": {"b": 1e200000}}',
     "underflow": '{"a": 1e-200000}',
+    "bomb": f'{{"a": [{",".join(["1e131071"] * 7000)}]}}',  # 63 KB, and 917 MB of text
 }
 
 
@@ -102,17 +100,10 @@ async def test_nothing_overtakes_a_tenant_that_comes_back(
     assert await held.resources() == {R1: {"v": 2}}
 
 
-@pytest.fixture
-async def hurried(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(lock_s=0.1))
-    yield pool
-    await pool.close()
-
-
-async def test_lock_of_a_table_is_one_of_every_tenants_rows(hurried: ShardPool) -> None:
-    case = await case_on(hurried)
+async def test_lock_of_a_table_is_one_of_every_tenants_rows(make_pool: PoolMaker) -> None:
+    case = await case_on(await make_pool(lock_s=0.1))
     created = case.operation("create", data={"v": 1})
-    rival = await asyncpg.connect(hurried.address.connection_string)
+    rival = await asyncpg.connect(case.pool.address.connection_string)
     async with rival.transaction():
         await rival.execute("LOCK TABLE resources")
         assert await case.apply(created) == [Outcome(disposition=Disposition.LOCKED)]
@@ -122,10 +113,11 @@ async def test_lock_of_a_table_is_one_of_every_tenants_rows(hurried: ShardPool) 
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
-async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
-    async with ShardLine(await make_shard()) as line:
-        pool = ShardPool(line.address, size=2)
-        case = await case_on(pool)
+async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(
+    shard: ShardPool, make_pool: PoolMaker, *, after: bool
+) -> None:
+    async with ShardLine(shard.address) as line:
+        case = await case_on(await make_pool(line.address))
         batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
         assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
         line.cut_after_commit, line.cut_before_commit = after, not after
@@ -135,4 +127,3 @@ async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard
 
         assert await case.apply(*batch) == [DUPLICATE if after else SUCCEEDED] * 2
         assert await case.resources() == {R1: {"v": 0, "w": 1}}
-        await pool.close()

@@ -23,6 +23,7 @@ TEMPLATE = "template_shard"
 QUICK = ShardTimeouts(connect_s=1.0, acquire_s=2.0, lock_s=0.5, statement_s=1.0, reply_s=1.5, close_s=0.5)
 
 ShardMaker = Callable[..., Awaitable[ShardAddress]]  # (shard_id, *, is_empty=False)
+PoolMaker = Callable[..., Awaitable[ShardPool]]  # (address=None, *, size=4, **timeouts)
 
 _numbers = itertools.count(1)
 
