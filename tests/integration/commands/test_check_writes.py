@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +9,7 @@ import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
-from support.settings import settings_in, settings_of
+from support.settings import settings_of
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.check.checking import DependencyChecks
@@ -22,6 +20,9 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import DestructionResult
+
+pytestmark = pytest.mark.slow
+
 
 RAISE = """
 CREATE FUNCTION public.refuse() RETURNS {kind} LANGUAGE plpgsql AS $$
@@ -38,15 +39,12 @@ def at(table: str, code: str) -> str:
 
 
 async def checked(address: ShardAddress, folder: Path) -> tuple[CheckStatus, str]:
-    shards = [{"shardId": address.shard_id, "connectionString": address.connection_string}]
-    (path := folder / "map.json").write_text(json.dumps({"shards": shards}))
-    settings = settings_in({"SHARD_MAP_FILE": str(path)})
+    settings = settings_of(folder, address)
     async with open_shards(settings) as opened:
         (answer,) = await DependencyChecks(settings).check_shards(opened)
     return answer.status, answer.result
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("is_empty", "ruin", "code"),
     [
@@ -68,7 +66,6 @@ async def test_check_finds_writes_that_a_shard_refuses(
     assert f"({code})" in result
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_empty", [True, False])
 async def test_check_leaves_a_shard_as_it_was(make_shard: ShardMaker, tmp_path: Path, *, is_empty: bool) -> None:
     address = await make_shard(is_empty=is_empty)
@@ -101,14 +98,10 @@ class World:
 
 
 @pytest.fixture
-async def world(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[World]:
-    shard = await make_shard("shard-1")
-    pool = ShardPool(shard, size=1)
-    yield World(settings_of(tmp_path, shard), pool, capsys)
-    await pool.close()
+async def world(shard: ShardPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> World:
+    return World(settings_of(tmp_path, shard.address), shard, capsys)
 
 
-@pytest.mark.slow
 async def test_provision_creates_a_tenant_once(world: World) -> None:
     expected = "clinic main, dental, on shard shard-1\n"
     assert await world.provision() == (0, f"provisioned: {expected}", "")
@@ -117,7 +110,6 @@ async def test_provision_creates_a_tenant_once(world: World) -> None:
     assert (await world.row(), before["control_at"].year) == (before, 1970)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "told"),
     [
@@ -135,7 +127,6 @@ async def test_provision_leaves_a_tenant_that_is_not_active(world: World, state:
     assert await world.row() == before
 
 
-@pytest.mark.slow
 async def test_destruction_that_waits_destroys_a_tenant_made_since(world: World) -> None:
     await add_tenant(world.pool)
     sent_at = datetime.now(UTC) - timedelta(seconds=60)

@@ -287,16 +287,6 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
     assert await bench.count() == (5, 0)
 
 
-async def test_replay_sends_in_the_order_of_the_source(bench: Bench) -> None:
-    letters = [letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 41)]
-    await bench.store(*letters[::-1])
-    done = await bench.replay()
-    assert (done.status, done.json["sent"]) == (0, 40)
-    sent = [int(json.loads(data)["requestId"].rpartition("-")[2]) for data in await bench.records()]
-    assert sent == list(range(1, 41))
-    assert await bench.count() == (0, 0)
-
-
 async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench) -> None:
     good = letter(bench, record("create", "a-x", 1), "1")
     await bench.store(

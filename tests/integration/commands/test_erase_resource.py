@@ -14,14 +14,14 @@ import pytest
 from pydantic import Secret
 from structlog.testing import capture_logs
 from support.aws.endpoints import REGION, client_of
-from support.postgres.databases import ShardMaker
-from support.postgres.move_cases import TENANT_ID, ask, fill, settings_of, stop_in_copy
+from support.citrus.cases import routed_shards
+from support.postgres.databases import PoolMaker, ShardMaker
+from support.postgres.move_cases import TENANT_ID, ask, fill, move, roll_back, settings_of, stop_in_copy
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.command_line import DEFAULT_BOUNDS
-from simplu_worker.commands.moves import MoveRequest, move_tenant, rollback_tenant, verify_tenant
+from simplu_worker.commands.moves import verify_tenant
 from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.erasing import erase_resource
 from simplu_worker.config.settings import Settings
@@ -35,7 +35,6 @@ from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ResourceRename
 from simplu_worker.transfers import erasing as eraser
 from simplu_worker.transfers.engine import run_until_won
@@ -172,16 +171,14 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
 async def test_erasure_finds_the_resource_by_any_name_of_its_type(
-    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, name: str
+    make_shard: ShardMaker, make_pool: PoolMaker, tmp_path: Path, terminal: Terminal, name: str
 ) -> None:
     address = await make_shard("a")
-    pool = ShardPool(address, size=1)
-    await add_tenant(pool)
-    case = TenantCase(pool, TENANT)
+    case = TenantCase(await make_pool(address), TENANT)
+    await add_tenant(case.pool)
     await case.apply(case.operation("create", PERSON, {"name": MARKER}, resource_type="patients"))
     await case.apply(case.operation("read", PERSON, resource_type="patients"), case.operation("list", None))
     await case.apply(case.operation("create", PERSON, {}, resource_type="note"))
-    await pool.close()
     await ask(
         address,
         'INSERT INTO resources SELECT id, "businessType", \'patients\', "resourceId", data, date, "lastUpdated"'
@@ -195,14 +192,9 @@ async def test_erasure_finds_the_resource_by_any_name_of_its_type(
     assert len(await ask(address, "SELECT FROM resources WHERE \"resourceName\" = 'note'")) == 1
 
 
-async def move(settings: Settings, shard_id: str) -> int:
-    request = MoveRequest(*TENANT, shard_id)
-    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True)
-
-
 @pytest.mark.slow(2)
 async def test_former_home_loses_it_too_before_a_rollback(
-    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
     addresses = [await make_shard("a"), await make_shard("b")]
     await plant(addresses[0])
@@ -213,7 +205,7 @@ async def test_former_home_loses_it_too_before_a_rollback(
     assert (done.status, done.counts) == (0, {"a": (1, 4), "b": (1, 4)})
     assert [await planted(one) for one in addresses] == [{}, {}]
     assert await show(verify_tenant(settings, TENANT), as_json=True) == 0
-    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True) == 0
+    assert await roll_back(settings) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -235,7 +227,7 @@ async def test_rollback_repeats_the_deletion_on_a_home_that_was_down(
     assert list(partly.json["shardsWithoutAnswer"]) == ["a"]
     assert [bool(await planted(one)) for one in addresses] == [True, False]
 
-    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True) == 0
+    assert await roll_back(settings) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -267,9 +259,7 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, change: str, *, has_begun: bool
 ) -> None:
     original = run_until_won
-
-    pools = Pools(size=2)
-    async with pools:
+    async with Pools(size=2) as pools:
         pool = pools.ensure_pool(await make_shard("a"))
         await plant(pool.address)
         commits = ReplicationWaiter(pools)
@@ -349,16 +339,9 @@ async def _waits(address: ShardAddress) -> bool:
 async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     address = await make_shard("a")
     await plant(address)
-    pools = Pools(size=1)
-
-    class Home:
-        async def find(self, tenant_id: str) -> ShardAddress:
-            return address
-
-    async with pools:
-        changes = ResourceChanges(Home(), pools)  # type: ignore[arg-type]  # it asks for the home alone
-        rename = ResourceRename(*TENANT, "patient", PERSON, "new", None, datetime.now(UTC))
-        await changes.rename(rename)
+    async with routed_shards([address]) as routed:
+        routed.register(TENANT, "a")
+        await routed.changes.rename(ResourceRename(*TENANT, "patient", PERSON, "new", None, datetime.now(UTC)))
     settings = settings_of(tmp_path, address)
 
     found = await terminal.erase(settings, Erasure(*TENANT, "patient", "new"))
@@ -388,10 +371,6 @@ async def sqs(endpoint_url: str, aws_credentials: None, monkeypatch: pytest.Monk
     monkeypatch.setattr(browse, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
     async with client_of("sqs", endpoint_url) as client:
         yield client
-
-
-def with_letters(settings: Settings, url: str) -> Settings:
-    return settings.model_copy(update={"sqs_dead_letter_queue_url": url, "aws_region": REGION})
 
 
 def record(**members: Any) -> bytes:
@@ -437,7 +416,8 @@ async def test_dead_letters_with_it_are_deleted_or_named(
         ],
         stopping=asyncio.Event(),
     )
-    settings = with_letters(settings_of(tmp_path, address), url)
+    named = {"sqs_dead_letter_queue_url": url, "aws_region": REGION}
+    settings = settings_of(tmp_path, address).model_copy(update=named)
 
     plan = await terminal.erase(settings, apply=False)
     assert plan.json["lettersError"] is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.aws.endpoints import CREDENTIALS, REGION, client_of
 from support.citrus.cases import API_KEY
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker, ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.settings import settings_in
 
@@ -62,7 +62,7 @@ class World:
 
 
 @pytest.fixture
-async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+async def world(endpoint_url: str, make_shard: ShardMaker, make_pool: PoolMaker) -> AsyncIterator[World]:
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
 
     async def make() -> tuple[str, str]:
@@ -72,7 +72,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
     for shard in shards:
         citrus.add_shard(shard.shard_id, shard.connection_string)
     table = f"businesses-{next(_numbers)}"
-    pools = {shard.shard_id: ShardPool(shard, size=1) for shard in shards}
+    pools = {shard.shard_id: await make_pool(shard) for shard in shards}
     async with citrus.serve() as url, client_of("dynamodb", endpoint_url) as dynamodb:
         await dynamodb.create_table(
             TableName=table,
@@ -89,8 +89,6 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
             "CITRUS_API_KEY": API_KEY,
         }
         yield World(dynamodb, table, citrus, settings_in(env), pools)
-    for pool in pools.values():
-        await pool.close()
 
 
 async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int, set[tuple[Any, ...]], dict[str, Any]]:

@@ -9,13 +9,22 @@ import pytest
 from pydantic import Secret
 from support.citrus.for_commands import citrus_for_commands, refused
 from support.postgres.databases import ShardMaker
-from support.postgres.move_cases import TENANT_ID, ask, fill, settings_of, stop_in_copy, unfinished
+from support.postgres.move_cases import (
+    TENANT_ID,
+    ask,
+    fill,
+    move,
+    roll_back,
+    settings_of,
+    stop_in_copy,
+    unfinished,
+)
 from support.postgres.tenant_cases import TENANT
 from support.redis.server import RedisServer
 
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveBounds
-from simplu_worker.commands.moves import MoveRequest, clean_up_tenants, move_tenant, rollback_tenant, verify_tenant
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS
+from simplu_worker.commands.moves import MoveRequest, clean_up_tenants, move_tenant, verify_tenant
 from simplu_worker.commands.output import show
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
@@ -41,17 +50,6 @@ async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
 
 def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
-
-
-async def move(settings: Settings, shard_id: str, *, apply: bool = True) -> int:
-    request = MoveRequest(*TENANT, shard_id)
-    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=apply, as_json=True), as_json=True)
-
-
-async def roll_back(
-    settings: Settings, bounds: MoveBounds = DEFAULT_BOUNDS, *, apply: bool = True, stay: bool = False
-) -> int:
-    return await show(rollback_tenant(settings, TENANT, bounds, apply=apply, stay=stay, as_json=True), as_json=True)
 
 
 async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(

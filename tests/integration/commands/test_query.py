@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from support.postgres.databases import ShardMaker, copy_shard, execute
 from support.postgres.faults import in_recovery
+from support.postgres.tenant_cases import add_tenant_at
 from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
@@ -34,10 +35,6 @@ pytestmark = pytest.mark.slow
 PASSWORD = "wholly/secret@word"  # the server asks for none
 GRANTS = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
 FOR_ALL = "CREATE POLICY {role} ON {table} FOR SELECT TO {role} USING (true)"
-TENANT = """
-INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
-VALUES ($1 || '-main', $1, 'main', 'dental', 'active', '2026-01-01', '2026-01-01')
-"""
 RESOURCE = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 VALUES ($1 || '-main', 'dental', 'patient', 'p1', '{"name": "Ana"}', '2026-01-01', '2026-01-01')
@@ -74,11 +71,6 @@ async def make_reader(make_shard: ShardMaker) -> AsyncIterator[ReaderMaker]:
         for shard in shards:
             await execute(shard.connection_string, f"DROP OWNED BY {role}")
         await execute(shards[0].connection_string, f"DROP ROLE {role}")
-
-
-async def fill(shard: ShardAddress, business_id: str) -> None:
-    await execute(shard.connection_string, TENANT, business_id)
-    await execute(shard.connection_string, RESOURCE, business_id)
 
 
 def settings_of(
@@ -141,7 +133,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 async def two(make_shard: ShardMaker) -> tuple[ShardAddress, ShardAddress]:
     shards = await make_shard("db-1"), await make_shard("db-2")
     for shard, business_id in zip(shards, ("clinic", "smile"), strict=True):
-        await fill(shard, business_id)
+        await add_tenant_at(shard, (business_id, "main"))
+        await execute(shard.connection_string, RESOURCE, business_id)
     return shards
 
 

@@ -20,17 +20,17 @@ from support.postgres.move_cases import (
     copy_held_up,
     fill,
     is_arriving_on,
+    move,
     pins_of,
+    roll_back,
     settings_of,
     stop_in_copy,
     unfinished,
     write_map,
 )
-from support.postgres.tenant_cases import TENANT
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.command_line import DEFAULT_BOUNDS, MoveTerms
-from simplu_worker.commands.moves import MoveRequest, move_tenant, rollback_tenant
+from simplu_worker.commands.command_line import MoveTerms
 from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.rebalance import Balance, Weight, drain_shard, rebalance_shards, undo_drain
 from simplu_worker.commands.shards.show import list_shards
@@ -50,11 +50,6 @@ OPERATIONS = made_up_rows(
 
 async def make_shards(make_shard: ShardMaker, names: str) -> list[ShardAddress]:
     return [await make_shard(name) for name in names]
-
-
-async def move(settings: Settings, shard_id: str) -> int:
-    request = MoveRequest(*TENANT, shard_id)
-    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=True, as_json=True), as_json=True)
 
 
 async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[ShardAddress], Settings]:
@@ -259,10 +254,6 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
         assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
 
 
-async def roll_back(settings: Settings) -> int:
-    return await show(rollback_tenant(settings, TENANT, apply=True, as_json=True), as_json=True)
-
-
 COMMANDS: dict[str, Callable[[Settings], Awaitable[int]]] = {
     "rebalance": lambda settings: rebalance(settings, apply=True),
     "drain": lambda settings: drain(settings, "a", apply=True),
@@ -327,10 +318,10 @@ async def test_shard_is_kept_until_the_move_to_it_that_has_begun_is_taken_back(
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
     assert await drain(settings, "b", apply=True) == 1
     capsys.readouterr()
-    assert await show(rollback_tenant(settings, TENANT, apply=False, as_json=True), as_json=True) == 0
+    assert await roll_back(settings, apply=False) == 0
     plan = json.loads(capsys.readouterr().out)["rollback"]
     assert (plan["shard"], plan["deletesCopiesOn"], plan["rowsDeleted"]) == ("a", ["b"], 0)
-    assert await show(rollback_tenant(settings, TENANT, apply=True, as_json=True, stay=True), as_json=True) == 0
+    assert await roll_back(settings, stay=True) == 0
     capsys.readouterr()
     assert await drain(settings, "b", apply=True) == 0
     plan, verdict = printed(capsys)

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 from support.citrus.cases import silent
-from support.postgres.databases import ShardMaker, execute
+from support.postgres.databases import PoolMaker, ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
-from support.settings import settings_in
+from support.settings import settings_of
 
 from simplu_worker.commands.output import show
 from simplu_worker.commands.types import business_types
-from simplu_worker.commands.types import business_types as apply_module
 from simplu_worker.commands.types.business_types import apply_types, check_types, show_types
 from simplu_worker.config.settings import Settings
 from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants import resource_changes
 
 EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
@@ -31,12 +29,9 @@ Answer = tuple[int, dict[str, Any]]
 
 class Terminal:
     def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str], *shards: ShardAddress) -> None:
-        listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
-        path = folder / "map.json"
-        path.write_text(json.dumps({"shards": listed}))
         self.types = folder / "types"
         self.types.mkdir()
-        self._settings = settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
+        self._settings = settings_of(folder, *shards)
         self._capfd = capfd
 
     def write(self, *names: str) -> None:
@@ -113,16 +108,15 @@ async def test_silent_shard_is_named_and_the_others_are_done(
 
 @pytest.mark.slow(0.3)
 async def test_types_check_counts_the_resources_that_no_file_knows(
-    make_shard: ShardMaker, make_terminal: TerminalMaker
+    make_shard: ShardMaker, make_pool: PoolMaker, make_terminal: TerminalMaker
 ) -> None:
     address = await make_shard("a")
     terminal = make_terminal(address, await make_shard("b"))
     terminal.write("bistro")
     await terminal.apply()
-    pool = ShardPool(address, size=1)
+    pool = await make_pool(address)
     for name, kind in ((("r", "1"), "bistro"), (("r", "2"), "bistro"), (("d", "1"), "dental")):
-        await add_tenant(pool, name)
-        await fetch(pool, "UPDATE tenants SET business_type = $2 WHERE id = $1", "-".join(name), kind)
+        await add_tenant(pool, name, business_type=kind)
         case = TenantCase(pool, name)
         await case.apply(
             *(case.operation("create", f"x{n}", {}, resource_type="dish") for n in range(3)),
@@ -132,7 +126,6 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
             ),
             case.operation("create", "x", {}, resource_type="zebra"),
         )
-    await pool.close()
 
     status, answer = await terminal.check()
 
@@ -148,6 +141,7 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
 )
 async def test_types_check_counts_the_documents_that_do_not_fit(
     make_shard: ShardMaker,
+    make_pool: PoolMaker,
     make_terminal: TerminalMaker,
     monkeypatch: pytest.MonkeyPatch,
     page_rows: int,
@@ -170,18 +164,16 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
     address = await make_shard("a")
     terminal = make_terminal(address)
     terminal.write("bistro")
-    pool = ShardPool(address, size=1)
+    pool = await make_pool(address)
     fits = {"guest": {"name": "Ada"}, "startsAt": "2026-07-01T19:00Z", "guests": 2}
     for location in ("1", "2"):
-        await add_tenant(pool, ("r", location))
-        await fetch(pool, "UPDATE tenants SET business_type = 'bistro'")
+        await add_tenant(pool, ("r", location), business_type="bistro")
         case = TenantCase(pool, ("r", location))
         await case.apply(
             *(case.operation("create", f"x{n}", fits, resource_type="reservation") for n in range(4)),
             *(case.operation("create", f"y{n}", {"guests": 2}, resource_type="reservation") for n in range(3)),
             case.operation("create", "z", fits | {"guests": 0}, resource_type="reservations"),
         )
-    await pool.close()
 
     status, answer = await terminal.check()
 
@@ -195,14 +187,14 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
 
 
 async def test_resources_under_other_names_are_moved(
-    make_shard: ShardMaker, make_terminal: TerminalMaker, monkeypatch: pytest.MonkeyPatch
+    make_shard: ShardMaker, make_pool: PoolMaker, make_terminal: TerminalMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apply_module, "REREAD_S", 0.0)
+    monkeypatch.setattr(business_types, "REREAD_S", 0.0)
     monkeypatch.setattr(resource_changes, "PAGE_ROWS", 2)
     address = await make_shard("a")
     terminal = make_terminal(address)
     terminal.write("bistro")
-    pool = ShardPool(address, size=1)
+    pool = await make_pool(address)
     await add_tenant(pool, ("r", "1"), business_type="bistro")
     await add_tenant(pool, ("r", "2"), business_type="bistro", state="fenced")
     # As workers stored them before the type had the name.
@@ -236,6 +228,5 @@ async def test_resources_under_other_names_are_moved(
     await fetch(pool, "DELETE FROM resources WHERE \"resourceName\" = 'tables' AND \"resourceId\" = 'x2'")
     await fetch(pool, "UPDATE tenants SET state = 'active'")
     last = await terminal.apply()
-    await pool.close()
 
     assert (last[0], last[1]["a"]["moved"], last[1]["a"]["otherNames"]) == (0, 1, [])

@@ -12,14 +12,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker
 from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch
 
 from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 from simplu_worker.shards.schema.type_files import INDEX_PREFIX, TypeChange, TypeFile, TypesPlan, read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, Upgrader, plan_on
@@ -173,10 +172,8 @@ def file_of(name: str = "bakery", *columns: dict[str, Any], view: str = "bakery_
 
 
 @pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await make_shard(), size=CONNECTIONS, timeouts=ShardTimeouts(lock_s=0.5))
-    yield pool
-    await pool.close()
+async def pool(make_pool: PoolMaker) -> ShardPool:
+    return await make_pool(size=CONNECTIONS, lock_s=0.5)
 
 
 async def applied(pool: ShardPool, *files: TypeFile, remove: tuple[str, ...] = ()) -> TypesPlan:

@@ -5,12 +5,12 @@ import json
 import random
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
-from support.postgres.databases import ShardMaker, copy_shard, stop_autovacuum
+from support.postgres.databases import PoolMaker, copy_shard, stop_autovacuum
 from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
 from support.requires import ROOT
@@ -78,10 +78,8 @@ def filled_address(postgres_server: PostgresServer) -> Callable[[], Awaitable[Sh
 
 
 @pytest.fixture
-async def filled(filled_address: Callable[[], Awaitable[ShardAddress]]) -> AsyncIterator[ShardPool]:
-    pool = ShardPool(await filled_address(), size=1)
-    yield pool
-    await pool.close()
+async def filled(filled_address: Callable[[], Awaitable[ShardAddress]], make_pool: PoolMaker) -> ShardPool:
+    return await make_pool(await filled_address(), size=1)
 
 
 async def explained(connection: Connection, query: str, *arguments: Any) -> dict[str, Any]:
@@ -154,22 +152,20 @@ async def test_list_looks_at_no_more_rows_than_it_must(
         pytest.param(100, 20_000, id="small when last looked at"),  # one row for each tenant
     ],
 )
-async def test_waves_read_by_keys_whatever_the_statistics_are(make_shard: ShardMaker, known: int, grown: int) -> None:
-    pool = ShardPool(await make_shard(), size=1)
+async def test_waves_read_by_keys_whatever_the_statistics_are(shard: ShardPool, known: int, grown: int) -> None:
     plans = {}
-    async with pool.connection() as connection:
+    async with shard.connection() as connection:
         if known:
             await connection.execute(GROWING, "other-", True, known)
             await connection.execute("ANALYZE resources")
         await connection.execute(GROWING, "large", False, grown)
-    async with pool.transaction(budget=StatementBudget.BATCH) as connection:
+    async with shard.transaction(budget=StatementBudget.BATCH) as connection:
         for query in [name for name in QUERIES if name.startswith("apply_")]:
             await connection.execute(f"PREPARE wave AS {QUERIES[query]}")
             count = len(set(re.findall(r"\$\d+", QUERIES[query])))
             rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * count)})")
             await connection.execute("DEALLOCATE wave")
             plans[query] = [row[0] for row in rows]
-    await pool.close()
 
     for query, plan in plans.items():
         assert not [line for line in plan if "Seq Scan on resources" in line], query
@@ -209,10 +205,8 @@ async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int,
 
 
 @pytest.mark.slow(0.3)
-async def test_updates_stay_on_their_page_with_all_our_indexes(
-    make_shard: ShardMaker,
-) -> None:
-    pool = ShardPool(await make_shard(), size=1)
+async def test_updates_stay_on_their_page_with_all_our_indexes(make_pool: PoolMaker) -> None:
+    pool = await make_pool(size=1)
     await add_tenant(pool)
     case = TenantCase(pool, ("clinic", "main"))
     ids = [f"r{number}" for number in range(300)]
@@ -237,7 +231,6 @@ async def test_updates_stay_on_their_page_with_all_our_indexes(
 
     assert with_ours == (1800, 1800)
     assert with_another == (600, 0)
-    await pool.close()
 
 
 UUID: Final = "0123abcd-89ab-cdef-0123-456789abcdef"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker
 from support.postgres.log_rows import LOG_TABLES
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 from support.requires import ROOT
@@ -45,27 +45,25 @@ def url_as(role: str, address: ShardAddress) -> str:
 
 
 @pytest.fixture
-async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+async def shard(shard: ShardPool) -> ShardPool:
     """Give a shard with the two tenants of the page, and an operation and a journal row of each."""
-    pool = ShardPool(await make_shard(), size=2)
     first = operation("create", "p1", {"name": "Ana"}, tenant=TENANTS[0], request_id="make-ana")
     for tenant, one in zip(TENANTS, (first, operation("read", "nobody", tenant=TENANTS[1])), strict=True):
-        await add_tenant(pool, tenant)
-        await writer_of(pool).apply([one])
+        await add_tenant(shard, tenant)
+        await writer_of(shard).apply([one])
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
-        await fetch(pool, rejection, "-".join(tenant))
+        await fetch(shard, rejection, "-".join(tenant))
         journal = "INSERT INTO transfers VALUES ($1, 'departure', 'elsewhere', '1', 'open')"
-        await fetch(pool, journal, "-".join(tenant))
+        await fetch(shard, journal, "-".join(tenant))
     for key, data in DATA.items():
         await fetch(
-            pool,
+            shard,
             'INSERT INTO resources (id, "resourceName", "resourceId", data, "businessType", date, "lastUpdated")'
             " VALUES ($1, $2, $3, $4::text::jsonb, 'dental', now(), now())",
             *key,
             data,
         )
-    yield pool
-    await pool.close()
+    return shard
 
 
 @pytest.fixture
@@ -159,9 +157,11 @@ async def test_every_table_and_view_with_tenants_rows_is_bounded(shard: ShardPoo
     assert open_views == barriers or is_old
 
 
-async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role: RoleMaker) -> None:
+async def test_worker_does_all_when_it_owns_no_table(
+    shard: ShardPool, make_role: RoleMaker, make_pool: PoolMaker
+) -> None:
     url = await make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-    pool = ShardPool(ShardAddress(shard.address.shard_id, url), size=1)
+    pool = await make_pool(ShardAddress(shard.address.shard_id, url))
 
     for ids, others in zip(TENANTS, ([], ["p2"]), strict=True):
         tenant = TenantCase(pool, ids)
@@ -177,7 +177,6 @@ async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role
         assert outcomes == [SUCCEEDED, failed(Failure.ALREADY_EXISTS), *[SUCCEEDED] * 3]
         assert [item["resourceId"] for item in (await tenant.result(listing))["items"]] == [*others, "p9"]
     assert await seen(url, "SELECT tenant_id FROM transfers") == ["clinic-main", "smile-center"]
-    await pool.close()
 
 
 def as_table(rows: Sequence[asyncpg.Record]) -> str:

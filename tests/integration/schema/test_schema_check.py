@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 from support.clocks import APART, CLOCKS_APART
-from support.postgres.databases import ShardMaker, copy_shard, execute, make_template
+from support.postgres.databases import PoolMaker, ShardMaker, copy_shard, execute, make_template
 from support.postgres.dumps import TAKE_NUMBERS, dumped
 from support.postgres.standby_pair import require_postgres
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation, writer_of
@@ -24,7 +24,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.schema.migrations import ShardSchema, tables_of
 from simplu_worker.shards.schema.schema_check import (
@@ -79,17 +78,17 @@ async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) 
     assert await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid") == before
 
 
-async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: ShardMaker) -> None:
+async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(
+    make_shard: ShardMaker, make_pool: PoolMaker
+) -> None:
     address = await make_shard("shard-7", is_empty=True)
-    replicas = [ShardPool(address, size=1, timeouts=ShardTimeouts(lock_s=60.0, statement_s=60.0)) for _ in range(5)]
+    replicas = [await make_pool(address, size=1, lock_s=60.0, statement_s=60.0) for _ in range(5)]
 
     async with asyncio.TaskGroup() as tasks:
         for replica in replicas:
             tasks.create_task(ensure_schema(replica))
 
     assert await fetch(replicas[0], "SELECT count(*) FROM schema_migrations") == [{"count": len(MIGRATIONS)}]
-    for replica in replicas:
-        await replica.close()
 
 
 async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
@@ -240,18 +239,14 @@ async def test_shard_is_refused_until_the_role_has_the_rights(shard: ShardPool) 
             refused = "got one without the right to SELECT on business_types, the right to DELETE on rejections; as the"
             with pytest.raises(ShardUnavailableError, match=refused):
                 await fetch_from_shard(pool, QUERIES["list_tenants"])
-            probe = await inspect_shard(pool)
-            assert isinstance(probe, ShardProbe)
-            assert refused in (probe.refusal or "")
+            assert refused in (await probe_refusal(pool) or "")
             with pytest.raises(ShardUnavailableError, match=refused):
                 await writer_of(pool).apply([operation("create", data={})])
 
             await execute(
                 url, f"GRANT SELECT ON business_types TO {STRANGER}; GRANT DELETE ON rejections TO {STRANGER}"
             )
-            probe = await inspect_shard(pool)
-            assert isinstance(probe, ShardProbe)
-            assert probe.refusal is None
+            assert await probe_refusal(pool) is None
             assert await fetch_from_shard(pool, QUERIES["list_tenants"]) == []
 
             await execute(url, f"REVOKE SELECT ON shard_meta FROM {STRANGER}")
@@ -263,18 +258,15 @@ async def test_shard_is_refused_until_the_role_has_the_rights(shard: ShardPool) 
 
 
 @pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
-async def test_shard_is_held_while_the_clocks_are_apart(make_shard: ShardMaker, clock: UtcClock) -> None:
-    pool = ShardPool(await make_shard(), size=1)
-    right, pool.clock = pool.clock, clock
-    writer = writer_of(pool)
+async def test_shard_is_held_while_the_clocks_are_apart(shard: ShardPool, clock: UtcClock) -> None:
+    right, shard.clock = shard.clock, clock
+    writer = writer_of(shard)
     with pytest.raises(ShardUnavailableError, match=APART):
         await writer.apply([operation("create", "r1", {})])
-    assert APART in ((await probe_shard(pool)).refusal or "")
-
-    pool.clock = right
+    assert APART in ((await probe_shard(shard)).refusal or "")
+    shard.clock = right
     assert await writer.apply([operation("create", "r1", {})]) == [HOLD]  # no tenant is there
-    assert (await probe_shard(pool)).refusal is None
-    await pool.close()
+    assert (await probe_shard(shard)).refusal is None
 
 
 OTHER = ("clinic", "north")

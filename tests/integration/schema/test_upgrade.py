@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 from msgspec.structs import replace
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import PoolMaker, ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
 from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
 
@@ -17,7 +17,6 @@ from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import STEP, Migration
 from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, check_schema, make_schema
 from simplu_worker.shards.schema.type_files import read_type
@@ -94,17 +93,11 @@ async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: Sha
 
 
 @pytest.mark.slow
-async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardMaker) -> None:
-    address = await make_shard()
-    pools = [ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) for _ in range(2)]
-
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(upgrader(pool).run()) for pool in pools]
-
+async def test_upgrade_runs_once_when_two_are_started_at_once(pool: ShardPool) -> None:
+    async with upgrade_pool(pool.address) as other, asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(upgrader(one).run()) for one in (pool, other)]
     results = [one.result() for one in running]
     assert sorted(upgrade.is_needed for upgrade in results if upgrade is not None) == [False, True]
-    for pool in pools:
-        await pool.close()
 
 
 @pytest.mark.parametrize(
@@ -117,8 +110,8 @@ async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardM
     ids=["new column", "other type", "positions"],
 )
 @pytest.mark.slow(0.3)
-async def test_workers_go_on_when_their_tables_have_changed(pool: ShardPool, text: str) -> None:
-    users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
+async def test_workers_go_on_when_their_tables_have_changed(pool: ShardPool, make_pool: PoolMaker, text: str) -> None:
+    users = await make_pool(pool.address)
     writer = writer_of(users)
     await add_tenant(users)
     for one in (operation("create", data={}), operation("patch", data={}), operation("read"), operation("list", None)):
@@ -130,11 +123,10 @@ async def test_workers_go_on_when_their_tables_have_changed(pool: ShardPool, tex
 
     assert [outcome.disposition for outcome in outcomes] == [Disposition.APPLIED] * len(later)
     assert users.is_healthy
-    await users.close()
 
 
-async def test_worker_holds_a_shard_that_left_its_version_behind(pool: ShardPool) -> None:
-    users = ShardPool(pool.address, size=2)
+async def test_worker_holds_a_shard_that_left_its_version_behind(pool: ShardPool, make_pool: PoolMaker) -> None:
+    users = await make_pool(pool.address)
     writer = writer_of(users)
     await add_tenant(users)
     await writer.apply([operation("create", data={})])
@@ -154,7 +146,6 @@ async def test_worker_holds_a_shard_that_left_its_version_behind(pool: ShardPool
     assert isinstance(again, ShardProbe)
     assert again.refusal is None
     assert outcome.disposition is Disposition.APPLIED
-    await users.close()
 
 
 async def test_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:

@@ -1,4 +1,4 @@
-"""A tenant on real shards, for the commands that move tenants: settings, rows, and a command that is stopped."""
+"""A tenant on real shards, and the commands that move it: settings, rows, and a command that is stopped."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_in
 
 from simplu_local.processes.loopback import poll_until
+from simplu_worker.commands.command_line import DEFAULT_BOUNDS
+from simplu_worker.commands.moves import MoveRequest, move_tenant, rollback_tenant
+from simplu_worker.commands.output import show
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -61,6 +64,15 @@ async def ask(address: ShardAddress, query: str, *arguments: object) -> Any:
         return await fetch(pool, query, *arguments)
     finally:
         await pool.close()
+
+
+async def move(settings: Settings, shard_id: str, *, apply: bool = True) -> int:
+    request = MoveRequest(*TENANT, shard_id)
+    return await show(move_tenant(settings, request, DEFAULT_BOUNDS, apply=apply, as_json=True), as_json=True)
+
+
+async def roll_back(settings: Settings, *, apply: bool = True, stay: bool = False) -> int:
+    return await show(rollback_tenant(settings, TENANT, apply=apply, stay=stay, as_json=True), as_json=True)
 
 
 async def unfinished(*addresses: ShardAddress) -> list[Any]:
