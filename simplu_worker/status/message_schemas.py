@@ -1,4 +1,4 @@
-"""JSON Schemas of messages, dead letters, events of the feed and `FEED_FILE`, made from their types.
+"""JSON Schemas of messages, dead letters and events of the feed, made from their types.
 
 A schema accepts what may be sent, and refuses what JSON Schema can refuse of the rest.
 
@@ -15,8 +15,7 @@ import msgspec
 from simplu_worker.consumers.sqs import control_messages
 from simplu_worker.consumers.sqs.order_messages import ORDER_KINDS, OrderMembers
 from simplu_worker.dead_letters.letter import LetterMembers
-from simplu_worker.feed.cloud_events import TYPE_PREFIX, CloudEventMembers, Notification
-from simplu_worker.feed.feed_file import DESTINATIONS_MAX, DestinationMembers
+from simplu_worker.feed.cloud_events import TYPE_PREFIX, CloudEventMembers
 from simplu_worker.feed.types import EventBounds
 from simplu_worker.operations.decode import RecordMembers
 from simplu_worker.operations.list_query import Pagination
@@ -25,7 +24,7 @@ from simplu_worker.operations.verbs import KINDS_WITH_DATA, KINDS_WITH_ID
 from simplu_worker.status.answers import Error
 from simplu_worker.status.request_bodies import STORABLE
 from simplu_worker.status.routes import CONTENT_TYPES, PLACES, ROUTES, Access, Answer, Route
-from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedKind, OperationKind
+from simplu_worker.vocabulary import FeedKind, OperationKind
 
 Schema = dict[str, Any]
 
@@ -96,6 +95,29 @@ def _control(kind: control_messages.ControlType, text: str, members: Schema, *ru
 _ID: Final[Schema] = {"pattern": STORABLE}
 _TENANT: Final = {"businessId": _ID, "locationId": _ID}
 _PAGINATION: Final = {"properties": members_of(Pagination)["properties"]}
+
+NOT_EMPTY: Final[Schema] = {"type": "string", "minLength": 1}
+TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+RESOURCE_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("resource.")]
+TENANT_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("tenant.")]
+OF_TENANT: Final = ("simplutenant", "simplubusiness", "simplulocation", "simplubusinesstype")
+OF_RESOURCE: Final = (*OF_TENANT, "simpluresourcetype", "simpluresourceid")
+
+
+def _event() -> Schema:
+    members = members_of(CloudEventMembers)
+    for name in members["properties"]:
+        members["properties"][name] = NOT_EMPTY
+    members["properties"] |= {
+        "specversion": {"const": "1.0"},
+        "type": {"enum": [TYPE_PREFIX + kind for kind in FeedKind]},
+        "time": TIME,
+        "simpludata": {"enum": ["current", "omitted"]},
+        "datacontenttype": {"const": "application/json"},
+        "data": {},
+    }
+    return members
+
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "operation": document(
@@ -174,79 +196,18 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "then": required(recordBytes={"type": "integer"}, recordSha256=TEXT),
         },
     ),
-}
-
-
-FEED_SCHEMAS_TEXT: Final[Schema] = {"type": "string", "minLength": 1}
-TIME: Final[Schema] = {"type": "string", "format": "date-time"}
-RESOURCE_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("resource.")]
-TENANT_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("tenant.")]
-OF_TENANT: Final = ("simplutenant", "simplubusiness", "simplulocation", "simplubusinesstype")
-OF_RESOURCE: Final = (*OF_TENANT, "simpluresourcetype", "simpluresourceid")
-A_TIME: Final = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:?\d{2})$"
-
-
-def _event() -> Schema:
-    members = members_of(CloudEventMembers)
-    for name in members["properties"]:
-        members["properties"][name] = FEED_SCHEMAS_TEXT
-    members["properties"] |= {
-        "specversion": {"const": "1.0"},
-        "type": {"enum": [TYPE_PREFIX + kind for kind in FeedKind]},
-        "time": TIME,
-        "simpludata": {"enum": ["current", "omitted"]},
-        "datacontenttype": {"const": "application/json"},
-        "data": {},
-    }
-    return members
-
-
-def _destination() -> Schema:
-    beginnings = "|".join(FeedBeginning)
-    return members_of(DestinationMembers, begin={"anyOf": [{"pattern": f"^({beginnings})$"}, {"pattern": A_TIME}]}) | {
-        "additionalProperties": False,
-        "allOf": [
-            {"oneOf": [required(tenants={"type": "array"}), required(allTenants={"const": True})]},
-            when("kind", [DestinationKind.WEBHOOK], required(secretFiles={"type": "array"}))
-            | {"else": {"properties": {"secretFiles": {"type": "null"}}}},
-        ],
-    }
-
-
-FEED_SCHEMAS: Final[dict[str, Schema]] = {
     "feed-event": document(
         "Event of the feed",
         "A change, or what became of events sent before: CloudEvents 1.0. The worker writes it.",
         _event(),
-        when("type", RESOURCE_TYPES, required(**dict.fromkeys(OF_RESOURCE, FEED_SCHEMAS_TEXT))),
-        when("type", TENANT_TYPES, required(**dict.fromkeys(OF_TENANT, FEED_SCHEMAS_TEXT))),
+        when("type", RESOURCE_TYPES, required(**dict.fromkeys(OF_RESOURCE, NOT_EMPTY))),
+        when("type", TENANT_TYPES, required(**dict.fromkeys(OF_TENANT, NOT_EMPTY))),
         when(
             "type",
             [TYPE_PREFIX + kind for kind in (FeedKind.RESET, FeedKind.GAP)],
             required(data=members_of(EventBounds, toTime=TIME)),
         ),
         {"if": required(simpludata={"const": "current"}), "then": {"required": ["data"]}},
-    ),
-    "feed-notification": document(
-        "Notification",
-        "The body of POST /api/notifications, as the TypeScript worker sent it.",
-        members_of(
-            Notification,
-            type={"enum": ["resource_created", "resource_updated", "resource_patched", "resource_deleted"]},
-        )
-        | {"additionalProperties": False},
-    ),
-    "feed-file": document(
-        "FEED_FILE",
-        "The destinations of the feed.",
-        {
-            "type": "object",
-            "properties": {
-                "destinations": {"type": "array", "minItems": 1, "maxItems": DESTINATIONS_MAX, "items": _destination()}
-            },
-            "required": ["destinations"],
-            "additionalProperties": False,
-        },
     ),
 }
 

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import errno
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from functools import partial
 from http import HTTPStatus
+from importlib import resources
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -23,14 +25,12 @@ from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
 from simplu_worker import __version__
-from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX
+from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX, OperationTaps, TapFilter
 from simplu_worker.dead_letters.service import LettersAction
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.status.event_stream import changes, send_events, tapped
 from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_action
 from simplu_worker.status.lookups import LetterRequests
-from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS, describe
-from simplu_worker.status.page.files import PageFiles
+from simplu_worker.status.message_schemas import SCHEMAS, describe
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.status.request_bodies import (
     COMMON_HEADERS,
@@ -49,7 +49,128 @@ from simplu_worker.status.roles import counts_and_states, for_producers, for_vie
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 from simplu_worker.status.words import BadRequestError, Role
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.sharing import SharedAnswer
+from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import DeadLetterReason
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+DOCUMENT: Final = "index.html"
+
+
+class PageFiles:
+    """The files, read once."""
+
+    def __init__(self) -> None:
+        folder = resources.files("simplu_worker.status.page")
+        reasons = "".join(f"<option>{reason}" for reason in DeadLetterReason)
+        text = folder.joinpath(DOCUMENT).read_text(encoding="utf-8")
+        self._document = text.replace("<!-- reasons -->", reasons).encode()
+        self._files = {
+            entry.name: (entry.read_bytes(), content_type)
+            for entry in folder.iterdir()
+            for suffix, content_type in CONTENT_TYPES.items()
+            if entry.name.endswith(suffix)
+        }
+
+    async def show_document(self, _: web.Request) -> web.Response:
+        """Answer `GET /`."""
+        headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY}
+        return web.Response(body=self._document, headers=headers)
+
+    async def show_file(self, request: web.Request) -> web.Response:
+        """Answer `GET /page/{file}`."""
+        found = self._files.get(request.match_info["file"])
+        if found is None:
+            return error_response(HTTPStatus.NOT_FOUND, "there is nothing at this path")
+        body, content_type = found
+        return web.Response(body=body, headers={**COMMON_HEADERS, "Content-Type": content_type})
+
+
+EVENT_EVERY_S: Final = 2.0
+ALIVE_EVERY_S: Final = 15.0
+LISTEN_MAX_S: Final = 3600.0
+ALIVE: Final = b": alive\n\n"
+
+Read = Callable[[], Awaitable[tuple[int, bytes]]]  # an HTTP status, and JSON
+
+
+def encode_event(name: str, body: bytes) -> bytes:
+    """Return an event with JSON, which has no line break, as its data."""
+    return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
+
+
+async def changes(
+    answers: Mapping[str, Read],
+    closing: asyncio.Event,
+    *,
+    every_s: float = EVENT_EVERY_S,
+    alive_s: float = ALIVE_EVERY_S,
+    listen_s: float = LISTEN_MAX_S,
+) -> AsyncGenerator[bytes, None]:
+    """Yield each of *answers* when it has changed, until *closing*, at most for *listen_s*.
+
+    After *alive_s* without a change a comment shows that the connection is open.
+    """
+    shown: dict[str, bytes] = {}
+    ends_at, sent_at = loop_time() + listen_s, loop_time()
+    while not closing.is_set() and loop_time() < ends_at:
+        for name, read in answers.items():
+            status, body = await read()
+            if status == HTTPStatus.OK and shown.get(name) != body:
+                shown[name], sent_at = body, loop_time()
+                yield encode_event(name, body)
+        if loop_time() - sent_at >= alive_s:
+            sent_at = loop_time()
+            yield ALIVE
+        await sleep_or_event(every_s, until=closing)
+
+
+async def send_events(request: web.Request, events: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Send *events* until their end, or the listener has gone."""
+    headers = {**COMMON_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        async with aclosing(events):
+            async for event in events:
+                await response.write(event)
+    return response
+
+
+TAP_MAX_S: Final = 900.0
+
+
+async def tapped(
+    chosen: TapFilter,
+    closing: asyncio.Event,
+    *,
+    taps: OperationTaps = TAPS,
+    alive_s: float = ALIVE_EVERY_S,
+    tap_s: float = TAP_MAX_S,
+) -> AsyncGenerator[bytes, None]:
+    """Yield the decided operations that *chosen* matches, until *closing*, at most for *tap_s*.
+
+    An event `dropped` has how many came faster than they were taken. The tap is open from the first step on.
+    """
+    tap = taps.add(chosen)
+    ends_at, dropped_count = loop_time() + tap_s, 0
+    try:
+        yield ALIVE
+        while not closing.is_set() and (left_s := ends_at - loop_time()) > 0:
+            await wait_any(tap.has_events, closing, within_s=min(alive_s, left_s))
+            events = b"".join(encode_event("operation", event) for event in tap.take())
+            if tap.dropped_count > dropped_count:
+                dropped_count = tap.dropped_count
+                events += encode_event("dropped", msgspec.json.encode({"dropped": dropped_count}))
+            yield events or ALIVE
+    finally:
+        taps.remove(tap)
+
 
 log = structlog.get_logger(__name__)
 
@@ -339,9 +460,8 @@ class _Endpoints:
         self.page = files.show_document
         self.page_file = files.show_file
         self.description = _answer_handler(describe(__version__))
-        schemas = SCHEMAS | FEED_SCHEMAS
-        self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in schemas]})
-        self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
+        self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in SCHEMAS]})
+        self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in SCHEMAS.items()}
         self.metrics = _metrics_handler(replica.refresh_gauges)
 
     async def message_schema(self, request: web.Request) -> web.Response:

@@ -7,13 +7,13 @@ from typing import Final
 
 from support.requires import ROOT
 
-from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
+from simplu_worker.status.message_schemas import SCHEMAS
 
 FOLDER: Final = ROOT / "docs" / "schemas"
 
 
 def render_files() -> dict[str, str]:
-    return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in (SCHEMAS | FEED_SCHEMAS).items()}
+    return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in SCHEMAS.items()}
 
 
 if __name__ == "__main__":

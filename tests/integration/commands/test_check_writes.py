@@ -12,8 +12,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_of
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.check.checking import DependencyChecks
-from simplu_worker.commands.check.dependency import CheckStatus
+from simplu_worker.commands.check.checking import CheckStatus, DependencyChecks
 from simplu_worker.commands.output import show
 from simplu_worker.commands.tenants.inventory import provision_tenant
 from simplu_worker.config.settings import Settings

@@ -21,7 +21,7 @@ from support.postgres.tenant_cases import fetch
 from support.settings import settings_in, settings_of
 
 from simplu_worker.aws.clients import open_client
-from simplu_worker.commands.check.dependency import check_feed
+from simplu_worker.commands.check.checking import check_feed
 from simplu_worker.commands.feed.destinations import forget_destination, replay_feed, show_feed, skip_feed
 from simplu_worker.commands.output import show
 from simplu_worker.config.settings import Settings

@@ -22,7 +22,7 @@ from support.requires import ROOT
 from simplu_worker.feed.events import reset_event
 from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
 from simplu_worker.feed.types import Delivered, FeedEvent, Place, Publication, Refused
-from simplu_worker.status.message_schemas import FEED_SCHEMAS
+from simplu_worker.status.message_schemas import SCHEMAS
 
 PAGE: Final = ROOT / "docs" / "feed.md"
 EXAMPLES: Final = {example.name: example.text for example in page_examples(PAGE)}
@@ -81,7 +81,7 @@ def test_file_of_the_page_is_one() -> None:
 
 
 def test_event_of_the_page_is_valid() -> None:
-    Draft202012Validator(FEED_SCHEMAS["feed-event"]).validate(json.loads(EXAMPLES["example"]))
+    Draft202012Validator(SCHEMAS["feed-event"]).validate(json.loads(EXAMPLES["example"]))
 
 
 async def test_receiver_applies_each_event_once(receiver: Receiver) -> None:

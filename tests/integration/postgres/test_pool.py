@@ -33,11 +33,10 @@ from simplu_worker import instruments
 from simplu_worker.config.loading import draft_settings, prepare_environment
 from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.shards.postgres import pool_state
+from simplu_worker.shards.postgres import pool as pool_module
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError, state_words
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
+from simplu_worker.shards.postgres.pool import REFUSAL_COUNTS_S, Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 from simplu_worker.timing.circuit_breaker import FAILURES_MAX
@@ -271,7 +270,7 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
 
 @pytest.fixture
 def no_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_state, "PROBE_INTERVAL_S", 1000.0)
+    monkeypatch.setattr(pool_module, "PROBE_INTERVAL_S", 1000.0)
 
 
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(

@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from simplu_worker.commands.feed.destinations import SHOWN_MAX, describe
-from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD, held_lines
-from simplu_worker.commands.fleet.top_screen import draw
+from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD, draw, held_lines
 from simplu_worker.commands.output import Line, Table
 from simplu_worker.feed.cursors import RefusedEvent, ShardDestination
 from simplu_worker.feed.types import Arrival

@@ -8,8 +8,7 @@ import pytest
 from pydantic import Secret
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.check.checking import CheckReport, verdict_on
-from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
+from simplu_worker.commands.check.checking import CheckedDependency, CheckReport, CheckStatus, verdict_on
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities
 from simplu_worker.config.settings import Settings
 

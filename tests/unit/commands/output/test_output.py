@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.commands.check.dependency import CheckAnswer, CheckStatus, check_dependency
+from simplu_worker.commands.check.checking import CheckAnswer, CheckStatus, check_dependency
 from simplu_worker.commands.output import (
     TABLE_MAX,
     Table,

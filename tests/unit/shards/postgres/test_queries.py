@@ -117,7 +117,7 @@ def test_no_query_is_built_in_python() -> None:
         "shards/questions.py": {"question.statement", "text"},
         "shards/postgres/pool.py": {"query"},  # that counts: of the SQL files, given by the caller
         "shards/routing/shard_query.py": {"query"},  # of the SQL files, given by the caller
-        "status/event_stream.py": {"request"},  # prepares an HTTP answer
+        "status/server.py": {"request"},  # prepares an HTTP answer
     }
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     found = [(name, statement) for name, file in files.items() for statement in statements_of(file)]

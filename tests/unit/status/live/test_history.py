@@ -19,7 +19,6 @@ from simplu_worker.consumers.operation_taps import EVENTS_MAX, OperationTaps, Ta
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, TenantUse, WindowUse
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.status.answers import StreamPoints
-from simplu_worker.status.event_stream import ALIVE, changes, encode_event, tapped
 from simplu_worker.status.history import (
     DAY_POINTS_MAX,
     FOLDED,
@@ -35,6 +34,7 @@ from simplu_worker.status.history import (
     quantile,
 )
 from simplu_worker.status.replica import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
+from simplu_worker.status.server import ALIVE, changes, encode_event, tapped
 from simplu_worker.timing.clock import loop_time
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

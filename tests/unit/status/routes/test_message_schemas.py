@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,16 +19,14 @@ from support.requires import ROOT
 from simplu_worker.consumers.sqs.control_messages import TYPE_ATTRIBUTE, decode_control
 from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import NotADeadLetterError, encode_dead_letter, parse_dead_letter
-from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.cloud_events import encode_event, encode_notification
-from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers, parse_feed_file
+from simplu_worker.feed.cloud_events import encode_event
 from simplu_worker.feed.types import EventBounds, FeedEvent
 from simplu_worker.operations.dead_letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import TIME
 from simplu_worker.operations.operation import Origin, RejectedRecord, with_request_id
 from simplu_worker.shards.lookups import LoggedOperation, RejectedRequest
-from simplu_worker.status.message_schemas import FEED_SCHEMAS, OPENAPI_SCHEMAS, SCHEMAS, describe
+from simplu_worker.status.message_schemas import OPENAPI_SCHEMAS, SCHEMAS, describe
 from simplu_worker.status.roles import for_viewers
 from simplu_worker.status.routes import PLACES, ROUTES, Access, Answer, Route
 from simplu_worker.vocabulary import DeadLetterReason, FeedKind, Source
@@ -150,7 +146,7 @@ def is_accepted(name: str, message: dict[str, Any], record: str) -> bool:
 
 
 def test_schemas_are_such() -> None:
-    for schema in (*SCHEMAS.values(), *FEED_SCHEMAS.values()):
+    for schema in SCHEMAS.values():
         Draft202012Validator.check_schema(schema)
 
 
@@ -158,7 +154,7 @@ def test_files_are_the_generated_ones() -> None:
     assert {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()} == render_files()
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", SOUND)
 def test_schema_is_one_and_its_sound_message_has_every_member(name: str) -> None:
     members = SCHEMAS[name]["properties"].keys()
     assert members - SOUND[name].keys() <= {"recordBase64", "recordGzip"}
@@ -277,7 +273,6 @@ def test_schema_and_decoder_agree_about_times(name: str) -> None:
             assert judge(name, message, json.dumps(message)) is are_accepted, time
 
 
-FEED_VALIDATORS: Final = {name: Draft202012Validator(schema) for name, schema in FEED_SCHEMAS.items()}
 OF_TENANT: Final[dict[str, Any]] = {"resource_type": None, "resource_id": None}
 OF_SHARD: Final[dict[str, Any]] = OF_TENANT | {"tenant": None, "request_id": None}
 BOUNDS: Final = EventBounds(3, 9, EVENT_AT)
@@ -295,56 +290,13 @@ EVENTS: Final = [
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
 def test_events_are_valid_and_have_no_other_members(event: FeedEvent) -> None:
     message = json.loads(encode_event(event, 1500) or b"")
-    validator = FEED_VALIDATORS["feed-event"]
+    validator = VALIDATORS["feed-event"]
     validator.validate(message)
-    assert message.keys() <= FEED_SCHEMAS["feed-event"]["properties"].keys()
+    assert message.keys() <= SCHEMAS["feed-event"]["properties"].keys()
     for member in ("id", "type", "subject", "simpluincarnation", "partitionkey"):
         assert not validator.is_valid({key: value for key, value in message.items() if key != member})
     if event.resource_id is not None:
         assert not validator.is_valid({key: value for key, value in message.items() if key != "simpluresourceid"})
-
-
-@pytest.mark.parametrize("data", [None, b'{"a": 1}'])
-def test_notifications_are_valid(data: bytes | None) -> None:
-    FEED_VALIDATORS["feed-notification"].validate(json.loads(encode_notification(feed_event(data=data), 1500) or b""))
-
-
-SECRET: Final = "whsec_" + base64.b64encode(bytes(32)).decode()
-SOUND_FEED: Final[dict[str, dict[str, Any]]] = {
-    "kinesis": {"name": "a", "kind": "kinesis", "target": "stream", "allTenants": True},
-    "webhook": {
-        "name": "a",
-        "kind": "webhook",
-        "target": "https://crm.example",
-        "tenants": ["t"],
-        "secretFiles": ["/s"],
-    },
-}
-FEED_VALUES: Final[tuple[Any, ...]] = (
-    *(None, 0, 1, 1000, 1001, 1.5, True, False, "", "a", "A", "x" * 41, [], ["a"], [""], ["a"] * 5, [1], {}),
-    *(["resource.created"], ["gap", "undone"], "now", "oldest", "current", "none", "stop", "continue", "sqs"),
-    *("2026-01-31T09:00:00Z", "2026-01-31T09:00:00+01:00", "2026-01-31", "2026-01-31T09:00:00"),
-)
-MEMBERS: Final = [field.encode_name for field in msgspec.structs.fields(DestinationMembers)]
-
-
-def judge_feed(entry: dict[str, Any]) -> None:
-    try:
-        parse_feed_file(json.dumps({"destinations": [entry]}).encode(), AllowedHosts(), lambda _: SECRET)
-        problems: list[str] = []
-    except ConfigurationError as exc:
-        problems = [problem for problem in exc.problems if "target: " not in problem]
-    is_target = isinstance(entry.get("target"), str) and entry["target"]
-    if is_target:
-        assert FEED_VALIDATORS["feed-file"].is_valid({"destinations": [entry]}) == (not problems), problems
-
-
-@given(
-    changes=st.dictionaries(st.sampled_from(MEMBERS), st.sampled_from(FEED_VALUES), max_size=4),
-    kind=st.sampled_from([*SOUND_FEED]),
-)
-def test_schema_and_decoder_of_the_feed_agree(changes: dict[str, Any], kind: str) -> None:
-    judge_feed(SOUND_FEED[kind] | changes)
 
 
 DESCRIPTION = describe("1.2.3")
