@@ -40,11 +40,6 @@ NO_MEMBERS: Final = b"{}"
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def watch_replies(client: Any) -> None:
-    """Register the hook of *client*, of a service with JSON."""
-    client.meta.events.register("before-parse", _before_parse)
-
-
 def _before_parse(
     operation_model: Any, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
 ) -> None:
@@ -209,22 +204,17 @@ async def open_client(
             client: Client = await stack.enter_async_context(
                 _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
             )
-            await _open_session(client)
+            session = client._endpoint.http_session  # noqa: SLF001 - to read the files of CAs, and the proxy's URL
+            await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))  # noqa: SLF001
         except botocore_errors.NoRegionError as exc:
             raise ConfigurationError(NO_REGION) from exc
         except Exception as exc:  # whatever a text of the environment or the profile leads to
             raise _refusal(exc) from exc
         source = credential_source()
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
-        watch_replies(client)
+        client.meta.events.register("before-parse", _before_parse)
         client.meta.events.register("after-call", _judge_credentials)
         yield client
-
-
-async def _open_session(client: Client) -> None:
-    """Read the files of CAs, and the URL of a proxy."""
-    session = client._endpoint.http_session  # noqa: SLF001 - botocore has no other way to it
-    await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))  # noqa: SLF001
 
 
 def _refusal(exc: Exception) -> ConfigurationError:
@@ -251,14 +241,6 @@ def check_aws_profile(region: str | None) -> None:
         raise _refusal(exc) from None
     if region is None:
         raise ConfigurationError(NO_REGION)
-
-
-def default_region() -> str | None:
-    """Return the region of the first client, or of the environment or the profile."""
-    if credential_source().region is not None:
-        return credential_source().region
-    region: str | None = os.environ.get("AWS_REGION") or _session().get_config_variable("region")
-    return region
 
 
 def address_of(client: Client, name: str) -> str:
@@ -393,7 +375,8 @@ async def make_rds_password(host: str, port: int, user: str) -> str:
 
     Raises `RetryableError` without credentials, `ConfigurationError` without a region.
     """
-    region = region_of_host(host) or default_region()
+    region = region_of_host(host) or credential_source().region or os.environ.get("AWS_REGION")
+    region = region or _session().get_config_variable("region")
     if region is None:
         raise ConfigurationError(NO_REGION)
     with translate_errors():

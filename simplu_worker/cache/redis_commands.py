@@ -119,10 +119,7 @@ class RedisCommands:
             # The next reply on this connection may be the answer to an earlier command.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
-            raise CacheUnavailableError(self._error_text(exc)) from None
-
-    def _error_text(self, error: Exception) -> str:
-        return scrub_text(f"Redis at {self.place}: {_cause_of(error)}")
+            raise CacheUnavailableError(scrub_text(f"Redis at {self.place}: {_cause_of(exc)}")) from None
 
     async def _set_up_connection(self, connection: AbstractConnection) -> None:
         await connection.on_connect()

@@ -32,7 +32,9 @@ class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def members(self, site: str | None = None) -> dict[str, str]:
         """Return what to do; the page is a link where *site* is known."""
-        return {"advice": self.advice, "runbook": self.runbook if site is None else page_url(site, self.runbook)}
+        page, hash_sign, heading = self.runbook.partition("#")
+        address = f"{site}/{page.removeprefix('docs/').removesuffix('.md')}.html{hash_sign}{heading}"
+        return {"advice": self.advice, "runbook": self.runbook if site is None else address}
 
 
 class _Hold(Cause, frozen=True):
@@ -61,9 +63,3 @@ def advice_members(reason: str, site: str | None = None) -> dict[str, str]:
     """Return what to do about a hold; nothing for an unknown reason."""
     held = HELD.get(reason)
     return {} if held is None else held.members(site)
-
-
-def page_url(site: str, page: str) -> str:
-    """Return the address of *page*, such as `docs/moving.md#the-end`, on *site*."""
-    path, hash_sign, heading = page.removeprefix("docs/").partition("#")
-    return f"{site}/{path.removesuffix('.md')}.html{hash_sign}{heading}"

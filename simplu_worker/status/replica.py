@@ -401,7 +401,11 @@ class ReplicaStatus:
         return [
             {"shardId": shard_id}
             | pool_view(pools.get(shard_id))
-            | _health_summary(health_view(health.get(shard_id, Health())))
+            | {
+                name: value
+                for name, value in health_view(health.get(shard_id, Health())).items()
+                if name in HEALTH_SUMMARY
+            }
             for shard_id in sorted(pools.keys() | health.keys())
         ]
 
@@ -427,7 +431,3 @@ def _handler_state(unready: Unreadiness | None) -> str:
     if unready is None:
         return SourceState.RUNNING
     return unready.reason if unready.reason in {UnreadyReason.STARTING, UnreadyReason.DRAINING} else SourceState.WAITING
-
-
-def _health_summary(view: dict[str, Any]) -> dict[str, Any]:
-    return {name: view[name] for name in HEALTH_SUMMARY if name in view}

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, assert_never
 
 import msgspec
 from aiohttp import web
@@ -55,30 +54,15 @@ class PauseRequest(Strict, frozen=True):
 
     seconds: Annotated[float, Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
 
-    @property
-    def controls(self) -> TenantControls:
-        """What it sets."""
-        return TenantControls(pause_s=self.seconds)
-
 
 class ResumeRequest(Strict, frozen=True):
     """The body of `POST /tenants/…/resume`: empty."""
-
-    @property
-    def controls(self) -> TenantControls:
-        """What it sets."""
-        return TenantControls(pause_s=0.0)
 
 
 class WeightRequest(Strict, frozen=True):
     """The body of `POST /tenants/…/weight`."""
 
     weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
-
-    @property
-    def controls(self) -> TenantControls:
-        """What it sets."""
-        return TenantControls(weight=self.weight)
 
 
 class LimitRequest(Strict, frozen=True):
@@ -91,10 +75,20 @@ class LimitRequest(Strict, frozen=True):
         if any(0 < (rate or 0) < RATE_MIN for rate in (self.operations_per_second, self.bytes_per_second)):
             raise ValueError(f"expected limits of 0, or of at least {RATE_MIN} for each second")
 
-    @property
-    def controls(self) -> TenantControls:
-        """What it sets."""
-        return TenantControls(operations_per_s=self.operations_per_second, bytes_per_s=self.bytes_per_second)
+
+def controls_of(asked: PauseRequest | ResumeRequest | WeightRequest | LimitRequest) -> TenantControls:
+    """Return what a request sets."""
+    match asked:
+        case PauseRequest():
+            return TenantControls(pause_s=asked.seconds)
+        case ResumeRequest():
+            return TenantControls(pause_s=0.0)
+        case WeightRequest():
+            return TenantControls(weight=asked.weight)
+        case LimitRequest():
+            return TenantControls(operations_per_s=asked.operations_per_second, bytes_per_s=asked.bytes_per_second)
+        case _:
+            assert_never(asked)
 
 
 class PurgeQuery(Strict, frozen=True):
@@ -224,10 +218,3 @@ def encoded_response(status: int, body: bytes, *, headers: Mapping[str, str] | N
 def error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return an error for people."""
     return json_response(status, {"error": message}, headers=headers)
-
-
-def busy_response() -> web.Response:
-    """Return the answer where there are too many listeners."""
-    return error_response(
-        HTTPStatus.SERVICE_UNAVAILABLE, "too many listeners; repeat the request", headers={"Retry-After": "1"}
-    )

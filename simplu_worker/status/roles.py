@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
@@ -110,9 +110,10 @@ def decode_tokens(text: bytes) -> Sequence[ListedToken]:
         raise ValueError(str(exc)) from None
     except (msgspec.DecodeError, UnicodeError):
         raise ValueError('expected JSON such as {"tokens": []}, got other bytes') from None
-    for member, values in (("name", [one.name for one in tokens]), ("sha256", [one.sha256 for one in tokens])):
-        if repeated := _first_repeated(values):
-            raise ValueError(f"{member}: expected another one for each token, got {repeated} twice")
+    for member in ("name", "sha256"):
+        for value, count in Counter(getattr(one, member) for one in tokens).items():
+            if count > 1:
+                raise ValueError(f"{member}: expected another one for each token, got {value} twice")
     for one in tokens:
         if (one.role is Role.PRODUCER) != bool(one.tenants):
             expected = "some" if one.role is Role.PRODUCER else "none, as viewers and operators see all tenants"
@@ -132,10 +133,6 @@ def _fits(pattern: str, text: str) -> bool:
     return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]").replace("?", "[?]"))
 
 
-def _first_repeated(values: Iterable[str]) -> str | None:
-    return next((value for value, count in Counter(values).items() if count > 1), None)
-
-
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset(
     {"kind", "lastCheckAt", "lastHealthCheck", "name", "queue", "shardId", "streamShard", "version"}
@@ -143,22 +140,12 @@ SHOWN_TEXTS: Final = frozenset(
 STATE_MEMBERS: Final = frozenset(
     {"ready", "unable", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"}
 )
-STATES: Final = frozenset(
-    map(
-        str,
-        [
-            *(
-                *UnreadyReason,
-                *vocabulary.SourceState,
-                *vocabulary.StreamShardState,
-                *vocabulary.HoldState,
-                OK,
-                *vocabulary.ShardState,
-                *vocabulary.ServerRole,
-            ),
-            *(*vocabulary.Inability, *UNFINISHED, *Role, *vocabulary.HoldReason, *ProblemCause, *Severity),
-        ],
-    )
+STATES: Final[frozenset[str]] = frozenset(
+    [
+        *(OK, *UnreadyReason, *vocabulary.SourceState, *vocabulary.StreamShardState, *vocabulary.HoldState),
+        *(*vocabulary.ShardState, *vocabulary.ServerRole, *vocabulary.Inability, *UNFINISHED, *Role),
+        *(*vocabulary.HoldReason, *ProblemCause, *Severity),
+    ]
 )
 OTHER_STATE: Final = "other"  # a state with a text of its own, such as an error
 HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageAttributes"})
@@ -175,10 +162,8 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("readUpTo", "answerUntil", "searchedTo", "next"),
     ]
 )
-VIEWER_STATES: Final = STATES | frozenset(
-    map(str, [*vocabulary.TenantState, *vocabulary.DeadLetterReason, vocabulary.OTHER_REPLICA])
-)
-OUTCOMES: Final = frozenset(map(str, vocabulary.Failure))  # the errors that are words, and quote nothing
+VIEWER_STATES: Final = STATES | {*vocabulary.TenantState, *vocabulary.DeadLetterReason, vocabulary.OTHER_REPLICA}
+OUTCOMES: Final[frozenset[str]] = frozenset(vocabulary.Failure)  # the errors that are words, and quote nothing
 HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to operators, and in the worker's log"
 
 _EVENT: Final = re.compile(r"[a-z_]+\.[a-z_]+")  # of the worker; a library's event is a text

@@ -38,7 +38,7 @@ from simplu_worker.status.request_bodies import (
     ListQuery,
     OperationQuery,
     TapQuery,
-    busy_response,
+    controls_of,
     encoded_response,
     error_response,
     json_response,
@@ -60,35 +60,6 @@ POLICY: Final = (
 )
 CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 DOCUMENT: Final = "index.html"
-
-
-class PageFiles:
-    """The files, read once."""
-
-    def __init__(self) -> None:
-        folder = resources.files("simplu_worker.status.page")
-        reasons = "".join(f"<option>{reason}" for reason in DeadLetterReason)
-        text = folder.joinpath(DOCUMENT).read_text(encoding="utf-8")
-        self._document = text.replace("<!-- reasons -->", reasons).encode()
-        self._files = {
-            entry.name: (entry.read_bytes(), content_type)
-            for entry in folder.iterdir()
-            for suffix, content_type in CONTENT_TYPES.items()
-            if entry.name.endswith(suffix)
-        }
-
-    async def show_document(self, _: web.Request) -> web.Response:
-        """Answer `GET /`."""
-        headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY}
-        return web.Response(body=self._document, headers=headers)
-
-    async def show_file(self, request: web.Request) -> web.Response:
-        """Answer `GET /page/{file}`."""
-        found = self._files.get(request.match_info["file"])
-        if found is None:
-            return error_response(HTTPStatus.NOT_FOUND, "there is nothing at this path")
-        body, content_type = found
-        return web.Response(body=body, headers={**COMMON_HEADERS, "Content-Type": content_type})
 
 
 EVENT_EVERY_S: Final = 2.0
@@ -383,7 +354,10 @@ class _Handlers:
         chosen = read_query(request.query.items(), TapQuery).chosen
         if chosen.shows_content and role is not Role.OPERATOR:
             return error_response(HTTPStatus.FORBIDDEN, "content is shown to the token in API_TOKEN alone")
-        return busy_response() if len(TAPS.open) >= TAPS_MAX else tapped(chosen, self._closing)
+        if len(TAPS.open) >= TAPS_MAX:
+            busy = "too many listeners; repeat the request"
+            return error_response(HTTPStatus.SERVICE_UNAVAILABLE, busy, headers={"Retry-After": "1"})
+        return tapped(chosen, self._closing)
 
     async def _while_admitted(
         self, request: web.Request, events: AsyncGenerator[bytes, None]
@@ -456,13 +430,31 @@ class _Endpoints:
         self._replica = replica
         self._letters = letters
         self._guard = guard
-        files = PageFiles()
-        self.page = files.show_document
-        self.page_file = files.show_file
+        folder = resources.files("simplu_worker.status.page")
+        reasons = "".join(f"<option>{reason}" for reason in DeadLetterReason)
+        text = folder.joinpath(DOCUMENT).read_text(encoding="utf-8")
+        self._document = text.replace("<!-- reasons -->", reasons).encode()
+        self._files = {
+            entry.name: (entry.read_bytes(), content_type)
+            for entry in folder.iterdir()
+            for suffix, content_type in CONTENT_TYPES.items()
+            if entry.name.endswith(suffix)
+        }
         self.description = _answer_handler(describe(__version__))
         self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in SCHEMAS]})
         self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in SCHEMAS.items()}
         self.metrics = _metrics_handler(replica.refresh_gauges)
+
+    async def page(self, _: web.Request) -> web.Response:
+        headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY}
+        return web.Response(body=self._document, headers=headers)
+
+    async def page_file(self, request: web.Request) -> web.Response:
+        found = self._files.get(request.match_info["file"])
+        if found is None:
+            return error_response(HTTPStatus.NOT_FOUND, "there is nothing at this path")
+        body, content_type = found
+        return web.Response(body=body, headers={**COMMON_HEADERS, "Content-Type": content_type})
 
     async def message_schema(self, request: web.Request) -> web.Response:
         schema = self._message_schemas.get(request.match_info["name"])
@@ -488,13 +480,13 @@ class _Endpoints:
         return await call.act(self._replica.retry_held(call.asked.target))
 
     async def pause_tenant(self, call: Call) -> HttpAnswer:
-        return await call.act(self._replica.started.set_controls(*call.tenant, call.asked.controls))
+        return await call.act(self._replica.started.set_controls(*call.tenant, controls_of(call.asked)))
 
     resume_tenant = weigh_tenant = limit_tenant = pause_tenant
 
     async def pause_business(self, call: Call) -> HttpAnswer:
         (business_id,) = call.ids
-        return await call.act(self._replica.started.set_business_controls(business_id, call.asked.controls))
+        return await call.act(self._replica.started.set_business_controls(business_id, controls_of(call.asked)))
 
     resume_business = weigh_business = limit_business = pause_business
 
@@ -546,13 +538,9 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
         return _http_error(exc, request.method)
     except Exception:
         # A bug in a view must not disable the health answers.
-        log.exception("http.failed", path=_path_of(request))
+        resource = request.match_info.route.resource
+        log.exception("http.failed", path=resource.canonical if resource else None)
         return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
-
-
-def _path_of(request: web.Request) -> str | None:
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else None
 
 
 def _http_error(exc: web.HTTPException, method: str) -> web.Response:

@@ -165,11 +165,6 @@ def describe_exception(exc: BaseException, *, with_traceback: bool) -> Facts:
 Render = Callable[[Facts], str]
 
 
-def render_json(facts: Facts) -> str:
-    """Return *facts* as one line of ASCII JSON."""
-    return json.dumps(facts)
-
-
 def _console_renderer(stream: TextIO) -> Render:
     renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=32)
 
@@ -306,7 +301,7 @@ def configure_logging(
     stream = stream or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks must not end the process
-    _output = _Output(stream, render_json if fmt == "json" else _console_renderer(stream), clock)
+    _output = _Output(stream, json.dumps if fmt == "json" else _console_renderer(stream), clock)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[structlog.processors.add_log_level, *_PROCESSORS],

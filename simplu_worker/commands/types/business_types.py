@@ -266,16 +266,15 @@ async def check_types(settings: Settings, folder: Path) -> Answer:
     It fails if there are some. Raises ConfigurationError if a file is not valid.
     """
     files = read_folder(folder)
-    schemas = {name: _schemas_of(file) for name, file in files.items()}
+    schemas = {
+        name: [(one, Schema(one.schema)) for one in file.type.resource_types if one.schema is not None]
+        for name, file in files.items()
+    }
     answers, silent = await ask_shards(settings, lambda pool: _check_rows(pool, files, schemas), limits=LIMITS)
     found = {name: [row for checked in answers.values() for row in checked[name]] for name in CHECK_COLUMNS}
     parts: list[Part] = [Line(f"valid: {', '.join(sorted(files)) or 'no file'}")]
     parts += [table_of(CHECK_COLUMNS[name], rows) for name, rows in found.items() if rows]
     return Answer({"types": sorted(files)} | found, parts, silent, is_failed=any(found.values()))
-
-
-def _schemas_of(file: TypeFile) -> Schemas:
-    return [(one, Schema(one.schema)) for one in file.type.resource_types if one.schema is not None]
 
 
 async def _check_rows(

@@ -18,7 +18,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.errors import ForeignNumbersError, foreign_numbers_message, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES, at_home, sql_files
+from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, sql_files
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
@@ -35,7 +35,6 @@ from simplu_worker.shards.schema.type_files import (
     StoredType,
     TypeFile,
     TypesPlan,
-    drop_statement_of,
     index_statements,
     plan_types,
     read_type,
@@ -83,7 +82,7 @@ async def write_types(
     if plan.refusals:
         return plan
     for view in plan.dropped_views:
-        statement = drop_statement_of(view)
+        statement = f"DROP VIEW IF EXISTS public.{quote_name(view)}"  # it fails while another object needs the view
         await connection.execute(statement)
     for name in plan.to_remove:
         await connection.execute(QUERIES["remove_business_type"], name)

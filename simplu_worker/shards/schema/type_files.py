@@ -245,11 +245,6 @@ def view_statements(business_type: BusinessType, *, server_version: int) -> list
     return statements
 
 
-def drop_statement_of(view: str) -> str:
-    """Return the statement that drops a view; it fails while another object needs the view."""
-    return f"DROP VIEW IF EXISTS public.{quote_name(view)}"
-
-
 def _expression(column: ViewColumn) -> str:
     values = [_value(path, column.type) for path in (column.path, *column.also_at)]
     return values[0] if len(values) == 1 else f"coalesce({', '.join(values)})"
