@@ -195,9 +195,7 @@ SHARD_BACKFILLS = Counter(
 )
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
 SHARD_HEALTHY = Gauge(
-    "simplu_shard_healthy",
-    "1 while a Postgres shard takes operations, by its last use or probe, else 0.",
-    ["shard_id"],
+    "simplu_shard_healthy", "1 while a Postgres shard takes operations, by its last use or probe, else 0.", ["shard_id"]
 )
 SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants on a Postgres shard, counted each minute.", ["shard_id"])
 SHARD_USAGE = Gauge(
@@ -251,8 +249,7 @@ SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_
 FEED_FILE_RELOADS = Counter("simplu_feed_file_reloads_total", "Reloads of FEED_FILE at a SIGHUP.", ["outcome"])
 PROVISIONING = Counter("simplu_provisioning_total", "Tries to create a tenant on a Postgres shard.", ["outcome"])
 TENANTS_SPLIT = Gauge(
-    "simplu_tenants_split",
-    "Tenants that two Postgres shards call their own, as this replica found them.",
+    "simplu_tenants_split", "Tenants that two Postgres shards call their own, as this replica found them."
 )
 # Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
 MOVES = Counter(

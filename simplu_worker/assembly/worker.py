@@ -325,9 +325,7 @@ def _receiver(
         handler,
         dead_letters,
         ReceiverSettings(
-            limits=QUEUE_LIMITS,
-            poll_wait_s=poll_wait_s,
-            drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
+            limits=QUEUE_LIMITS, poll_wait_s=poll_wait_s, drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds
         ),
         gate=gate,
         tenant_of=tenant_of,

@@ -125,7 +125,7 @@ THROTTLING_CODES = frozenset(
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
-    },
+    }
 )
 
 # AWS does not know the access key, or no longer accepts its token: the sources are asked again for the next call.
@@ -156,7 +156,7 @@ TRANSIENT_CODES = (
             "ResourceInUseException",
             "TransactionConflictException",
             "TransactionInProgressException",
-        },
+        }
     )
 )
 
@@ -202,7 +202,7 @@ async def open_client(
     async with AsyncExitStack() as stack:
         try:
             client: Client = await stack.enter_async_context(
-                _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
+                _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config)
             )
             session = client._endpoint.http_session  # noqa: SLF001 - to read the files of CAs, and the proxy's URL
             await session._get_session(session._proxy_config.proxy_url_for(client.meta.endpoint_url))  # noqa: SLF001

@@ -62,10 +62,7 @@ class CredentialSource:
     """
 
     def __init__(
-        self,
-        new_chain: Callable[[str | None], AioCredentialResolver],
-        *,
-        answer_kept_s: float = ANSWER_KEPT_S,
+        self, new_chain: Callable[[str | None], AioCredentialResolver], *, answer_kept_s: float = ANSWER_KEPT_S
     ) -> None:
         self.problem: str | None = None
         self.expired_since: float | None = None

@@ -15,13 +15,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from simplu_worker.aws.clients import (
-    THROTTLING_CODES,
-    Client,
-    address_of,
-    error_code,
-    translate_errors,
-)
+from simplu_worker.aws.clients import THROTTLING_CODES, Client, address_of, error_code, translate_errors
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, SEND_MAX_BYTES, OutgoingMessage, Queue
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import KINESIS_THROTTLED

@@ -11,14 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
-from simplu_worker.business_info import (
-    ABSENT_FRESH_S,
-    FRESH_S,
-    Business,
-    Item,
-    UnreadableBusinessError,
-    business_of,
-)
+from simplu_worker.business_info import ABSENT_FRESH_S, FRESH_S, Business, Item, UnreadableBusinessError, business_of
 from simplu_worker.errors import PermanentError
 from simplu_worker.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time

@@ -42,11 +42,7 @@ class Cache:
     """Sends the invalidations of one process to Redis. Created without a connection; to be closed."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        call_timeout_s: float = CALL_TIMEOUT_S,
-        ping_interval_s: float = PING_INTERVAL_S,
+        self, url: str, *, call_timeout_s: float = CALL_TIMEOUT_S, ping_interval_s: float = PING_INTERVAL_S
     ) -> None:
         self._redis = create_redis_commands(url, on_connect=self._on_connect, call_timeout_s=call_timeout_s)
         self._invalidations = invalidations.InvalidationQueue()

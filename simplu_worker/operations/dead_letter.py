@@ -134,13 +134,7 @@ class UnknownTypeError(Exception):
 
 
 # msgspec's ValidationError is a DecodeError.
-DECODING_ERRORS: Final = (
-    UnknownTypeError,
-    InvalidRecordError,
-    msgspec.DecodeError,
-    UnicodeDecodeError,
-    RecursionError,
-)
+DECODING_ERRORS: Final = (UnknownTypeError, InvalidRecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:

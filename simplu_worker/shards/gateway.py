@@ -244,11 +244,7 @@ class ShardGateway:
         if writer is None or known is not pool:  # the shard was retired, and restored
             time, applied_at = self.times[shard_id], self._last_applied_at
             writer = ShardWriter(
-                pool,
-                tenant_wait=self._tenant_wait,
-                default_limit=self._default_limit,
-                time=time,
-                applied_at=applied_at,
+                pool, tenant_wait=self._tenant_wait, default_limit=self._default_limit, time=time, applied_at=applied_at
             )
             self._writers[shard_id] = pool, writer
         return writer

@@ -83,11 +83,7 @@ def without_end(statement: str) -> str:
 
 
 def reader_addresses(
-    named: ShardAddress,
-    standby: ShardAddress | None,
-    target: TargetSessionAttrs,
-    username: str,
-    password: str | None,
+    named: ShardAddress, standby: ShardAddress | None, target: TargetSessionAttrs, username: str, password: str | None
 ) -> list[ShardAddress]:
     """Return where a reader finds the primary or the standby of a shard, the likelier address first.
 

@@ -151,13 +151,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 AT_WORK: Final = frozenset(
-    {
-        TransferStep.OPEN,
-        TransferStep.COMMITTED,
-        TransferStep.UNDOING,
-        TransferStep.REPLACING,
-        TransferStep.COPIED,
-    }
+    {TransferStep.OPEN, TransferStep.COMMITTED, TransferStep.UNDOING, TransferStep.REPLACING, TransferStep.COPIED}
 )  # of a move or a restore: its command notes that it runs
 
 

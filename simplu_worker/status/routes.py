@@ -195,11 +195,7 @@ ROUTES: Final = (
         {200: answers.Resource, 404: answers.NoTenant},
     ),
     *(
-        Route(
-            *(f"POST {place}/{word}", f"{verb}_{whom}", OPERATORS, IN_TURNS, summary.format(whom)),
-            found,
-            body=body,
-        )
+        Route(*(f"POST {place}/{word}", f"{verb}_{whom}", OPERATORS, IN_TURNS, summary.format(whom)), found, body=body)
         for word, verb, body, summary in (
             (
                 *("pause", "pause", request_bodies.PauseRequest),

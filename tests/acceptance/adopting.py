@@ -39,11 +39,7 @@ from simplu_local.workload.producer import open_client
 
 PAGE = Path(__file__).parents[2] / "docs" / "adopting.md"
 STATUSES = [1, 0, 0, 0, 0, 0]  # of the page's commands, in order: the first plan names what has to be chosen
-TENANTS = {
-    "9f0c-11": ("hotel", ["x-2", "x-3"]),
-    "clinic": ("dental", ["main", "b-c"]),
-    "gym": ("gym", ["west"]),
-}
+TENANTS = {"9f0c-11": ("hotel", ["x-2", "x-3"]), "clinic": ("dental", ["main", "b-c"]), "gym": ("gym", ["west"])}
 RESOURCES = 20  # of each tenant, to which the operations are
 DUPLICATES, UNKNOWN, FAULTY = 50, 7, 3
 POLL_S, LIMIT = 1.0, 100  # of the TypeScript worker

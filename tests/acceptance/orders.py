@@ -108,12 +108,7 @@ class OrderTrial:
         poison = arguments.poison if arguments.poison is not None else 0.0 if arguments.rolling_restart else 1.0
         self.tenants = make_tenants(arguments.tenants, run=run_name)
         self.plan = OrderPlan(
-            run_name,
-            self.tenants,
-            count=arguments.events,
-            groups=arguments.groups,
-            poison_percent=poison,
-            seed=seed,
+            run_name, self.tenants, count=arguments.events, groups=arguments.groups, poison_percent=poison, seed=seed
         )
         self.sent: dict[str, PlannedEvent] = {}
         self.sent_count = 0

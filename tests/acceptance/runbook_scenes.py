@@ -27,11 +27,7 @@ FROM tenants WHERE id = 'smile-berlin';
 INSERT INTO resources SELECT 'fit-oslo', 'gym', one.name, one.id, one.data, now(), now()
 FROM (VALUES ('settings', 'default', '{}'::jsonb), ('members', 'stray', '{"name": "Kari"}')) AS one (name, id, data);
 """ + made_up_rows(
-    tenant_id="'fit-oslo'",
-    request_id="'stray'",
-    operation="'create'",
-    resource_type="'members'",
-    resource_id="'stray'",
+    tenant_id="'fit-oslo'", request_id="'stray'", operation="'create'", resource_type="'members'", resource_id="'stray'"
 )
 
 

@@ -219,7 +219,7 @@ async def test_examples_of_the_references_work_as_written(record_property: Note)
     # The texts know no urgent orders: the log says so at the start.
     missing = [one for one in events if one["event"] == "source.not_configured"]
     assert [(one["source"], one["variable"]) for one in missing] == [
-        ("priority order events", "SQS_PRIORITY_QUEUE_URL"),
+        ("priority order events", "SQS_PRIORITY_QUEUE_URL")
     ]
     assert {status for status, _ in open_views.values()} == {200}
     letters = open_views["/sqs/stats"][1]["queues"][-1]

@@ -48,14 +48,7 @@ UNFINISHED: Final = (
 )
 # Events with which programs log their own defects, by docs/events.md; others tell of the faults.
 DEFECTS: Final = frozenset(
-    {
-        "command.crashed",
-        "control.failed",
-        "http.failed",
-        "loop.failed",
-        "move.crashed",
-        "worker.crashed",
-    }
+    {"command.crashed", "control.failed", "http.failed", "loop.failed", "move.crashed", "worker.crashed"}
 )
 CRASHES: Final = ("Traceback (most recent call last)", "command.crashed", "move.crashed")
 

@@ -65,11 +65,7 @@ class Identities:
     async def running(self) -> AsyncIterator[Identities]:
         application = web.Application()
         application.add_routes(
-            [
-                web.post("/", self._sts),
-                web.get("/container", self._container),
-                web.post("/kinesis", self._kinesis),
-            ]
+            [web.post("/", self._sts), web.get("/container", self._container), web.post("/kinesis", self._kinesis)]
         )
         runner = web.AppRunner(application)
         await runner.setup()

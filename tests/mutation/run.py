@@ -224,9 +224,7 @@ def main() -> None:
         mutated = {name: modules[name] for name in chosen} if arguments.tests else modules
         run_mutmut(mutated, survivors if arguments.again else names, arguments.max_children, arguments.tests)
     print_table(
-        {name: modules[name] for name in chosen},
-        by_package=arguments.packages,
-        show_survivors=arguments.survivors,
+        {name: modules[name] for name in chosen}, by_package=arguments.packages, show_survivors=arguments.survivors
     )
 
 

@@ -77,12 +77,7 @@ def main(path: str) -> None:
         told("no time", lambda: client.wait(Sent("never sent", business, location), 0.5)),
     ]
     logging.getLogger("simplu_client").disabled = True
-    listing: Operation = {
-        "operation": "list",
-        "businessId": business,
-        "locationId": location,
-        "resourceType": "order",
-    }
+    listing: Operation = {"operation": "list", "businessId": business, "locationId": location, "resourceType": "order"}
     hasty = Client(stream="no such stream", limits=Limits(give_up_s=0.3))
     both = [hasty.send(listing), hasty.send(listing)]
     found += [told("given up", lambda sent=sent: client.wait(sent, wait_s)) for sent in both]  # type: ignore[misc]

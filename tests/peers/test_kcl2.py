@@ -94,9 +94,7 @@ async def test_application_is_taken_over_and_handed_back(
 
 
 @pytest.mark.peers(15)
-async def test_records_that_both_have_read_are_applied_once(
-    shared: SharedStream,
-) -> None:
+async def test_records_that_both_have_read_are_applied_once(shared: SharedStream) -> None:
     await shared.create(STREAM_SHARDS)
 
     async def are_checkpointed() -> bool:

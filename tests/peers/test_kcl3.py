@@ -229,9 +229,7 @@ async def report_metrics(dynamodb: Client, table: str) -> None:
 
 
 @pytest.mark.nightly
-async def test_fleet_in_its_upgrade_shares_leases_until_it_leads(
-    shared: SharedStream,
-) -> None:
+async def test_fleet_in_its_upgrade_shares_leases_until_it_leads(shared: SharedStream) -> None:
     """In its 2.x-compatible mode the KCL 3.5 does not begin to lead beside ours. Once it leads, ours take nothing more.
 
     The state is set here: the KCL's own leader sets it some time after the last worker without metrics has gone.

@@ -21,12 +21,7 @@ STATIONS_MAX = 21
 TURNS_BACK_MAX = 6
 HAND_OVERS_MAX = 3  # between tasks, of one way
 PACKAGE = ROOT / "simplu_worker"
-HEADINGS = (
-    "### One record, function by function",
-    "### The way back",
-    "### One order event",
-    "### Back to its delete",
-)
+HEADINGS = ("### One record, function by function", "### The way back", "### One order event", "### Back to its delete")
 ROW = re.compile(r"^(\w+)\.(\w+) +([\w/]+\.py)(?: +(.+))?$", re.MULTILINE)
 BACK = re.compile(r"back in (\w+)\.(\w+)")
 DEPTH_MAX = 8  # of expressions whose types are looked for

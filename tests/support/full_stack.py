@@ -29,11 +29,7 @@ from simplu_local.workload.workload import Item, Tenant
 
 POLL_S = 0.05
 QUERY_TIMEOUT_S = 30.0
-WORKER_ENV = {
-    "CITRUS_TIMEOUT": "1000",
-    "DATABASE_ALLOWED_HOSTS": "127.0.0.1",
-    "KINESIS_LEASE_DURATION_SECONDS": "2",
-}
+WORKER_ENV = {"CITRUS_TIMEOUT": "1000", "DATABASE_ALLOWED_HOSTS": "127.0.0.1", "KINESIS_LEASE_DURATION_SECONDS": "2"}
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 TENANT_S = 60.0
 LOG_SQL = """
@@ -109,12 +105,7 @@ class Chain:
 class FullStack:
     """The stack and its worker."""
 
-    def __init__(
-        self,
-        *,
-        env: Mapping[str, str] | None = None,
-        priority_queue: str | None = None,
-    ) -> None:
+    def __init__(self, *, env: Mapping[str, str] | None = None, priority_queue: str | None = None) -> None:
         """*env* is for the worker only, and overrides the stack's environment; *priority_queue* is the name of one."""
         self._more_env = dict(env or {})
         self._priority_queue = priority_queue

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 # Modules that only an extra lets in; the extra `local` is a package of its own.
-NEEDS = {
-    "cache": {"simplu_worker.cache.redis_commands"},
-    "tracing": {
-        "simplu_worker.telemetry.exported_spans",
-    },
-}
+NEEDS = {"cache": {"simplu_worker.cache.redis_commands"}, "tracing": {"simplu_worker.telemetry.exported_spans"}}
 IMPORT_ALL = """
 import importlib, json, pkgutil, simplu_worker
 

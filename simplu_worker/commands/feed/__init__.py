@@ -24,14 +24,7 @@ def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_O
 
 
 @feed.command(name="replay")
-def replay_feed(
-    destination: str,
-    /,
-    *,
-    since: str,
-    apply: Apply = False,
-    common: CommonOptions = NO_OPTIONS,
-) -> int:
+def replay_feed(destination: str, /, *, since: str, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
     """Send a destination events again from a time on, under the ids that they had.
 
     Parameters

@@ -177,13 +177,7 @@ def limit_tenant(
 
 
 @tenants.command(name="verify")
-def verify_tenant(
-    business: str,
-    location: str,
-    /,
-    *,
-    common: CommonOptions = NO_OPTIONS,
-) -> int:
+def verify_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since."""
     from simplu_worker.commands.moves import verify_tenant
 

@@ -367,8 +367,7 @@ class WriteAttempt:
         planned = plan_waves(operations)
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], heavy)
         statement = wave_run.statement_for(
-            [operations[index].kind for wave in planned for index in wave.reads],
-            creates_new=not self.is_careful,
+            [operations[index].kind for wave in planned for index in wave.reads], creates_new=not self.is_careful
         )
         run = wave_run.WaveRun(connection, statement, tenants, judges)
         for wave in waves:

@@ -15,10 +15,7 @@ import asyncpg
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
-from simplu_worker.shards.postgres.errors import (
-    WrongDatabaseError,
-    wrong_shard_message,
-)
+from simplu_worker.shards.postgres.errors import WrongDatabaseError, wrong_shard_message
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError

@@ -50,12 +50,7 @@ class Directory:
     """Tenant → shard, with a cache of confirmed routes."""
 
     def __init__(
-        self,
-        locator: Locator,
-        pools: Pools,
-        *,
-        settler: Settler | None = None,
-        clock: Callable[[], float] = loop_time,
+        self, locator: Locator, pools: Pools, *, settler: Settler | None = None, clock: Callable[[], float] = loop_time
     ) -> None:
         self._locator = locator
         self._pools = pools
@@ -96,11 +91,7 @@ class Directory:
         return found
 
     async def ask_home(
-        self,
-        tenant_id: str,
-        ask: Callable[[ShardAddress], Awaitable[Answer | None]],
-        *,
-        absence_max_age_s: float = 0.0,
+        self, tenant_id: str, ask: Callable[[ShardAddress], Awaitable[Answer | None]], *, absence_max_age_s: float = 0.0
     ) -> Answer | Absence:
         """Return the answer of the shard on which a tenant lives, or why there is none now.
 

@@ -23,14 +23,7 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.migrations import (
-    STEP,
-    Migration,
-    Step,
-    Upgrade,
-    plan_upgrade,
-    steps_of,
-)
+from simplu_worker.shards.schema.migrations import STEP, Migration, Step, Upgrade, plan_upgrade, steps_of
 from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS, read_schema, read_types, write_types
 from simplu_worker.shards.schema.type_files import TypeFile, TypesPlan, plan_types
 from simplu_worker.shards.types import ShardUnavailableError

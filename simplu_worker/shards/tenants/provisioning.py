@@ -244,10 +244,7 @@ class SplitTenants:
             if len(shard_ids) > 1:
                 row = rows[tenant_id]
                 log.error(
-                    "tenant.split",
-                    business_id=row["business_id"],
-                    location_id=row["location_id"],
-                    shard_ids=shard_ids,
+                    "tenant.split", business_id=row["business_id"], location_id=row["location_id"], shard_ids=shard_ids
                 )
                 errors[tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(shard_ids)}")
         if found.silent_shard_ids:

@@ -39,12 +39,7 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import SAFE_WITHIN_S, ShardSlots, check_business_type, find_missing_types
-from simplu_worker.shards.types import (
-    AdminAccount,
-    ChangeResult,
-    ResourceRename,
-    ShardUnavailableError,
-)
+from simplu_worker.shards.types import AdminAccount, ChangeResult, ResourceRename, ShardUnavailableError
 from simplu_worker.vocabulary import Absence, TenantState
 
 Change: TypeAlias = "Callable[[Connection, str], Awaitable[ChangeResult]]"  # with the shard's id

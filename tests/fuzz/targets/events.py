@@ -24,12 +24,7 @@ CHILD: Final = {
     "ParentShards": ["shardId-0"],
     "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "1"},
 }
-USUAL: Final = {
-    "Records": [RECORD],
-    "ContinuationSequenceNumber": "1",
-    "MillisBehindLatest": 0,
-    "ChildShards": [CHILD],
-}
+USUAL: Final = {"Records": [RECORD], "ContinuationSequenceNumber": "1", "MillisBehindLatest": 0, "ChildShards": [CHILD]}
 
 
 class _Body:

@@ -49,14 +49,7 @@ class KclPeer:
     """One worker; *held* has its copies of the rows, as after its last write to them."""
 
     def __init__(
-        self,
-        client: Client,
-        table: str,
-        me: str,
-        *,
-        now: Callable[[], float],
-        failover_s: float = 10.0,
-        draws: Random,
+        self, client: Client, table: str, me: str, *, now: Callable[[], float], failover_s: float = 10.0, draws: Random
     ) -> None:
         self.me = me
         self.held: dict[str, Row] = {}

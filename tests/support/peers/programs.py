@@ -18,12 +18,7 @@ NODE_MODULES = ROOT / ".tools" / "node_modules"
 HOW = "install Java 17, Maven and Go 1.26; python3 run.py peers"
 STAMP = "digest"
 # One JVM beside others on two processors: no compiler threads that outlast a test's few seconds.
-JVM_OPTIONS = (
-    "-Xmx256m",
-    "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-)
+JVM_OPTIONS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.showDateTime=true")
 
 
 class JavaProgram(NamedTuple):
@@ -197,10 +192,7 @@ JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK, JDBC_CONSUMER)
 HELM = GoProgram("Helm", SOURCES / "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm")
 # Its libraries have the versions of Helm's: they are compiled once for both.
 KUSTOMIZE = GoProgram(
-    "kustomize",
-    SOURCES / "kustomize",
-    "sigs.k8s.io/kustomize/kustomize/v5",
-    "sigs.k8s.io/kustomize/kustomize/v5",
+    "kustomize", SOURCES / "kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "sigs.k8s.io/kustomize/kustomize/v5"
 )
 GO_PROGRAMS = (GO_SDK, PGX_CONSUMER, HELM, KUSTOMIZE)
 CUSTOM_RESOURCES = GoFiles(
@@ -212,9 +204,6 @@ CUSTOM_RESOURCES = GoFiles(
             "github.com/prometheus-operator/prometheus-operator",
             "example/prometheus-operator-crd/monitoring.coreos.com_*monitors.yaml",
         ),
-        (
-            "github.com/external-secrets/external-secrets",
-            "config/crds/bases/external-secrets.io_externalsecrets.yaml",
-        ),
+        ("github.com/external-secrets/external-secrets", "config/crds/bases/external-secrets.io_externalsecrets.yaml"),
     ),
 )

@@ -15,12 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.json_record import (
-    EXPECTED_TIME,
-    parse_timestamp,
-    replace_lone_surrogates,
-    utc_text,
-)
+from simplu_worker.operations.json_record import EXPECTED_TIME, parse_timestamp, replace_lone_surrogates, utc_text
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
 

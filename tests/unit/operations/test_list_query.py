@@ -136,14 +136,8 @@ def test_texts_may_be_found_by_an_index(filters: object, index: ListIndex | None
         ({"startDate": "2026-01-01"}, Days(JAN_1, None)),
         ({"endDate": "2026-01-08T23:30:00-01:00"}, Days(None, JAN_9)),
         ({"startDate": "2026-01-01", "endDate": "2026-01-09"}, Days(JAN_1, JAN_9)),
-        (
-            {"date": "2026-01-05", "startDate": "2026-01-01", "endDate": "2026-01-09"},
-            Days(JAN_5, JAN_5, is_one=True),
-        ),
-        (
-            {"date": "2026-01-05", "startDate": "2026-01-09", "endDate": "2026-01-01"},
-            Days(JAN_9, JAN_1, is_one=True),
-        ),
+        ({"date": "2026-01-05", "startDate": "2026-01-01", "endDate": "2026-01-09"}, Days(JAN_5, JAN_5, is_one=True)),
+        ({"date": "2026-01-05", "startDate": "2026-01-09", "endDate": "2026-01-01"}, Days(JAN_9, JAN_1, is_one=True)),
         ({"date": None, "startDate": None}, Days()),
     ],
 )
@@ -245,8 +239,7 @@ def test_order_of_filters_makes_no_other_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "members",
-    [{"number": "1e5"}, {"number": "1\n"}, {"text": "\0"}, {"resource_id": "\0"}, {"rank": 4}, {"rank": -4}],
+    "members", [{"number": "1e5"}, {"number": "1\n"}, {"text": "\0"}, {"resource_id": "\0"}, {"rank": 4}, {"rank": -4}]
 )
 def test_made_up_cursor_is_refused(members: dict[str, Any]) -> None:
     query = decoded(None, {"after": cursor(decoded().list_id, **members)})

@@ -89,8 +89,7 @@ def test_operation_is_overdue_a_minute_after_the_wait(arrived_at: datetime, *, e
 
 
 @pytest.mark.parametrize(
-    ("arrivals", "expected"),
-    [([], ABSENCE_MAX_AGE_S), ([NOW, LATEST + TICK], ABSENCE_MAX_AGE_S), ([NOW, LATEST], 0.0)],
+    ("arrivals", "expected"), [([], ABSENCE_MAX_AGE_S), ([NOW, LATEST + TICK], ABSENCE_MAX_AGE_S), ([NOW, LATEST], 0.0)]
 )
 def test_absence_is_looked_up_again_before_giving_up(arrivals: list[datetime], expected: float) -> None:
     assert absence_max_age_s(arrivals, now=NOW, tenant_wait=WAIT) == expected

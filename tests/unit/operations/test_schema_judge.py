@@ -63,11 +63,7 @@ NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
         ),
         ({"properties": {"a": {"items": {"enum": ["b", 1]}}}}, {"a": [1, SECRET]}, None),
         ({"properties": {"a/b": {"const": "x"}}}, {"a/b": SECRET}, 'properties/a~1b/const: const "x" at /a~1b'),
-        (
-            {"properties": {"a": {"pattern": "^x"}}},
-            {"a": SECRET},
-            'properties/a/pattern: pattern "^x" at /a',
-        ),
+        ({"properties": {"a": {"pattern": "^x"}}}, {"a": SECRET}, 'properties/a/pattern: pattern "^x" at /a'),
         ({"properties": {"a": {"minLength": 9}}}, {"a": SECRET}, "properties/a/minLength: minLength 9 at /a"),
         ({"properties": {"a": {"anyOf": [{"type": "null"}]}}}, {"a": SECRET}, None),
         ({"properties": {"a": False}}, {"a": SECRET}, "properties/a: no value here at /a"),

@@ -246,10 +246,7 @@ def test_fold_knows_an_error_by_its_class() -> None:
     for error, is_written in (("OSError: a: b", True), ("OSError: c", False), ("OSError", False), ("", True)):
         assert bool(fold.admit(_event(error=error), 0)) is is_written
     assert fold.admit(_event(), 0) == []
-    assert (dedup_key(_event(error="x")), dedup_key({})) == (
-        ("warning", "", "shard.lost", *[""] * 7, "x"),
-        ("",) * 11,
-    )
+    assert (dedup_key(_event(error="x")), dedup_key({})) == (("warning", "", "shard.lost", *[""] * 7, "x"), ("",) * 11)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))

@@ -19,8 +19,7 @@ def test_moment_is_in_time_and_little_early(since: float, interval_s: float, gri
 
 
 @given(
-    first=st.floats(0.0, 1e6),
-    lateness_s=st.lists(st.floats(-MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5),
+    first=st.floats(0.0, 1e6), lateness_s=st.lists(st.floats(-MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5)
 )
 def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: float, lateness_s: list[float]) -> None:
     wanted = aligned_time(first, 1.0)

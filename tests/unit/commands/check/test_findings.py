@@ -37,11 +37,7 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
 @pytest.mark.parametrize(
     ("facts", "changes", "expected"),
     [
-        (
-            CheckFacts(queues={"queue q": queue_with(receives=None)}),
-            {},
-            ["queue q: no redrive policy; nothing to do"],
-        ),
+        (CheckFacts(queues={"queue q": queue_with(receives=None)}), {}, ["queue q: no redrive policy; nothing to do"]),
         (CheckFacts(queues={"queue q": queue_with(receives=1)}), {}, ["queue q: maxReceiveCount 1: SQS moves"]),
         (
             CheckFacts(queues={"queue q": queue_with(receives=2)}),

@@ -209,7 +209,7 @@ def test_watch_says_safe_only_when_all_that_it_counts_have_it(
         st.tuples(st.integers(0, 50), st.sampled_from([None, 0, 1, 40, 100_000]), st.booleans()),
         min_size=1,
         max_size=12,
-    ),
+    )
 )
 def test_watch_lets_nobody_wait_for_much_longer_than_a_minute(phases: list[tuple[int, int | None, bool]]) -> None:
     watch, position, flushed = StandbyWatch(), 0, 0

@@ -11,12 +11,7 @@ from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, cut_points,
 
 @pytest.mark.parametrize(
     ("suspects", "is_timeout", "expected"),
-    [
-        ([0, 1], False, [1]),
-        ([3, 7, 8, 9], False, [8]),
-        ([0, 1], True, [0, 1, 2]),
-        ([3, 7], True, [3, 4, 7, 8]),
-    ],
+    [([0, 1], False, [1]), ([3, 7, 8, 9], False, [8]), ([0, 1], True, [0, 1, 2]), ([3, 7], True, [3, 4, 7, 8])],
 )
 def test_cuts_halve_the_suspects_or_part_each_after_a_timeout(
     suspects: list[int], expected: list[int], *, is_timeout: bool

@@ -200,20 +200,13 @@ def test_health_view_rounds_what_it_shows() -> None:
     probe = with_(response_s=0.123456789)
     view = health_view(assess(ShardObservation(probe=probe, listed=listed(1, 3))))
 
-    expected = {
-        "usage": 0.3333,
-        "responseMs": 123.46,
-    }
+    expected = {"usage": 0.3333, "responseMs": 123.46}
     assert {name: view[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("members", "expected"),
-    [
-        ({}, "primary"),
-        ({"is_read_only": True}, "read-only"),
-        ({"is_read_only": True, "is_standby": True}, "standby"),
-    ],
+    [({}, "primary"), ({"is_read_only": True}, "read-only"), ({"is_read_only": True, "is_standby": True}, "standby")],
 )
 def test_role_is_that_of_the_server(members: dict[str, bool], expected: str) -> None:
     assert role_of(with_(**members)) == expected

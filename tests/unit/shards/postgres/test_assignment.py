@@ -114,8 +114,7 @@ def test_budget_takes_the_connection_that_was_idle_longest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("idle_s", "has_one", "expected"),
-    [(0.0, False, True), (0.0, True, False), (TURN_MAX_S, True, True)],
+    ("idle_s", "has_one", "expected"), [(0.0, False, True), (0.0, True, False), (TURN_MAX_S, True, True)]
 )
 def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: bool, expected: bool) -> None:
     one, (a, b) = world(1 + has_one, 4, 4)

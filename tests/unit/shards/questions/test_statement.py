@@ -5,13 +5,7 @@ import pytest
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.questions import (
-    bounded,
-    column_problem,
-    is_question,
-    reader_addresses,
-    without_end,
-)
+from simplu_worker.shards.questions import bounded, column_problem, is_question, reader_addresses, without_end
 
 PRIMARY, STANDBY = TargetSessionAttrs.PRIMARY, TargetSessionAttrs.STANDBY
 

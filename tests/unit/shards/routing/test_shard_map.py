@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import read_shard_map
-from simplu_worker.shards.routing.shard_map import (
-    MappedShard,
-    ShardMap,
-    first_problems,
-    jump_hash,
-    parse_shard_map,
-)
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, first_problems, jump_hash, parse_shard_map
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
 KEYS = st.integers(0, 2**64 - 1)

@@ -342,10 +342,7 @@ def test_columns_of_a_view_stay_and_new_ones_come_last(columns: list[dict[str, A
             shard(stored(file_of("deli", "bakery_loaves", NAME)), bakery_loaves=HAS_NAME),
             "the view bakery_loaves is one of the type deli",
         ),
-        (
-            shard(stored(BAKERY, digest="x"), bakery_loaves=None),
-            "expected a view, got a table of that name",
-        ),
+        (shard(stored(BAKERY, digest="x"), bakery_loaves=None), "expected a view, got a table of that name"),
     ],
 )
 def test_what_is_not_of_the_type_is_not_replaced(there: ShardTypes, problem: str) -> None:
