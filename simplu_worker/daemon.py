@@ -72,7 +72,6 @@ async def run_worker(settings: Settings) -> None:
     replica = ReplicaStatus(
         name=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
         stopping=signals.stopping,
-        grace_s=settings.shutdown_grace_seconds,
         runbook_url=settings.runbook_url,
     )
     async with AsyncExitStack() as stack:

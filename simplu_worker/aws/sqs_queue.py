@@ -14,10 +14,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from simplu_worker.aws.clients import Client, find, translate_errors
-from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin
 from simplu_worker.telemetry.spans import receive_span
-from simplu_worker.timing.waits import attempts
+from simplu_worker.timing.waits import retry
 from simplu_worker.vocabulary import Source
 
 _MARK: Final = '"Notification"'
@@ -53,8 +52,6 @@ LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
 POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, to notice a dead connection
 RETENTION_MAX_S: Final = 14 * 86_400  # SQS API reference, CreateQueue
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
-DELETE_TRIES: Final = 5
-RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
 MISSING_QUEUE_CODES: Final = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 
 T = TypeVar("T")
@@ -195,10 +192,7 @@ class Queue:
         left: list[Message] = []
         newest = {message.message_id: message for message in messages}
         for batch in batches(newest.values()):
-            async for attempt in attempts(RetryableError, count=DELETE_TRIES, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
-                with attempt:
-                    failures = await self.delete_batch(batch)
-            left += [failure.message for failure in failures]
+            left += [failure.message for failure in await retry(self.delete_batch, batch)]
         return left
 
     async def change_visibility_batch(self, changes: Sequence[tuple[Message, int]]) -> list[BatchFailure]:

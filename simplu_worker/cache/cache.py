@@ -32,8 +32,6 @@ CALL_TIMEOUT_S: Final = 3.0  # of a pipeline too, with all its replies
 PING_INTERVAL_S: Final = 5.0  # so that an unreachable Redis is noticed without any write
 BACKOFF_BASE_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
-LIST_MAX_S: Final = 5.0
-CLEAR_MAX_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -243,39 +241,30 @@ class CacheAdmin:
     async def list_keys(self, limit: int) -> tuple[list[str], bool]:
         """Return at most *limit* of our keys, sorted, and whether these are all."""
         found: set[str] = set()
-        async for keys in self._scan_keys(LIST_MAX_S):
-            if keys is None or len(found | set(keys)) > limit:
-                found.update(keys or ())
-                return sorted(found)[:limit], False
+        async for keys in self._scan_keys():
             found.update(keys)
+            if len(found) > limit:
+                return sorted(found)[:limit], False
         return sorted(found), True
 
     async def clear(self) -> dict[str, Any]:
-        """Move the epoch and delete all our entries; return the count, the epoch, and whether all were deleted.
+        """Move the epoch and delete all our entries; return their number and the epoch.
 
         Versions and the epoch stay: restarted at 0, they would reuse numbers that stale lists may still have.
         """
         epoch = await self._redis.send_invalidations(move_epoch=True)
         self._cache.record_epoch(epoch, "cleared")
         deleted = 0
-        is_complete = True
-        async for keys in self._scan_keys(CLEAR_MAX_S):
-            if keys is None:
-                is_complete = False
-                break
+        async for keys in self._scan_keys():
             deleted += await self._redis.delete([key for key in keys if not _is_counter(key)])
-        log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch, is_complete=is_complete)
-        return {"deleted": deleted, "epoch": epoch, "complete": is_complete}
+        log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch)
+        return {"deleted": deleted, "epoch": epoch}
 
-    async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
-        end = time.monotonic() + within_s
-        cursor, keys = await self._redis.scan(0, invalidations.PREFIX)
-        yield keys
-        while cursor:
-            if time.monotonic() >= end:
-                yield None
-                return
+    async def _scan_keys(self) -> AsyncIterator[list[str]]:
+        cursor, is_first = 0, True
+        while cursor or is_first:
             cursor, keys = await self._redis.scan(cursor, invalidations.PREFIX)
+            is_first = False
             yield keys
 
 

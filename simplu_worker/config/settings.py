@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
 
     aws_region: values.Region | None = None
-    """Region of every AWS client; else `AWS_DEFAULT_REGION`, the profile's, that in a queue's URL."""
+    """Region of every AWS client; else `AWS_DEFAULT_REGION`, that in a queue's URL, the profile's."""
     dynamodb_endpoint: values.ServerUrl | None = None
     """Endpoint of DynamoDB (business-info and leases); wins over the standard overrides."""
     aws_access_key_id: values.SecretToken | None = None
@@ -310,17 +310,11 @@ def find_omissions(given: Settings, environ: Mapping[str, str]) -> Iterator[str]
 
 
 def find_region(environ: Mapping[str, str]) -> str | None:
-    """Return the region in a variable or a queue's URL; None where the profile names one."""
+    """Return the region in a variable or a queue's URL; without one, a profile may name it."""
     if region := environ.get("AWS_REGION", environ.get("AWS_DEFAULT_REGION")):
         return region
     hosts = (_QUEUE_HOST.match(environ.get(name, "")) for name in SOURCE_QUEUES)
-    region = next((host[1] for host in hosts if host is not None), None)
-    if region is not None and _has_aws_profile(environ):
-        from simplu_worker.aws.credentials import names_region  # noqa: PLC0415 - it imports botocore, for few alone
-
-        if names_region(environ.get("AWS_PROFILE", environ.get("AWS_DEFAULT_PROFILE"))):
-            return None
-    return region
+    return next((host[1] for host in hosts if host is not None), None)
 
 
 def _has_aws_profile(environ: Mapping[str, str]) -> bool:

@@ -33,7 +33,6 @@ COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, what is cou
 # While nobody reads the stream, what its readers have told is neither over nor known.
 BLIND: Final = frozenset({ProblemCause.NOT_READY, ProblemCause.REPLICA_SILENT, ProblemCause.STREAM_SHARD_UNREAD})
 READ: Final = frozenset({ProblemCause.NEAR_RETENTION, ProblemCause.TARGET_HELD, ProblemCause.STREAM_LAG})
-STREAM_OUTAGES: Final = frozenset({UnreadyReason.STREAM_UNAVAILABLE, UnreadyReason.STREAM_UNREADABLE})
 CREDENTIALS: Final = frozenset({UnreadyReason.CREDENTIALS_UNAVAILABLE, UnreadyReason.CREDENTIALS_EXPIRED})
 # Their number is that of a replica's life, or of a time, so that they are last seen when it has grown.
 OF_LIFE: Final = frozenset({ProblemCause.RECORDS_LOST, ProblemCause.CONTROL_BLOCKED})
@@ -75,7 +74,6 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
     lost = {one["shardId"] for one in state["shards"] if _is_lost(one)}
     return [
         *_each(ProblemCause.NEAR_RETENTION, _near_retention(state, fleet)),
-        *_each(ProblemCause.OUTAGE, _failing_dependencies(state)),
         *_of_this_replica(state, now),
         *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
         *_of_shards(state["shards"]),
@@ -102,28 +100,6 @@ def _is_lost(shard: Json) -> bool:
     return shard.get("state") == ShardState.LOST or shard.get("takesOperations") is False
 
 
-def _failing_dependencies(state: Json) -> tuple[str, ...]:
-    shards, streams, queues = state["shards"], state["streamShards"], state["queues"]
-    failing = {
-        "Kinesis or DynamoDB": state["ready"] in STREAM_OUTAGES
-        or (streams and all(one.get("trouble") for one in streams)),
-        "SQS": queues and len(_failing_queues(queues)) == len(queues),
-        "Citrus": state["citrus"] not in (None, OK),
-        "Redis": _is_cache_failing(state),
-        "every Postgres shard": shards and all(map(_is_lost, shards)),
-    }
-    named = tuple(name for name, is_failing in failing.items() if is_failing)
-    return named if len(named) > 1 else ()
-
-
-def _failing_queues(queues: Iterable[Json]) -> list[str]:
-    return [one["name"] for one in queues if one.get("state") not in SOURCE_STATES]
-
-
-def _is_cache_failing(state: Json) -> bool:
-    return bool((state["cache"] or {}).get("state", OK) != OK)
-
-
 def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem]:
     return (FoundProblem(cause, subject) for subject in dict.fromkeys(subjects))
 
@@ -132,10 +108,11 @@ def _of_this_replica(state: Json, now: datetime) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
         cause = ProblemCause.CREDENTIALS_FAILING if state["ready"] in CREDENTIALS else ProblemCause.NOT_READY
         yield FoundProblem(cause, str(state["ready"]).replace("_", " "))
-    yield from _each(ProblemCause.QUEUE_FAILING, (f"queue {name}" for name in _failing_queues(state["queues"])))
+    queues = (f"queue {one['name']}" for one in state["queues"] if one.get("state") not in SOURCE_STATES)
+    yield from _each(ProblemCause.QUEUE_FAILING, queues)
     if state["citrus"] not in (None, OK):
         yield FoundProblem(ProblemCause.CITRUS_FAILING)
-    if _is_cache_failing(state):
+    if (state["cache"] or {}).get("state", OK) != OK:
         yield FoundProblem(ProblemCause.CACHE_FAILING)
     troubles: defaultdict[str, list[Json]] = defaultdict(list)
     for one in state["troubles"]:

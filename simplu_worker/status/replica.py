@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -18,7 +18,6 @@ from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
 from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, LeaseReport, ReplicaFigures, TopTenant
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
@@ -54,7 +53,6 @@ MINUTE_MIN_S: Final = 0.6  # that a tenant has to have taken to be shown: a hund
 HOUR_MIN_S: Final = 36.0  # or of the last hour
 ROWS_MAX: Final = 200
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
-DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain
 
 
 class TopTenants:
@@ -112,14 +110,10 @@ def _seconds(use: object) -> float:
 
 @dataclass
 class ReplicaStatus:
-    """The state of this replica; its parts are None until `start`.
-
-    *grace_s* is the time to drain once *stopping* is set.
-    """
+    """The state of this replica; its parts are None until `start`."""
 
     name: str
     stopping: asyncio.Event
-    grace_s: float = float("inf")
     runbook_url: str | None = None
     certificate: WatchedFiles[datetime] | None = None
     started_at: float = field(default_factory=time.monotonic)
@@ -136,7 +130,6 @@ class ReplicaStatus:
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
     top_tenants: TopTenants = field(default_factory=TopTenants)
-    _drain_seen_at: float | None = None
 
     def start(
         self,
@@ -167,10 +160,10 @@ class ReplicaStatus:
         return self.lookups
 
     def liveness_problem(self) -> str | None:
-        """Return which loop is stuck; None if a restart would not help. In a drain only the drain can be."""
+        """Return which loop is stuck; None if a restart would not help, and in a drain, which the daemon ends."""
         now = loop_time()
         if self.stopping.is_set():
-            return self._stuck_drain(now)
+            return None
         for name, receiver in self.monitoring.receivers.items():
             if now - receiver.last_turn > 2 * LONGEST_TURN_S:
                 return f"queue {name}: one of its loops has not turned for {now - receiver.last_turn:.0f} s"
@@ -178,14 +171,6 @@ class ReplicaStatus:
         if now - turned_at > FLEET_TURN_MAX_S:
             return f"leases: the loop has not turned for {now - turned_at:.0f} s"
         return None
-
-    def _stuck_drain(self, now: float) -> str | None:
-        if self._drain_seen_at is None:  # probes call this every few seconds
-            self._drain_seen_at = now
-        drained_s = now - self._drain_seen_at
-        if drained_s <= self.grace_s + DRAIN_MARGIN_S:
-            return None
-        return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
     def readiness_problem(self) -> Unreadiness | None:
         """Return why no work can be done, without secrets."""
@@ -296,7 +281,7 @@ class ReplicaStatus:
             "shards": self._shards(),
             "held": [
                 {"streamShard": reader.stream_shard_id} | target
-                for reader in self._readers()
+                for reader in (self.fleet.readers() if self.fleet else [])
                 for target in reader.view.held_status()
             ],
             "moves": move_views(self.health.unfinished_moves()),
@@ -408,9 +393,6 @@ class ReplicaStatus:
             }
             for shard_id in sorted(pools.keys() | health.keys())
         ]
-
-    def _readers(self) -> Sequence[StreamShardReader]:
-        return self.fleet.readers() if self.fleet else []
 
     def handler_status(self) -> Json:
         """Answer `GET /handler/status`."""

@@ -75,6 +75,7 @@ def encode_event(name: str, body: bytes) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
 
 
+# Server-sent events: a listener uses `fetch` with the header `Authorization`, so no token is in an address or a cookie.
 async def changes(
     answers: Mapping[str, Read],
     closing: asyncio.Event,

@@ -82,17 +82,11 @@ class ServerTls:
 
         Raises OSError, and changes nothing, for files that do not fit.
         """
-        trial = server_context(self._certificate, self._key)
+        trial = _empty_context()
+        trial.load_cert_chain(self._certificate, self._key, password=_refuse_password)
         end = _end_of(self._certificate, trial)
         self.context.load_cert_chain(self._certificate, self._key, password=_refuse_password)
         return end
-
-
-def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return a server's context. Raises OSError for files that do not fit."""
-    context = _empty_context()
-    context.load_cert_chain(certificate, key, password=_refuse_password)
-    return context
 
 
 def _empty_context() -> ssl.SSLContext:

@@ -25,7 +25,6 @@ class ProblemCause(StrEnum):
     NEAR_RETENTION = "near_retention"  # over half of the stream's retention has passed for what is not applied
     RECORDS_LOST = "records_lost"  # they may have left the stream unread
     CREDENTIALS_FAILING = "credentials_failing"  # of AWS: there are none, or they have expired
-    OUTAGE = "outage"  # several dependencies fail at once
     NOT_READY = "not_ready"  # the replica that is asked does no work
     SHARD_LOST = "shard_lost"  # it takes no operations
     TENANT_SPLIT = "tenant_split"

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -46,7 +46,7 @@ def choose_links(texts: Iterable[str], max_count: int) -> list[SpanContext]:
     return sorted(found.values(), key=lambda span: not span.trace_flags.sampled)[:max_count]  # stable
 
 
-LINKS_MAX: Final = 128  # a span, unless OTEL_SPAN_LINK_COUNT_LIMIT is lower: the SDK would keep the last ones then
+LINKS_MAX: Final = 128  # a span
 # A span with all of its links takes 80 kB: the SDK's own 2048 would be 170 MB.
 QUEUE_MAX_COUNT: Final = 512
 EXPORT_MAX_COUNT: Final = 128  # of them in one request
@@ -156,9 +156,7 @@ class SpanExport:
     """The tracer of a process, and its thread that exports."""
 
     def __init__(self, provider: TracerProvider, *, group_name: str) -> None:
-        """*group_name* is that of the application. Reads OTEL_SPAN_LINK_COUNT_LIMIT."""
-        limit = SpanLimits().max_links
-        self._links_max = LINKS_MAX if limit is None else min(LINKS_MAX, limit)
+        """*group_name* is that of the application."""
         self._provider = provider
         self._tracer = provider.get_tracer("simplu_worker", __version__)
         self._group_name = group_name
@@ -171,7 +169,7 @@ class SpanExport:
             attributes["simplu.shard.id"] = batch.shard_id
         span = self._tracer.start_span(f"process {batch.name}", Context(), SpanKind.CONSUMER, attributes)
         if span.is_recording():
-            for one in choose_links(batch.traceparents(), self._links_max):
+            for one in choose_links(batch.traceparents(), LINKS_MAX):
                 span.add_link(one)
         return ExportedBatch(span)
 

@@ -9,7 +9,7 @@ from simplu_local.sqs.faults import SqsFault
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, ReplicaStatus
+from simplu_worker.status.replica import FLEET_TURN_MAX_S, ReplicaStatus
 
 
 class FleetThatTurned:
@@ -19,8 +19,8 @@ class FleetThatTurned:
         self.last_turn = last_turn
 
 
-def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: QueueReceiver) -> ReplicaStatus:
-    return ReplicaStatus("r", stopping, grace_s=grace_s, monitoring=Monitoring(receivers=receivers))
+def replica_of(stopping: asyncio.Event, **receivers: QueueReceiver) -> ReplicaStatus:
+    return ReplicaStatus("r", stopping, monitoring=Monitoring(receivers=receivers))
 
 
 @virtually
@@ -61,12 +61,11 @@ async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
 
 
 @virtually
-async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) -> None:
-    grace_s = 600.0
+async def test_drain_of_minutes_is_live(world: World) -> None:
     queue, desk = world.queue(), Desk(takes_s=500)
     await world.send(queue, "a")
     async with world.receiving(queue, desk, drain_s=0.8 * 600) as running:
-        replica = replica_of(running.stopping, grace_s, a=running.receiver)
+        replica = replica_of(running.stopping, a=running.receiver)
         await asyncio.sleep(10)
         running.stopping.set()
         for _ in range(47):
@@ -76,21 +75,9 @@ async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) ->
 
 
 @virtually
-async def test_drain_that_does_not_end_is_not_live_after_its_grace(world: World) -> None:
-    stopping = asyncio.Event()
-    replica = replica_of(stopping)
-    stopping.set()
-    assert replica.liveness_problem() is None
-    await asyncio.sleep(25 + DRAIN_MARGIN_S)
-    assert replica.liveness_problem() is None
-    await asyncio.sleep(1)
-    assert replica.liveness_problem() == "drain: not ended after 36 s, with 25 s of grace"
-
-
-@virtually
 async def test_loop_of_the_leases_counts_until_the_drain(world: World) -> None:
     stopping = asyncio.Event()
-    replica = replica_of(stopping, 600.0)
+    replica = replica_of(stopping)
     replica.fleet = cast(Fleet, FleetThatTurned(last_turn=world.loop.time()))
     await asyncio.sleep(FLEET_TURN_MAX_S)
     assert replica.liveness_problem() is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -46,6 +46,7 @@ from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.waits import run_at_once
 from simplu_worker.vocabulary import DestinationKind
 
 DEADLINE_S: Final = 10.0
@@ -95,19 +96,12 @@ async def check_dependency(
     return CheckedDependency(dependency, scrub_text(address), answer.status, scrub_text(answer.result), seconds)
 
 
-async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run *coroutines* concurrently; return their results in order."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in coroutines]
-    return [task.result() for task in tasks]
-
-
 async def check_feed(settings: Settings) -> list[CheckedDependency]:
     """Check each destination of FEED_FILE, as far as possible without an event."""
     if settings.feed_file is None:
         return []
     file = read_feed_file(settings.feed_file, settings.feed_allowed_hosts)
-    return await run_all([_check_destination(one.terms, settings) for one in file])
+    return await asyncio.gather(*(_check_destination(one.terms, settings) for one in file))
 
 
 async def _check_destination(destination: DestinationMembers, settings: Settings) -> CheckedDependency:
@@ -216,18 +210,16 @@ async def check_dependencies(settings: Settings) -> CheckReport:
             )
             for one, url in services.items()
         ]
-        answers = await run_all(
-            [
-                checks.check_stream(kinesis),
-                checks.check_tables(dynamodb),
-                checks.check_queues(sqs),
-                checks.check_shards(shards),
-                checks.check_cache(),
-                check_feed(settings),
-            ]
+        answers = await asyncio.gather(
+            checks.check_stream(kinesis),
+            checks.check_tables(dynamodb),
+            checks.check_queues(sqs),
+            checks.check_shards(shards),
+            checks.check_cache(),
+            check_feed(settings),
         )
-    answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
-    dependencies = [dependency for answer in answers for dependency in answer]
+    credentials = await checks.check_credentials()  # by now AWS has said what it thinks of them
+    dependencies = [dependency for answer in (credentials, *answers) for dependency in answer]
     dependencies += [
         CheckedDependency(one.name, one.variable, CheckStatus.OFF, f"not configured, no {one.brings} are read", 0.0)
         for one in unset_sources(settings)
@@ -250,7 +242,6 @@ class DependencyChecks:
     def __init__(self, settings: Settings) -> None:
         self.facts = CheckFacts()
         self._settings = settings
-        self._shard_turns = asyncio.Semaphore(SHARDS_AT_ONCE)  # the time of a shard's check begins with its turn
 
     async def check_credentials(self) -> list[CheckedDependency]:
         """Check that there are credentials of AWS, which have not expired."""
@@ -285,11 +276,11 @@ class DependencyChecks:
         tables = {"business-info": (info, self._check_business_info)}
         if self._settings.kinesis_stream_name is not None:
             tables = {"lease table": (leases, self._check_lease_table)} | tables
-        return await run_all(
-            [
+        return await asyncio.gather(
+            *(
                 check_dependency(about, address_of(client, name), partial(ask, client, name))
                 for about, (name, ask) in tables.items()
-            ]
+            )
         )
 
     async def _check_lease_table(self, client: Client, name: str) -> CheckAnswer:
@@ -345,7 +336,7 @@ class DependencyChecks:
         ]
         if (url := settings.dead_letter_queue_url) is not None:
             checks.append(check_dependency("dead letters", url, partial(self._check_dead_letter_queue, client, url)))
-        return await run_all(checks)
+        return await asyncio.gather(*checks)
 
     async def _check_source_queue(self, client: Client, url: str) -> CheckAnswer:
         queue = Queue(client, url)
@@ -381,7 +372,7 @@ class DependencyChecks:
             checks.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
         else:
             known = await shards.locator.list_shards()
-        return checks + await run_all([self._check_shard(shards, address) for address in known])
+        return checks + await run_at_once(partial(self._check_shard, shards), known, most=SHARDS_AT_ONCE)
 
     async def check_cache(self) -> list[CheckedDependency]:
         """Check Redis. A failure is a warning: operations continue without Redis."""
@@ -423,5 +414,4 @@ class DependencyChecks:
                 CheckStatus.WARNING if findings else CheckStatus.OK,
             )
 
-        async with self._shard_turns:
-            return await check_dependency(f"shard {address.shard_id}", address.place, ask)
+        return await check_dependency(f"shard {address.shard_id}", address.place, ask)

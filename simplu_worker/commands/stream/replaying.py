@@ -19,7 +19,7 @@ from simplu_worker.aws.sending import RequestBounds, cut
 from simplu_worker.commands.output import Answer, ProgressLine, Table
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream import replay_rules
-from simplu_worker.commands.stream.outcomes import find_operations
+from simplu_worker.commands.stream.send import find_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory

@@ -9,7 +9,7 @@ import pytest
 from aiobotocore.credentials import AioCredentialResolver, AioCredentials
 from botocore.exceptions import CredentialRetrievalError
 
-from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
+from simplu_worker.aws.clients import ANSWER_KEPT_S, CredentialSource, describe
 from simplu_worker.network_errors import NO_ANSWER
 
 

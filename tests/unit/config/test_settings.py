@@ -185,7 +185,7 @@ def test_settings_follow_the_rules_across_variables(change: dict[str, str], expe
 def test_region_may_be_that_of_the_control_queue(url: str, region: str | None) -> None:
     environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url}
     assert draft_of(environ)[0].aws_region == region
-    assert draft_of({**environ, "AWS_PROFILE": "work"})[0].aws_region is None
+    assert draft_of({**environ, "AWS_PROFILE": "work"})[0].aws_region == region
     assert draft_of({**environ, "AWS_DEFAULT_REGION": "us-west-2"})[0].aws_region == "us-west-2"
     assert draft_of({**environ, "AWS_REGION": "eu-north-1"})[0].aws_region == "eu-north-1"
 

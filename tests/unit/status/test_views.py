@@ -25,7 +25,7 @@ from simplu_worker.shards.routing.shard_query import ShardRows
 from simplu_worker.status import lookups, tls, views
 from simplu_worker.status.lookups import Lookups
 from simplu_worker.status.request_bodies import ListQuery, OperationQuery, PurgeQuery, TapQuery, read_query
-from simplu_worker.status.tls import server_context
+from simplu_worker.status.tls import ServerTls
 from simplu_worker.status.words import BadRequestError
 from simplu_worker.vocabulary import Absence, Failure, OperationStatus, TargetKind, TenantState
 
@@ -272,7 +272,9 @@ class _Worker(BaseHTTPRequestHandler):
 def a_worker(certificate: tuple[Path, Path] | None = None, status: int = 200) -> Iterator[int]:
     with HTTPServer(("127.0.0.1", 0), type("Worker", (_Worker,), {"status": status})) as server:
         if certificate is not None:
-            server.socket = server_context(*certificate).wrap_socket(server.socket, server_side=True)
+            tls = ServerTls(*certificate)
+            tls.read()
+            server.socket = tls.context.wrap_socket(server.socket, server_side=True)
         serving = Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
         try:

@@ -26,7 +26,7 @@ from simplu_worker.commands.output import (
 )
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.outcomes import SendStatus, outcome_of
+from simplu_worker.commands.stream.send import SendStatus, outcome_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.operations.operation import Operation

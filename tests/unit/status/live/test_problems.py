@@ -117,7 +117,6 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
     }
     assert dict(causes_of(state, fleet(deadLetters=12))) == {
-        ProblemCause.OUTAGE: ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis"),
         ProblemCause.NOT_READY: ("stream unavailable",),
         ProblemCause.QUEUE_FAILING: ("queue q",),
         ProblemCause.CITRUS_FAILING: (),
@@ -136,22 +135,6 @@ def test_move_has_stopped_with_its_command_or_without_progress() -> None:
         FoundProblem(ProblemCause.MOVE_FAILED, "tenant 16", since=NOW - timedelta(minutes=16)),
         FoundProblem(ProblemCause.MOVE_FAILED, "tenant False", since=NOW),
     ]
-
-
-def test_dependencies_that_fail_together_are_told_first() -> None:
-    gone = {"queues": [{"name": "q", "state": "no answer"}], "citrus": "no answer"}
-    shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}]
-    unread = {"streamShards": [{"streamShard": "s", "trouble": "no answer"}], "cache": {"state": "unreachable"}}
-    assert causes_of(gone | {"shards": shards})[0] == (ProblemCause.OUTAGE, ("SQS", "Citrus"))
-    assert causes_of(gone | unread | {"shards": shards[:1]})[0] == (
-        ProblemCause.OUTAGE,
-        ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis", "every Postgres shard"),
-    )
-    assert causes_of({"ready": "stream_unavailable", "cache": unread["cache"]})[0] == (
-        ProblemCause.OUTAGE,
-        ("Kinesis or DynamoDB", "Redis"),
-    )
-    assert ProblemCause.OUTAGE not in dict(causes_of({"citrus": "no answer", "shards": shards}))
 
 
 def test_stream_that_is_not_answered_is_not_read_late() -> None:
@@ -335,13 +318,6 @@ def test_shard_that_takes_nothing_is_lost_whatever_its_state() -> None:
         ProblemCause.TARGET_HELD,
         ("a",),
     )
-
-
-def test_worker_without_parts_has_no_failing_ones() -> None:
-    empty = {"queues": [], "shards": [], "streamShards": [], "citrus": "no answer", "cache": {"state": "unreachable"}}
-    assert causes_of(empty)[0] == (ProblemCause.OUTAGE, ("Citrus", "Redis"))
-    half = [{"streamShard": "s", "trouble": "no answer"}, {"streamShard": "t"}]
-    assert causes_of(empty | {"streamShards": half})[0] == (ProblemCause.OUTAGE, ("Citrus", "Redis"))
 
 
 def test_own_holds_are_told_once_and_by_their_oldest() -> None:
