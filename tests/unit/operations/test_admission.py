@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from support.queued_operations import queued_operation
 
+from simplu_worker.operations.limits import NO_LIMIT, Limit
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
 from simplu_worker.operations.waves import TenantRow, admit, admits_all, is_too_late
 from simplu_worker.vocabulary import DeadLetterReason, Failure, Source, TenantState
@@ -144,3 +145,21 @@ def test_batch_is_not_admitted_whole_with_one_late_tenant() -> None:
     rows = {"a-b-c": tenant(), "z-c": replace(tenant(business_id="z"), created_at=CREATED_AT + WAIT)}
 
     assert not admits_all([operation(), other], rows, tenant_wait=WAIT)
+
+
+LIMITED = [
+    ({}, NO_LIMIT, []),
+    ({}, Limit(9.0), [("t/1", Limit(9.0))]),
+    ({"operations_per_s": 2.0}, Limit(9.0, 9.0), [("t/1", Limit(2.0))]),
+    ({"bytes_per_s": 3.0}, NO_LIMIT, [("t/1", Limit(None, 3.0))]),
+    ({"business_operations_per_s": 4.0}, NO_LIMIT, [("b/a-b", Limit(4.0))]),
+    ({"business_bytes_per_s": 5.0}, Limit(9.0), [("t/1", Limit(9.0)), ("b/a-b", Limit(None, 5.0))]),
+]
+
+
+@pytest.mark.parametrize(("set_to", "default", "buckets"), LIMITED)
+def test_limit_is_own_or_default_and_that_of_the_business(
+    set_to: dict[str, float], default: Limit, buckets: list[tuple[str, Limit]]
+) -> None:
+    row = replace(tenant(), **set_to)
+    assert (row.limits(default), row.is_limited) == (buckets, bool(set_to))

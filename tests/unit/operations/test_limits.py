@@ -38,3 +38,4 @@ def test_operations_go_while_no_bucket_owes(
 
 def test_without_a_limit_nothing_waits() -> None:
     assert (SAVED_MAX_S, [bool(one) for _, one in (TEN, KILOBYTE, ("", NO_LIMIT))]) == (1.25, [True, True, False])
+    assert Buckets({}).take([], 400) is None

@@ -67,6 +67,9 @@ def test_tenant_with_and_without_the_numbers_of_its_rows() -> None:
     counted = ROW | {"resource_count": 3, "operation_count": 4}
     assert views.tenant_view("shard-1", counted) == members | {"bytesPerSecond": None, "resources": 3, "operations": 4}
     assert {name for name, value in views.tenant_view("shard-1", ROW).items() if value is not None} == set(members)
+    alone = ROW | {"business_bytes_per_s": None}
+    shares = [views.tenant_view("shard-1", alone | {"business_weight": weight})["business"] for weight in (1.0, 2.0)]
+    assert shares == [None, {"weight": 2.0, "operationsPerSecond": None, "bytesPerSecond": None}]
 
 
 def test_refused_control_message_is_told_without_its_request_id() -> None:

@@ -148,7 +148,8 @@ def test_watch_waits_a_minute_for_a_standby_that_went_away(left: list[Standby]) 
 
 def test_watch_begins_anew_with_another_server() -> None:
     watch = watched((0, facts(standby())), (1, facts(server=PROMOTED)))
-    assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LOCAL, [])
+    assert (watch.safety, watch.standbys_behind(END), watch.server) == (CommitSafety.LOCAL, [], PROMOTED)
+    assert watched().server is None
 
 
 def test_watch_awaits_standbys_after_a_restart() -> None:

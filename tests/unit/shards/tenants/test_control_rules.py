@@ -21,7 +21,13 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
     with_shard,
 )
-from simplu_worker.shards.types import FailedOnShardError, ProvisionRequest, RefusedOnShardError, ShardNotAllowedError
+from simplu_worker.shards.types import (
+    FailedOnShardError,
+    ProvisionRequest,
+    RefusedOnShardError,
+    ShardNotAllowedError,
+    TenantControls,
+)
 from simplu_worker.vocabulary import TenantState
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -168,7 +174,8 @@ def test_failed_statement_is_a_failure_of_the_work() -> None:
     error = StatementFailedError("shard-1: RaiseError", error="RaiseError (P0001)", is_timeout=False)
     failed = with_shard(error, shard_id="shard-1", tenant_id="b-l")
     assert isinstance(failed, RefusedOnShardError)
-    assert (failed.error, failed.__cause__) == ("RaiseError (P0001)", error)
+    assert (failed.error, failed.shard_id, failed.tenant_id) == ("RaiseError (P0001)", "shard-1", "b-l")
+    assert failed.__cause__ is error
 
 
 @pytest.mark.parametrize(
@@ -205,3 +212,13 @@ def test_error_of_a_taken_id_names_it() -> None:
 @pytest.mark.parametrize("at", [CONTROL_AT, datetime.max.replace(tzinfo=UTC)])
 def test_time_is_sent_as_text(at: datetime) -> None:
     assert datetime.fromisoformat(timestamp_text(at)) == at
+
+
+def test_controls_are_logged_by_what_they_set() -> None:
+    for controls, action in (
+        (TenantControls(pause_s=9.0, weight=2.0), "pause_tenant"),
+        (TenantControls(pause_s=0.0), "resume_tenant"),
+        (TenantControls(weight=2.0), "weigh_tenant"),
+        (TenantControls(operations_per_s=2.0), "limit_tenant"),
+    ):
+        assert controls.action == action
