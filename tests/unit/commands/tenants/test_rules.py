@@ -121,6 +121,7 @@ def test_differences_tell_where_and_whose() -> None:
         (subject(DENTAL, row("s2", "destroyed")), "destroyed"),
         (subject(DENTAL, row(state="destroying")), "destroyed"),
         (subject(DENTAL, row(state="incoming")), "no_row"),
+        (subject(DENTAL, row(), row("s2", "destroying")), "two_homes"),
         (subject(DENTAL, row(name=OTHER)), "id_taken"),
         (subject(SPA), "unknown_type no_row"),
     ],
@@ -252,8 +253,10 @@ def test_tenant_made_again_is_restored_as_of_the_backup_only() -> None:
     ("hours", "kept", "refusal"),
     [
         (22, 15 * DAY, None),
-        (23 + 1 / 60, 15 * DAY, "for another 1 h at least, with its retention of 24 h"),
-        (22, DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
+        (23, 15 * DAY, None),
+        (23 + 1 / 60, 15 * DAY, "for another 1 h at least, with its retention of 24 h, got one of 23 h ago (b); take"),
+        (21.6, DAY, None),
+        (22, DAY, "from the last 21.6 h, which the logs of all tenants reach back to, got one of 22 h ago (b); take"),
     ],
 )
 def test_positions_beyond_the_stream_or_the_logs_are_refused(
@@ -277,6 +280,7 @@ def test_backup_is_a_database_of_its_own() -> None:
     [
         (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/first", True),
         (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 23.9, None, True),
+        (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 24, None, True),
         (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 24.1, None, False),
         (TransferStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/second", False),
         (TransferStep.DONE, RestoreMode.CATCH_UP, 0.1, None, False),

@@ -64,6 +64,7 @@ TYPES = {"dental": {"patients": "patient"}, "gym": {}, "hotel": {}}
         ({"byte_count": None, "document": None, "resource_id": None}, NO_KEY),
         ({"document": "[]"}, NOT_AN_OBJECT),
         ({"document": "null", "byte_count": 4}, NOT_AN_OBJECT),
+        ({"document": None}, NOT_AN_OBJECT),
         ({"document": None, "byte_count": DOCUMENT_MAX_BYTES + 1}, "its document: expected at most 100,000 values"),
         ({"document": '{"a": ' + "1" * 1001 + "}"}, "its document: expected at most 100,000 values"),
         ({"document": '{"a": ' + "[" * 513 + "]" * 513 + "}"}, "its document: expected at most 100,000 values"),
@@ -166,6 +167,7 @@ def test_step_is_decided_by_the_rows_of_the_tenant(
     assert (found[0], found[2]) == (step, problem)
     assert (found[1] is None) == (not homes)
     assert found[1] in [None, *homes]
+    assert "the shards" not in (problem or "") or found[1] is homes[0]
 
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
@@ -218,3 +220,4 @@ def test_next_step_is_decided_by_the_rows_of_both_sides(
 
 def test_changes_are_read_from_before_the_last_snapshot_on() -> None:
     assert changed_since(DETAIL, queries="digest") == MOMENT - OVERLAP
+    assert changed_since({"queries": "digest"}, queries="digest") is None

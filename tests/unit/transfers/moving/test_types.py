@@ -55,6 +55,7 @@ MOVED = tenant("moved", moved_to="target")
         (tenant("destroying"), None, "gone"),
         (tenant("destroyed"), tenant("incoming"), "gone"),
         (tenant("incoming"), None, "elsewhere"),
+        (tenant("incoming", moved_to="target"), None, "elsewhere"),
         (None, None, "elsewhere"),
     ],
 )
@@ -83,6 +84,8 @@ ARRIVAL = arrival_of("source", 2, TransferStep.OPEN, PROGRESS)
         (tenant("incoming"), replace(ARRIVAL, place="third"), tenant("active"), False),
         (tenant("incoming"), ARRIVAL, tenant("active", server=OTHER_SERVER), False),  # promoted, or started again
         (tenant("incoming"), ARRIVAL, tenant("active", epoch=2), False),  # it was away since
+        (tenant("incoming"), ARRIVAL, tenant("active", read_at=PROGRESS.barrier), True),
+        (tenant("incoming"), ARRIVAL, tenant("active", read_at=PROGRESS.barrier + KEEPS), False),
         (tenant("incoming"), ARRIVAL, tenant("active", read_at=NOW + KEEPS), False),  # the log may lack rows
         (tenant("incoming"), ARRIVAL, tenant("active", read_at=NOW - KEEPS), False),  # the clock was set back
     ],
@@ -111,6 +114,7 @@ WHOLE = tenant("moved", 5, moved_to="source")
         (WHOLE, None, CAME, tenant("active", 6), False),
         (WHOLE, LEFT, None, tenant("active", 6), False),
         (WHOLE, replace(LEFT, step="cleaning", token="6"), CAME, tenant("active", 6), False),
+        (WHOLE, replace(LEFT, step="cleaning"), CAME, tenant("active", 6), False),
         (replace(WHOLE, move_token=6), LEFT, CAME, tenant("active", 6), False),  # a cleanup has begun
         (WHOLE, LEFT, replace(CAME, token="4"), tenant("active", 6), False),  # another move
         (WHOLE, LEFT, replace(CAME, step="open"), tenant("active", 6), False),
@@ -127,8 +131,7 @@ def test_way_back_is_warm(
     is_warm: bool,  # noqa: FBT001
 ) -> None:
     progress = warm_progress(source, target, departure, arrival, KEEPS)
-    assert (progress is not None) == is_warm
-    assert progress is None or (progress.barrier, progress.server) == (CAME.ready_at, SERVER)
+    assert progress == (replace(PROGRESS, barrier=CAME.ready_at) if is_warm else None)
 
 
 MOVE = Move("clinic-main", "a", "b")
