@@ -11,12 +11,12 @@ from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.pipeline.failing import FailingOperations
 from simplu_worker.consumers.pipeline.lane import Lane
-from simplu_worker.consumers.pipeline.results import BatchDecided, LaneEmptied, LaneStopError
+from simplu_worker.consumers.pipeline.results import BatchDecided, LaneEmptied, LaneStopError, NextTries, decide
 from simplu_worker.errors import RetryableError
 from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.tries import GiveUp, RetryAfter, RetryRules
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.operations.tries import GiveUp, HoldFor, RetryAfter, RetryRules
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 APPLIED, NOT_HERE, LOCKED = Outcome(Disposition.APPLIED), Outcome(Disposition.HOLD), Outcome(Disposition.LOCKED)
@@ -213,3 +213,25 @@ async def test_letter_counts_from_when_it_is_stored_until_the_row_is_written() -
     again = await result_of(lane)
     assert isinstance(again, BatchDecided)
     assert again.failing == [(entry, RetryAfter(1.0))]
+
+
+def test_batch_is_decided_by_the_outcome_of_each() -> None:
+    outcomes = [
+        *(APPLIED, LATE, NOT_HERE, LOCKED, FAILING, FAILING, REFUSED),
+        Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT),
+    ]
+    entries = [entry_of(f"{number}-x") for number in range(len(outcomes))]
+    given_up, again_at = GiveUp(DeadLetterReason.INTERNAL_ERROR, "no"), RetryAfter(1.0)
+    wait = HoldFor(2.0, HoldReason.OVER_LIMIT)
+    tries = NextTries({id(entries[4]): given_up, id(entries[5]): again_at}, {"3-x": wait})
+
+    refused = [(6, DeadLetterReason.INVALID_MESSAGE, "no"), (7, DeadLetterReason.UNKNOWN_TENANT, "")]
+    expected = BatchDecided(
+        applied=entries[:2],
+        late=[entries[1]],
+        refused=[(entries[4], given_up), *((entries[at], GiveUp(reason, text)) for at, reason, text in refused)],
+        not_here={"2-x": [entries[2]]},
+        locked=[([entries[3]], wait)],
+        failing=[(entries[5], again_at)],
+    )
+    assert decide(list(zip(entries, outcomes, strict=True)), tries) == (expected, [])
