@@ -151,7 +151,11 @@ def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
 def test_health_view_leaves_out_what_is_not_known() -> None:
     assert health_view(Health()) == {"state": "unknown"}
     view = health_view(
-        assess(ShardObservation(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), listed=listed(9, 10)))
+        assess(
+            ShardObservation(
+                probe=with_(is_standby=True, is_read_only=True, lag_s=1.5, is_upgrading=True), listed=listed(9, 10)
+            )
+        )
     )
     assert view == {
         "state": "degraded",
@@ -166,6 +170,7 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
         "responseMs": 1.0,
         "serverVersion": "17.2",
         "schemaVersion": 1,
+        "upgrading": True,
         "tenantCount": 3,
         "connectionsUsed": 5,
         "connectionsMax": 97,

@@ -52,9 +52,12 @@ def test_the_move_that_stands_for_longest_counts() -> None:
 
 
 def test_view_has_what_is_known() -> None:
-    (view,) = move_views({"a": [entry("open", phase="copy", row_count=5000, byte_count=70_000)]})
+    known = {"business_id": "smile", "location_id": "berlin", "error": "no room"}
+    (view,) = move_views({"a": [entry("open", phase="copy", row_count=5000, byte_count=70_000, **known)]})
     assert view == {
         "tenant": "smile-berlin",
+        "businessId": "smile",
+        "locationId": "berlin",
         "sourceShard": "a",
         "targetShard": "b",
         "step": "open",
@@ -63,14 +66,15 @@ def test_view_has_what_is_known() -> None:
         "bytes": 70_000,
         "startedAt": NOW - timedelta(hours=1),
         "notedAt": NOW,
-        "isRunning": True,
+        "isRunning": False,
+        "error": "no room",
     }
 
 
 @pytest.mark.parametrize(
     ("move", "is_running"),
     [
-        (entry("open", age_s=19.0), True),
+        (entry("open", age_s=20.0), True),
         (entry("open", age_s=21.0), False),
         (entry("committed", age_s=900.0, seen_at=NOW - timedelta(seconds=2)), True),
         (entry("undoing", age_s=900.0, seen_at=NOW - timedelta(seconds=21)), False),

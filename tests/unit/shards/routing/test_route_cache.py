@@ -94,8 +94,9 @@ def test_absences_are_as_old_as_the_question_and_end_the_route() -> None:
     routes.forget("tenant")
     put(routes, "found")
     assert [routes.absence(one) for one in ("tenant", "found", "another")] == [None, None, Absence.NOT_HERE]
+    put(routes, "gone", shard_id="shard-2")
     routes.apply_map_change({"shard-2"})
-    assert (routes.absence("another"), routes.get("found")) == (None, "shard-1")
+    assert [routes.absence("another"), routes.get("found"), routes.last_shard_id("gone")] == [None, "shard-1", None]
 
 
 def test_pause_lasts_as_its_row_said() -> None:

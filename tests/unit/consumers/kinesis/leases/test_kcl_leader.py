@@ -140,7 +140,7 @@ def test_metrics_are_those_of_a_worker_of_the_kcl_3() -> None:
     row = metrics_row("wid", "host:1:me", [float(value) for value in range(12)], at_s=1_790_000_000)
 
     assert row["wid"] == {"S": "host:1:me"}
-    assert row["entityType"] == {"S": "WORKER_METRIC_STATS"}
+    assert (row["entityType"], row["simpluFollower"]) == ({"S": "WORKER_METRIC_STATS"}, {"BOOL": True})
     assert [float(value["N"]) for value in row["sts"]["M"]["C"]["L"]] == [float(value) for value in range(2, 12)]
     assert row["opr"] == {"M": {"C": {"L": [{"N": "80"}]}}}
     assert (row["lut"], row["slu"], row["sup"]) == ({"N": "1790000000"}, {"N": "1790000000"}, {"N": "1"})
