@@ -159,6 +159,11 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     resource_id: str | None = None
     part_count: int | None = None
 
+    @property
+    def tenant_id(self) -> str:
+        """The tenant in whose place its dead letter waits: its business, without a location."""
+        return tenant_id_of(self.business_id or "", "")
+
 
 class Disposition(StrEnum):
     """The next step of a reader with an operation that it sent to a shard."""

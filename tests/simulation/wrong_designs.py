@@ -72,13 +72,14 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, Fl
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder, LeaseRenewer, LeaseTree
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_rules import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
+from simplu_worker.consumers.kinesis.reader.letter_outbox import Rejection
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
@@ -171,7 +172,7 @@ class _HastyDispatcher(Dispatcher):
     def _owe_letters(self, given_up: Sequence[tuple[QueuedOperation, GiveUp]]) -> None:
         self._finish([entry for entry, _ in given_up])
         for entry, why in given_up:
-            self._letters.add([entry.dead_letter(why, failed_at=self._utc())], lambda: None)
+            self.letters.add([entry.dead_letter(why, failed_at=self._utc())], lambda: None)
 
 
 class _LooseDispatcher(Dispatcher):
@@ -224,6 +225,12 @@ class _ByLocationDispatcher(Dispatcher):
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         own = [replace(one.operation, business_id=one.operation.tenant_id) for one in entries]
         super().send([replace(one, operation=operation) for one, operation in zip(entries, own, strict=True)])
+
+
+class _RoomyDispatcher(Dispatcher):
+    def reject(self, rejected: Sequence[Rejection], tracker: CheckpointTracker[RecordPosition]) -> None:
+        self.letters.has_room = lambda *_: True  # type: ignore[method-assign]
+        super().reject(rejected, tracker)
 
 
 class _WaitingShares(TenantShares):
@@ -764,6 +771,7 @@ WRONG_DESIGNS = {
 WRONG_ABOUT_SHARES = {
     "the share is by location": WrongDesign(_with_reader(dispatcher_class=_ByLocationDispatcher)),
     "a reader waits for a lane of a shard that is behind": WrongDesign(_with_reader(shares_class=_WaitingShares)),
+    "a reader waits for dead letters": WrongDesign(_with_reader(dispatcher_class=_RoomyDispatcher)),
 }
 
 # Of these `noticed.json` has the seeds (`noticing.py`), and `.ci/nightly` runs them.

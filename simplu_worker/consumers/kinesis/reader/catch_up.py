@@ -16,10 +16,12 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.cursor import READ_MAX_BYTES, Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.letter_outbox import Rejection
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
@@ -167,7 +169,9 @@ class CatchUpReader:
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
     def _keeps_up(self) -> bool:
-        return self._shares.paced_s(self.catch_up.holds) < KEPT_UP_S
+        # Its last dead letters are stored: the successor of a reader learns of them by their hold alone.
+        holds = self.catch_up.holds
+        return self._shares.paced_s(holds) < KEPT_UP_S and not self._shares.letters_s(holds)
 
     def _meet(self) -> None:
         # In the same step as the check of the main reader's position: no await in between.
@@ -203,11 +207,14 @@ class CatchUpReader:
         # No await in between: all homes were asked for.
         in_memory = self._dispatcher.pipeline.undecided_of(_tenants_of(decoded))
         lookup, left_s = self._dispatcher.pipeline.lookup, PACED_S
+        letters, rejected = self._dispatcher.letters, list[Rejection]()
         while decoded and left_s > 0 and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
             origin, record, operation = decoded.popleft()
             self._record_count += 1
             position = RecordPosition.from_origin(origin)
-            is_sent = isinstance(operation, Operation) and self._may_send(operation.tenant_id, in_memory)
+            tenant_id = operation.tenant_id
+            is_operation = isinstance(operation, Operation)
+            is_sent = self._may_send(tenant_id, in_memory) if is_operation else self._owns(tenant_id)
             parents, tracker = self.catch_up.parents, self.catch_up.tracker
             ticket = None
             if parents:
@@ -217,14 +224,24 @@ class CatchUpReader:
                 ticket = tracker.start(position)
             else:
                 tracker.skip(position)
-            if ticket is not None and isinstance(operation, Operation):
+            if ticket is None:
+                continue
+            if isinstance(operation, Operation):
                 left_s -= self._shares.cost_s(operation) if self.is_paced else 0.0
                 self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
+            else:
+                left_s -= letters.expected_s(len(record) + OPERATION_OVERHEAD_BYTES)
+                rejected.append((ticket, operation, record))
+        if rejected:
+            self._dispatcher.reject(rejected, self.catch_up.tracker)
+
+    def _owns(self, tenant_id: str) -> bool:
+        owner = self._dispatcher.ownership.owner_of(tenant_id)
+        return owner is not None and owner.catch_up is self.catch_up
 
     def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
         # Later operations *in_memory* are dropped, as they will be read again.
-        owner = self._dispatcher.ownership.owner_of(tenant_id)
-        if owner is None or owner.catch_up is not self.catch_up:
+        if not self._owns(tenant_id):
             homes = [hold for hold in self._backfills() if self._residents[hold.name][tenant_id]]
             if not homes or not self._dispatcher.meet_resident(tenant_id, homes[0], in_memory.get(tenant_id, ())):
                 return False

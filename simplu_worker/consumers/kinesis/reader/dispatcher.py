@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import partial
@@ -17,9 +17,11 @@ from typing import Final, TypeAlias
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RejectionCollector
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
-from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
+from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox, Rejection
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderProgress
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import RowBehindError, ShardPositions, cost_bytes_of
@@ -69,7 +71,7 @@ class Dispatcher:
     ) -> None:
         self._progress = progress
         self._memory = access.memory
-        self._letters = letters
+        self.letters = letters
         self._tenant_wait = rules.tenant_wait
         self._utc = utc
         self.ownership = progress.ownership
@@ -186,11 +188,40 @@ class Dispatcher:
 
     # Dead letters
 
+    def reject(self, rejected: Sequence[Rejection], tracker: CheckpointTracker[RecordPosition]) -> None:
+        """Store the dead letters of records; hold each business that has too many, from there on."""
+        collector, tickets, sizes = RejectionCollector(), list[int](), Counter[str]()
+        beyond: defaultdict[str, list[Rejection]] = defaultdict(list)
+        for ticket, one, record in rejected:
+            tenant_id = one.tenant_id
+            is_paced = self.ownership.owner_of(tenant_id) is not None
+            if tenant_id in beyond or not (is_paced or self.letters.has_room(tenant_id, sizes[tenant_id])):
+                beyond[tenant_id].append((ticket, one, record))
+                continue
+            sizes[tenant_id] += len(record) + OPERATION_OVERHEAD_BYTES
+            collector.add(one, record)
+            tickets.append(ticket)
+        for tenant_id, own in beyond.items():
+            (first, one, _) = own[0]
+            unread = Unread(tracker.position_before(first))
+            name = f"{one.business_id or '(none)'} in dead letters"
+            self._hold_for_share(HeldTarget.BUSINESS, name, {tenant_id: [unread]}, one.origin.arrived_at)
+            tracker.finish([ticket for ticket, _, _ in own])
+            log.warning("business.over_share", shard_id=None, business_id=one.business_id, operations=len(own))
+        self._memory.reserve(sizes.total())
+
+        def finish() -> None:
+            tracker.finish(tickets)
+            self._memory.release(sizes.total())
+            self.has_settled.set()
+
+        self.letters.add(collector.dead_letters(self._utc()), finish, sizes)
+
     async def _give_up(self, shard_id: str, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         # Where the shard does not take the row, the operation is tried again, and gets no other dead letter.
         failing = self.pipeline.failing
         if not failing.has_letter(entry.operation):
-            await self._letters.store([entry.dead_letter(given_up, failed_at=self._utc())])
+            await self.letters.store([entry.dead_letter(given_up, failed_at=self._utc())])
         try:
             outcome = await self.shard_positions.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
@@ -205,7 +236,7 @@ class Dispatcher:
         failed_at = self._utc()
         for entry, why in given_up:
             self._progress.unstored[id(entry)] = entry
-            self._letters.add([entry.dead_letter(why, failed_at=failed_at)], partial(self._finish_stored, entry))
+            self.letters.add([entry.dead_letter(why, failed_at=failed_at)], partial(self._finish_stored, entry))
 
     def _finish_stored(self, entry: QueuedOperation) -> None:
         del self._progress.unstored[id(entry)]
@@ -335,19 +366,24 @@ class Dispatcher:
     def hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         """Hold the tenants of a business over its share from their *newest* operations on; catch them up at once."""
         business_id = newest[0].operation.business_id
-        self._hold_for_share(HeldTarget.BUSINESS, f"{business_id} on {lane.shard_id}", newest)
+        self._hold_entries(HeldTarget.BUSINESS, f"{business_id} on {lane.shard_id}", newest)
         log.warning("business.over_share", shard_id=lane.shard_id, business_id=business_id, operations=len(newest))
 
     def hold_behind(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
         """Hold what a shard is late with from the *newest* operations of its tenants on; catch it up at its pace."""
-        self._hold_for_share(HeldTarget.SHARD, lane.shard_id, newest)
+        self._hold_entries(HeldTarget.SHARD, lane.shard_id, newest)
         log.warning("shard.behind", shard_id=lane.shard_id, operations=len(newest))
 
-    def _hold_for_share(self, target: HeldTarget, name: str, newest: Sequence[QueuedOperation]) -> None:
+    def _hold_entries(self, target: HeldTarget, name: str, newest: Sequence[QueuedOperation]) -> None:
         unread = {one: [entry.unread for entry in own] for one, own in grouped_by_tenant(newest).items()}
-        hold = self.ownership.hold_for_share(target, name, unread, _first_arrival(newest), now=loop_time())
-        hold.sample_tenant = newest[0].operation.tenant_id
+        self._hold_for_share(target, name, unread, _first_arrival(newest))
         self._drop(newest)
+
+    def _hold_for_share(
+        self, target: HeldTarget, name: str, unread: Mapping[str, Sequence[Unread]], arrived_at: datetime
+    ) -> None:
+        hold = self.ownership.hold_for_share(target, name, unread, arrived_at, now=loop_time())
+        hold.sample_tenant = next(iter(unread))
         if hold.is_waiting and hold.is_paced:  # a shard that is held for another reason is probed
             self.make_ready(hold)
 

@@ -1,24 +1,33 @@
 """Store the dead letters of one reader beside its reading and its lanes: nothing waits for another's letter.
 
 A record is finished, and its memory free, once its letters are stored. At a stop without an answer it stays pending.
+Of each business few bytes of records that are no operations wait here: what is beyond is held, and read again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
+from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.timing.waits import wait_any
 
 REQUESTS_MAX: Final = 4  # under way
+NOTHING: Final[Mapping[str, int]] = {}
+WAITING_MAX_BYTES: Final = 512 * 1024  # of businesses together: with more than its part, one is held
+STORED_BYTES_PER_S: Final = 1024 * 1024  # as expected, for the pace of a catch-up
+
+Rejection: TypeAlias = tuple[int, RejectedRecord, bytes]
+"""The ticket of a record that is no operation, why, and its bytes."""
 
 T = TypeVar("T")
 
@@ -28,6 +37,7 @@ class _Owed(msgspec.Struct):
 
     count: int
     finish: Callable[[], None]
+    sizes: Mapping[str, int]
 
 
 class LetterOutbox:
@@ -37,15 +47,31 @@ class LetterOutbox:
         self._dead_letters = dead_letters
         self._stopping = stopping
         self._waiting: dict[str | None, deque[tuple[DeadLetter, _Owed]]] = {}  # by business; the next one first
+        self._sizes: Counter[str] = Counter()  # bytes that wait of records that are no operations, by tenant
         self._has_work = asyncio.Event()
         self._error: RetryableError | None = None  # since the stop
 
-    def add(self, letters: Sequence[DeadLetter], finish: Callable[[], None]) -> None:
-        """Store *letters* soon; call *finish* when all are stored."""
-        owed = _Owed(len(letters), finish)
+    def add(
+        self, letters: Sequence[DeadLetter], finish: Callable[[], None], sizes: Mapping[str, int] = NOTHING
+    ) -> None:
+        """Store *letters* soon; call *finish* when all are stored. *sizes* are the bytes by tenant."""
+        owed = _Owed(len(letters), finish, sizes)
+        self._sizes.update(sizes)
         for letter in letters:
             self._waiting.setdefault(letter.business_id, deque()).append((letter, owed))
         self._has_work.set()
+
+    def has_room(self, tenant_id: str, size_bytes: int) -> bool:
+        """Return whether more than *size_bytes* of a tenant may wait; all tenants that wait share the room."""
+        return (self._sizes[tenant_id] + size_bytes) * max(1, len(self._sizes)) < WAITING_MAX_BYTES
+
+    def expected_s(self, size_bytes: int) -> float:
+        """Return the seconds that so many bytes of a tenant are expected to take."""
+        return size_bytes * max(1, len(self._sizes)) / STORED_BYTES_PER_S
+
+    def waiting_s(self, tenants: TenantSet) -> float:
+        """Return the same of what waits of *tenants*."""
+        return self.expected_s(sum([size for one, size in self._sizes.items() if one in tenants]))
 
     async def store(self, letters: Sequence[DeadLetter]) -> None:
         """Return when *letters* are stored. Raises RetryableError when the reader is stopped before."""
@@ -84,6 +110,7 @@ class LetterOutbox:
         for _, owed in batch:
             owed.count -= 1
             if not owed.count:
+                self._sizes -= Counter(owed.sizes)  # drops those of which nothing waits
                 owed.finish()
 
 

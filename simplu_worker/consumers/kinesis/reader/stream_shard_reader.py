@@ -20,19 +20,14 @@ import structlog
 
 from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, PushedCursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES, MemoryQuota, ReadSchedule
-from simplu_worker.consumers.kinesis.fetch.record_decoder import (
-    DecodedRecord,
-    RecordDecoder,
-    RejectionCollector,
-    with_wrong_keys,
-)
+from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder, with_wrong_keys
 from simplu_worker.consumers.kinesis.holding.ownership import Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox
+from simplu_worker.consumers.kinesis.reader.letter_outbox import LetterOutbox, Rejection
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import (
     QueuedOperation,
@@ -46,7 +41,6 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_COUNT
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.dead_letter import DeadLetter
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.tries import RetryRules
 from simplu_worker.shards.gateway import ShardGateway
@@ -374,34 +368,32 @@ class StreamShardReader:
                 self.progress.is_at_end = True
 
     async def _dispatch_records(self, records: list[Record]) -> None:
-        rejections = RejectionCollector()
-        rejected: list[int] = []
         arrivals = self._access.decoder.decode(records, after=self._read_after)
         tracker, ownership = self.progress.tracker, self.progress.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
             entries: list[QueuedOperation] = []
+            rejected: list[Rejection] = []
             held: list[int] = []
             is_any_held = len(ownership) > 0
             tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
-                if not isinstance(operation, Operation):
-                    rejections.add(operation, record)
-                    rejected.append(ticket)
-                elif is_any_held and (owner := ownership.owner_of(operation.tenant_id)) is not None:
+                if is_any_held and (owner := ownership.owner_of(operation.tenant_id)) is not None:
                     owner.passed_count += 1
                     held.append(ticket)  # a catch-up will read it again
-                else:
+                elif isinstance(operation, Operation):
                     entries.append(QueuedOperation(ticket, operation, record, tracker))
+                else:
+                    rejected.append((ticket, operation, record))
             self._check_partition_keys([one for _, _, one in decoded if isinstance(one, Operation)])
             tracker.finish(held)
             self._dispatcher.send(entries)
+            if rejected:
+                self._dispatcher.reject(rejected, tracker)
             is_full = len(decoded) == BATCH_MAX_COUNT
-            del decoded, entries  # else their memory would be free only after the next batch is decoded
+            del decoded, entries, rejected  # else their memory would be free only after the next batch is decoded
             if is_full:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
-        if len(rejections):
-            self._owe_letters(rejections.dead_letters(self._utc()), rejected)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
@@ -430,17 +422,6 @@ class StreamShardReader:
             await self._wait_for_settled()
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded
-
-    def _owe_letters(self, letters: Sequence[DeadLetter], tickets: Sequence[int]) -> None:
-        size_bytes = sum(len(letter.record) + OPERATION_OVERHEAD_BYTES for letter in letters)
-        self._memory.reserve(size_bytes)
-
-        def finish() -> None:
-            self.progress.tracker.finish(tickets)
-            self._memory.release(size_bytes)
-            self._dispatcher.has_settled.set()
-
-        self._letters.add(letters, finish)
 
     async def _wait_for_settled(self) -> None:
         self._dispatcher.has_settled.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -77,11 +77,16 @@ class TenantShares:
     def _is_held(self, tenant_id: str) -> bool:
         return self._ownership.owner_of(tenant_id) is not None
 
-    def paced_s(self, holds: Iterable[Hold]) -> float:
-        """Return the most seconds that queued operations of a hold for a share take."""
+    def paced_s(self, holds: Sequence[Hold]) -> float:
+        """Return the most seconds that queued operations of a hold for a share take, or its waiting dead letters."""
         lanes = self._pipeline.lanes()
         paced = [hold.tenants.__contains__ for hold in holds if hold.is_paced]
-        return max([sum([lane.queued_s(is_own) for lane in lanes]) for is_own in paced], default=0.0)
+        waits_s = [sum([lane.queued_s(is_own) for lane in lanes]) for is_own in paced]
+        return max([self.letters_s(holds), *waits_s])
+
+    def letters_s(self, holds: Sequence[Hold]) -> float:
+        """Return the most seconds that waiting dead letters of a hold take."""
+        return max([self._dispatcher.letters.waiting_s(hold.tenants) for hold in holds], default=0.0)
 
     def cost_s(self, operation: Operation) -> float:
         """Return the seconds that an operation is expected to take of its lane; 0 without one."""
