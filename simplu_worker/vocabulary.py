@@ -103,6 +103,7 @@ class HeldTarget(StrEnum):
     SHARD = "shard"  # a Postgres shard
     TENANT = "tenant"
     BUSINESS = "business"  # its tenants on a Postgres shard that send more than their share
+    LETTERS = "dead letters"  # of a business, or of none: there are too many
     OVERFLOW = "overflow"  # the tenants beyond TENANT_HOLDS_MAX
     PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
     PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held

@@ -165,7 +165,8 @@ def is_caught_up(reader: StreamShardReader) -> bool:
     progress = reader.progress
     at_tip = progress.is_at_end or (reader.cursor.millis_behind == 0 and not progress.is_dispatching)
     is_catching_up = not all(hold.is_waiting for hold in progress.holds()) or reader.status()["catchUps"]
-    return at_tip and not len(progress.tracker) and not is_catching_up and progress.pipeline.lookup.has_asked_all
+    has_asked_all = all(tenant.failure_count for tenant in progress.pipeline.lookup._tenants.values())
+    return at_tip and not len(progress.tracker) and not is_catching_up and has_asked_all
 
 
 @asynccontextmanager

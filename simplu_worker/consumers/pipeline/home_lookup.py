@@ -128,11 +128,6 @@ class HomeLookup(Generic[EntryT]):
         """Whether as many tenants wait for a lookup as can be looked up soon."""
         return self._unasked.total() >= RECENT_LOOKUPS_MAX
 
-    @property
-    def has_asked_all(self) -> bool:
-        """Whether every tenant was looked up, without a shard as the answer."""
-        return all(tenant.failure_count for tenant in self._tenants.values())
-
     def entries(self) -> list[EntryT]:
         """Return all waiting operations."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]

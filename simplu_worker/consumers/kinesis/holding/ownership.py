@@ -466,7 +466,9 @@ class Ownership:
         if hold is None:
             hold = self._open(target, name, HoldReason.OVER_SHARE, arrived_at, now=now)
         for tenant_id, unread in in_memory.items():
-            if hold.catch_up is not None and hold.catch_up.comes_to(self._undone(tenant_id, unread)):
+            owner = self.owner_of(tenant_id)
+            undone = union([Unread(self._main.last_read) if owner is None else owner.unread, *unread])
+            if hold.catch_up is not None and hold.catch_up.comes_to(undone):
                 self._assign(tenant_id, hold)
             else:
                 self.split(tenant_id, hold, unread, arrived_at)
@@ -544,10 +546,6 @@ class Ownership:
         return True
 
     # Pending operations
-
-    def _undone(self, tenant_id: str, in_memory: Iterable[Unread]) -> Unread:
-        owner = self.owner_of(tenant_id)
-        return union([Unread(self._main.last_read) if owner is None else owner.unread, *in_memory])
 
     def floor(self, main: RecordPosition | None) -> RecordPosition | None:
         """Return the position up to which nothing is pending, given the main reader's checkpoint."""

@@ -204,8 +204,8 @@ class Dispatcher:
         for tenant_id, own in beyond.items():
             (first, one, _) = own[0]
             unread = Unread(tracker.position_before(first))
-            name = f"{one.business_id or '(none)'} in dead letters"
-            self._hold_for_share(HeldTarget.BUSINESS, name, {tenant_id: [unread]}, one.origin.arrived_at)
+            name, arrived_at = one.business_id or "", one.origin.arrived_at
+            self._hold_for_share(HeldTarget.LETTERS, name, {tenant_id: [unread]}, arrived_at)
             tracker.finish([ticket for ticket, _, _ in own])
             log.warning("business.over_share", shard_id=None, business_id=one.business_id, operations=len(own))
         self._memory.reserve(sizes.total())
@@ -402,14 +402,11 @@ class Dispatcher:
         return hold
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: HoldReason) -> Hold:
-        hold = self._split_off(entries, reason)
-        self.pipeline.forget_homes([entries[0].operation.tenant_id])
+        tenant_id, unread = entries[0].operation.tenant_id, [entry.unread for entry in entries]
+        hold = self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
+        self.pipeline.forget_homes([tenant_id])
         self._finish(entries)
         return hold
-
-    def _split_off(self, entries: Sequence[QueuedOperation], reason: HoldReason) -> Hold:
-        tenant_id, unread = entries[0].operation.tenant_id, [entry.unread for entry in entries]
-        return self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
 
     def make_ready(self, hold: Hold) -> None:
         """Have a hold caught up as soon as a catch-up is free."""

@@ -203,7 +203,9 @@ class ReaderProgress:
         is_closed = self.is_at_end or self.cursor.is_closed
         if passed_to is None or is_closed or any(hold.is_backfill for hold in holds):
             return None
-        instants = [passed_to]
+        # What is no operation has no tenant that *ahead* could name.
+        letters = [hold.first_arrival for hold in holds if hold.target is HeldTarget.LETTERS]
+        instants = [passed_to, *letters]
         if ahead is None and not self.ownership.is_settled():
             if any(hold.target in (HeldTarget.PREDECESSOR, HeldTarget.PARENTS) for hold in holds):
                 return None  # their first records are not known

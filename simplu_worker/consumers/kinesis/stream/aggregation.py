@@ -332,7 +332,8 @@ def _lines(record: bytes) -> Sequence[bytes]:
     if record.startswith(_BYTE_ORDER_MARK) or _is_json(record):
         return ()
     lines = [match.group().rstrip(_JSON_SPACE) for match in islice(_LINES.finditer(record), PARTS_OF_RECORD_MAX + 1)]
-    return lines if len(lines) > 1 and any(map(_is_object, lines[:2])) else ()
+    has_object = any(line.startswith(b"{") and _is_json(line) for line in lines[:2])
+    return lines if len(lines) > 1 and has_object else ()
 
 
 def _is_json(text: bytes) -> bool:
@@ -343,7 +344,3 @@ def _is_json(text: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
-
-
-def _is_object(text: bytes) -> bool:
-    return text.startswith(b"{") and _is_json(text)

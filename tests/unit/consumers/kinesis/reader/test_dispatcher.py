@@ -14,14 +14,15 @@ from simplu_worker.consumers.kinesis.holding.ownership import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.letter_outbox import WAITING_MAX_BYTES, LetterOutbox
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.fairness import Demand, ShardTime
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, RejectedRecord
 from simplu_worker.operations.tries import RetryRules
 from simplu_worker.timing.clock import UtcClock, utc_now
-from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
+from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, HoldState, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -101,6 +102,23 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
         ending.set()
 
     assert hurried == ({"b-l"} if is_first else set())
+
+
+async def test_business_with_too_many_dead_letters_is_held_alone() -> None:
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main)
+    dispatcher.letters = LetterOutbox(cast("Any", None), asyncio.Event)
+    half, reason = b"?" * (WAITING_MAX_BYTES // 2), DeadLetterReason.INVALID_JSON
+    origin = Origin(Source.KINESIS, "operations", NOW)
+    rejected = [
+        (main.start(mark(number)), RejectedRecord(reason, "?", origin, business_id), half)
+        for number, business_id in enumerate([None, None, None, "b", None], 1)
+    ]
+    dispatcher.reject(rejected, main)
+
+    (hold,) = dispatcher.ownership.holds()
+    assert (hold.title, hold.reached, hold.state, len(main)) == ("dead letters", mark(2), HoldState.READY, 3)
+    assert dispatcher.letters.waiting_s(hold.tenants) > 1.0
 
 
 async def test_held_targets_are_tried_now_by_name_or_all() -> None:
