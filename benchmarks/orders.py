@@ -237,7 +237,7 @@ class OrderBenchmark:
             await asyncio.sleep(POLL_S)
             return not await self._count_left(self._orders_url)
 
-        if not await poll_until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
+        if not await poll_until(is_empty, within_s=WITHIN_S + len(plan.events) / APPLIED_PER_S):
             raise SystemExit(
                 f"expected an empty queue, the worker left {await self._count_left(self._orders_url)} events"
             )
@@ -251,7 +251,7 @@ class OrderBenchmark:
 
     async def find_differences(self) -> list[str]:
         """Return the differences from the events sent."""
-        return list((await compare_orders(shard_urls(self._stack.env), self._plans, {}, [])).differences)
+        return await compare_orders(shard_urls(self._stack.env), self._plans)
 
     async def _fill_queue(self, name: str, queue_url: str, count: int) -> OrderPlan:
         plan = OrderPlan(name, self._tenants, count=count, groups=self._arguments.groups)
@@ -260,7 +260,7 @@ class OrderBenchmark:
         def ignore(_: OrderEvent, __: SendReceipt) -> None:
             pass
 
-        await send_events(self._sqs, queue_url, (planned.event for planned in plan.planned), on_sent=ignore)
+        await send_events(self._sqs, queue_url, plan.events, on_sent=ignore)
         return plan
 
     def _make_run(self, contender: str, plan: OrderPlan, seconds: float, before: Mapping[str, float]) -> OrderRun:

@@ -1,11 +1,9 @@
-"""A producer and a checker that know only the contract, against a running `simplu-worker stack` and `run`.
+"""A producer and a checker that know only the contract, against a worker beside a running `simplu-worker stack`.
 
     simplu-worker stack --env-file F
-    simplu-worker run --env-file F
-    python tests/acceptance/blackbox.py --env-file F --operations 6000
+    python tests/acceptance/blackbox.py --env-file F --operations 6000 --kills 3
 
-Exit status 0 only if every row, every outcome and every dead letter is what the contract says. With `--kills` or
-`--start-worker` it runs the worker itself.
+Exit status 0 only if every row, every outcome and every dead letter is what the contract says.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ from simplu_local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.processes.worker_process import WorkerProcess
-from simplu_local.workload.workload import ALL_KINDS, Shares
 
 STOP_WITHIN_S = 35.0
 IDLE_S = 60.0
 MOST = 0.9  # redeliveries leave no trace
+PACKED = 0.3  # of the keys: records of several operations
 
 
 def main() -> None:
@@ -42,17 +40,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--env-file", type=Path, required=True, help="what `simplu-worker stack` wrote")
     parser.add_argument("--operations", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's records")
-    parser.add_argument("--kinds", default=",".join(ALL_KINDS), help="comma-separated; default: %(default)s")
     parser.add_argument("--tenants", type=int, default=10)
     parser.add_argument("--late-tenants", type=int, default=0, help="registered when half of the records are put")
     parser.add_argument("--unregistered", type=int, default=0, help="tenants that send and never are registered")
-    parser.add_argument("--unstorable", type=float, default=Shares().unstorable, help="share of data jsonb refuses")
-    parser.add_argument("--packed", type=float, default=0.3, help="share of keys with records of several operations")
     parser.add_argument("--stress", action="store_true", help="add records of 1 MB, over 10 MB, and 10,000 deep")
     parser.add_argument("--rate", type=float, default=None, help="most records a second")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds until all must be applied")
-    parser.add_argument("--start-worker", action="store_true", help="run the worker too, and end it with SIGTERM")
-    parser.add_argument("--kills", type=int, default=0, help="kill the worker this often with -9; runs it")
+    parser.add_argument("--kills", type=int, default=0, help="kill the worker this often with -9")
     return parser.parse_args()
 
 
@@ -73,10 +67,8 @@ async def run(arguments: argparse.Namespace) -> int:
         tenants=arguments.tenants,
         late_tenants=arguments.late_tenants,
         unregistered=arguments.unregistered,
-        kinds=tuple(arguments.kinds.split(",")),
-        shares=Shares(unstorable=arguments.unstorable),
         stress=arguments.stress,
-        packed=arguments.packed,
+        packed=PACKED,
         rate=arguments.rate,
     )
     console.print(f"seed {seed}, run {load.run}")
@@ -91,8 +83,7 @@ async def run(arguments: argparse.Namespace) -> int:
         idle_s=IDLE_S,
     )
     env = read_env_file(arguments.env_file)
-    count = int(arguments.start_worker or arguments.kills > 0)
-    async with running_workers(env, arguments.env_file, count) as workers, asyncio.TaskGroup() as tasks:
+    async with running_workers(env, arguments.env_file, 1) as workers, asyncio.TaskGroup() as tasks:
         killing = tasks.create_task(kill_repeatedly(trial, workers, arguments.kills, console))
         killing.add_done_callback(lambda _: killed.set())
         result = await trial.run()

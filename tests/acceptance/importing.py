@@ -32,6 +32,7 @@ from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.testbed import Testbed
 from support.restaurants import make_restaurants, queries_text, row_count
+from support.rows import fetch
 
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -320,14 +321,6 @@ async def find_differences(testbed: Testbed, restaurants: list[Tenant]) -> list[
     if testbed.dead_letters:
         differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
     return differences
-
-
-async def fetch(url: str, query: str, *arguments: object) -> list[asyncpg.Record]:
-    connection = await asyncpg.connect(url)
-    try:
-        return list(await connection.fetch(query, *arguments))
-    finally:
-        await connection.close()
 
 
 def print_figures(console: Console, imported: Imported, arguments: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -42,8 +41,7 @@ async def add_shard(scene: Scene) -> None:
 
 
 async def shard_failed_over(scene: Scene) -> None:
-    await scene.deploy("db-1", "db-2")
-    await scene.wait_until_applied()
+    await two_shards(scene)
     standby = await scene.add_standby("db-1b", "db-1")
     await standby.catch_up()
     await standby.fall_behind()
@@ -53,14 +51,8 @@ async def shard_failed_over(scene: Scene) -> None:
     await scene.send("smile-berlin", HELD_COUNT)
 
 
-async def replace_server(scene: Scene) -> None:
-    """Deploy two shards; the page makes the new server."""
-    await scene.deploy("db-1", "db-2")
-
-
 async def shard_restored(scene: Scene) -> None:
-    await scene.deploy("db-1", "db-2")
-    await scene.wait_until_applied()
+    await two_shards(scene)
     await scene.back_up("db-1")
     await scene.send("smile-berlin", HELD_COUNT)
     await scene.wait_until_applied()
@@ -102,8 +94,7 @@ async def shard_held_for_gap(scene: Scene) -> None:
     await scene.restore("db-1", "db-1b")
     await execute(scene.servers["db-1b"].url, "UPDATE stream_positions SET token = gen_random_uuid()")  # of unknown age
     scene.replace("shards.json", f"(.*)@{scene.names['db-1:5432']}(.*)", r"\1@db-1b:5432\2")
-    assert scene.worker is not None
-    scene.worker.send_signal(signal.SIGHUP)
+    await scene.reload_worker()
     await scene.send("smile-berlin", HELD_COUNT)
     await scene.wait_for_log("shard.gap_found")
 
@@ -130,8 +121,7 @@ async def upgrade(scene: Scene) -> None:
 
 
 async def stream_near_retention(scene: Scene) -> None:
-    await scene.deploy("db-1", "db-2")
-    await scene.wait_until_applied()
+    await two_shards(scene)
     await scene.servers["db-1"].kill()
     await scene.send("smile-berlin", HELD_COUNT)
     await scene.wait_for_log("shard.held")
@@ -164,15 +154,13 @@ async def two_shards(scene: Scene) -> None:
 
 
 async def tenant_split(scene: Scene) -> None:
-    await scene.deploy("db-1", "db-2")
-    await scene.wait_until_applied()
+    await two_shards(scene)
     await execute(scene.servers["db-1"].url, STRAY_SQL)
 
 
 async def region_loss(scene: Scene) -> None:
     """Leave two standbys that lack the last operations; the producers have kept them in a file."""
-    await scene.deploy("db-1", "db-2")
-    await scene.wait_until_applied()
+    await two_shards(scene)
     for host in ("db-1", "db-2"):
         standby = await scene.add_standby(f"{host}b", host)
         await standby.catch_up()
@@ -193,7 +181,7 @@ SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "poisoned-producer": poisoned_producer,
     "region-loss": region_loss,
     "remove-shard": two_shards,
-    "replace-server": replace_server,
+    "replace-server": two_shards,
     "restore-tenant": restore_tenant,
     "rotate-credentials": rotate_credentials,
     "shard-failed-over": shard_failed_over,

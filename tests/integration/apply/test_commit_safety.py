@@ -6,13 +6,12 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
-from support.postgres.databases import ShardMaker, copy_shard, database_of, execute
+from support.postgres.databases import copy_shard, database_of, execute
 from support.postgres.standby_pair import (
     Pair,
     eventually,
@@ -121,31 +120,6 @@ async def without_wal_writer(pair: Pair) -> AsyncIterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-# Without a standby
-
-
-async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
-    async with open_shard(await make_shard()) as shard:
-        await add_tenant(shard.pool)
-        known, lost = await shard.applied(2), [*await shard.applied(), operation("create", "never", "{}")]
-        results = await asyncio.gather(*(shard.are_safe(one) for one in (known, lost)), return_exceptions=True)
-        assert [str(result) for result in results] == [
-            "None",
-            f"shard {SHARD_ID} has another server now, or lost its last commits",
-        ]
-
-
-async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker) -> None:
-    async with open_shard(await make_shard()) as shard:
-        server = await shard.note_server()
-        for other in (
-            Server("00000009", server.started_at),
-            Server(server.timeline, server.started_at - timedelta(seconds=1)),
-        ):
-            with pytest.raises(RetryableError, match="has another server now"):
-                await shard.commits.wait_for_transaction(SHARD_ID, other)
 
 
 @pytest.mark.slow(0.3)

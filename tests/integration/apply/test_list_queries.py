@@ -242,3 +242,44 @@ async def test_list_that_runs_into_its_time_is_too_large(make_pool: PoolMaker) -
     assert await tenant.apply(*batch) == [SUCCEEDED, failed(Failure.QUERY_TOO_LARGE), SUCCEEDED]
 
     assert (await tenant.result(by_day))["indexWouldHelp"] == ["v"]
+
+
+ODD_DOCUMENTS = {
+    'quote"\\': '{"\\"\\\\ ": "\\" \\\\ \\n \\u0001 \\ud83d\\ude00 漢", "": {}}',
+    "漢 \n\t": "{}",
+    "numbers": '{"v": [1.00, -0.0, 1e-300, 12345678901234567890.123, 1e30]}',
+    "long text": '{"v": [' + ",".join(["0." + "0" * 700] * 200) + "]}",  # much longer than what is stored
+    "nested": '{"v": ' + "[" * 100 + "null" + "]" * 100 + "}",
+}
+
+
+async def test_list_has_documents_and_ids_of_any_content(tenant: TenantCase) -> None:
+    await tenant.apply(*(tenant.operation("create", name, text) for name, text in ODD_DOCUMENTS.items()))
+    asked = tenant.operation("list", None)
+    assert await tenant.apply(asked) == [SUCCEEDED]
+    rows = await fetch(
+        tenant.pool,
+        """
+        SELECT "resourceId" AS id, (item -> 'data')::text = data::text AS is_equal
+        FROM operations
+        CROSS JOIN LATERAL jsonb_array_elements(result -> 'items') AS item
+        JOIN resources ON id = tenant_id AND "resourceId" = item ->> 'resourceId'
+        WHERE tenant_id = $1 AND request_id = $2
+        """,
+        asked.tenant_id,
+        asked.request_id,
+    )
+    assert {row["id"]: row["is_equal"] for row in rows} == dict.fromkeys(ODD_DOCUMENTS, True)
+
+
+async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) -> None:
+    big = {"text": "x" * 400_000}
+    await tenant.apply(*(tenant.operation("create", name, big) for name in ("a", "b", "c")))
+    all_three = tenant.operation("list", None)
+
+    assert await tenant.apply(all_three) == [failed(Failure.RESULT_TOO_LARGE)]
+
+    assert await tenant.result(all_three) is None
+    assert (await tenant.log())[all_three.request_id] == ("failed", "result_too_large")
+    page = await listed(tenant, None, limit=2)
+    assert ([item["resourceId"] for item in page["items"]], page["hasMore"]) == (["a", "b"], True)

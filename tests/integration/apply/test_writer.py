@@ -74,24 +74,6 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
     }
 
 
-async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: TenantCase) -> None:
-    await tenant.apply(
-        tenant.operation("create", data={"a": 1}, timestamp="2020-02-29T23:59:59.999999+02:00"),
-        tenant.operation("update", data={"a": 2}, timestamp="9999-12-31T23:59:59.999999Z"),
-        tenant.operation("create", "r2", data={}, timestamp="0001-01-01"),
-        tenant.operation("patch", "r2", data={"b": 1}, timestamp="1969-07-20T20:17:40Z"),
-    )
-
-    query = """SELECT "resourceId", "businessType", date::text, "lastUpdated"::text FROM resources WHERE id = $1"""
-    async with tenant.pool.transaction() as connection:
-        await connection.execute("SET LOCAL timezone = 'UTC'")
-        rows = [tuple(row) for row in await connection.fetch(query + ' ORDER BY "resourceId"', tenant.tenant_id)]
-    assert rows == [
-        ("r1", "dental", "2020-02-29 21:59:59.999999+00", "9999-12-31 23:59:59.999999+00"),
-        ("r2", "dental", "0001-01-01 00:00:00+00", "1969-07-20 20:17:40+00"),
-    ]
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -17,8 +17,8 @@ from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.migrations import STEP, Migration
-from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, check_schema, make_schema
+from simplu_worker.shards.schema.migrations import STEP
+from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, make_schema
 from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.shards.types import ShardUnavailableError
@@ -148,16 +148,6 @@ async def test_worker_holds_a_shard_that_left_its_version_behind(pool: ShardPool
     assert outcome.disposition is Disposition.APPLIED
 
 
-async def test_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
-    both = MIGRATIONS, [*MIGRATIONS, MADE_UP]
-    before = [await version_for(pool, migrations) for migrations in both]
-
-    await upgrader(pool).run()
-
-    assert before == [SCHEMA_VERSION] * 2
-    assert [await version_for(pool, migrations) for migrations in both] == [NEXT] * 2
-
-
 @pytest.mark.parametrize("version", range(max(1, SCHEMA_VERSION - 1), NEXT + 1))
 @pytest.mark.slow(0.3)
 async def test_every_query_works_on_each_schema_of_a_worker(make_shard: ShardMaker, version: int) -> None:
@@ -168,12 +158,6 @@ async def test_every_query_works_on_each_schema_of_a_worker(make_shard: ShardMak
             for query in QUERIES.values():
                 if "simplu_adoption" not in query:
                     await connection.prepare(query)
-
-
-async def version_for(pool: ShardPool, migrations: Sequence[Migration]) -> int | None:
-    async with pool.connection() as connection:
-        schema = await check_schema(connection, pool.address.shard_id, migrations=migrations)
-    return None if schema is None else schema.version
 
 
 @pytest.fixture

@@ -1,22 +1,19 @@
-"""Compare the shards and the dead-letter queue with plans of order events."""
+"""Compare the shards with plans of order events."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import asyncpg
-from support.load.order_plan import OrderPlan, OrderStep, PlannedEvent
+from support.load.order_plan import OrderPlan, OrderStep
 from support.rows import fetch, fetch_value
 
-from simplu_local.verify.comparison import StoredDeadLetter
-
 OPERATIONS_SQL = """
-SELECT tenant_id, request_id, operation, resource_id, status, error, source,
-       xid::text::bigint AS xid, position, received_at, completed_at
+SELECT tenant_id, request_id, operation, resource_id, status, error, source, xid::text::bigint AS xid, position,
+       completed_at
 FROM operations WHERE resource_type = 'order' AND tenant_id = ANY ($1)
 """
 ROWS_SQL = """
@@ -28,17 +25,6 @@ SELECT count(*) FROM operations WHERE resource_type = 'order' AND tenant_id = AN
 FIRST_SQL = """
 SELECT min(completed_at) FROM operations WHERE resource_type = 'order' AND starts_with(request_id, $1 || '-')
 """
-
-
-@dataclass(frozen=True, slots=True)
-class OrderComparison:
-    """The result of a comparison: *differences* has a line for each kind, with an example."""
-
-    differences: Sequence[str]
-    latencies_s: Sequence[float]
-    first_at: datetime | None
-    last_at: datetime | None
-    repeated_letters: int
 
 
 async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
@@ -63,18 +49,11 @@ async def read_first_commit_time(urls: Sequence[str], plan: OrderPlan) -> dateti
     return min((time for time in times if time is not None), default=None)
 
 
-async def compare_orders(
-    urls: Sequence[str],
-    plans: Sequence[OrderPlan],
-    sent: Mapping[str, PlannedEvent],
-    letters: Iterable[StoredDeadLetter],
-    *,
-    has_moved: bool = False,
-) -> OrderComparison:
-    """Compare every order, every log entry and every dead letter.
+async def compare_orders(urls: Sequence[str], plans: Sequence[OrderPlan], *, has_moved: bool = False) -> list[str]:
+    """Compare every order and every log entry; return a line for each kind of difference, with an example.
 
-    *plans* must be all plans of their tenants, and *sent* their events that may have a dead letter, by message id.
-    The log of a tenant that *has_moved* has no numbers of transactions that compare: its times are compared instead.
+    *plans* must be all plans of their tenants. The log of a tenant that *has_moved* has no numbers of transactions
+    that compare: its times are compared instead.
     """
     operations, rows = [], []
     tenant_ids = sorted({tenant_id for plan in plans for tenant_id in _tenant_ids(plan)})
@@ -82,18 +61,11 @@ async def compare_orders(
         operations += await fetch(url, OPERATIONS_SQL, tenant_ids)
         rows += await fetch(url, ROWS_SQL, tenant_ids)
     lines = _Differences()
-    moment = "completed_at" if has_moved else "xid"
-    _compare_log(lines, [step for plan in plans for step in plan.steps], operations, moment)
-    _compare_rows(lines, {key: row for plan in plans for key, row in plan.rows().items()}, rows)
-    repeated = _compare_letters(lines, sent, letters)
-    times = [row["completed_at"] for row in operations]
-    return OrderComparison(
-        differences=list(lines),
-        latencies_s=sorted((row["completed_at"] - row["received_at"]).total_seconds() for row in operations),
-        first_at=min(times, default=None),
-        last_at=max(times, default=None),
-        repeated_letters=repeated,
+    _compare_log(
+        lines, [step for plan in plans for step in plan.steps], operations, "completed_at" if has_moved else "xid"
     )
+    _compare_rows(lines, {key: row for plan in plans for key, row in plan.rows().items()}, rows)
+    return list(lines)
 
 
 class _Differences:
@@ -157,26 +129,6 @@ def _compare_rows(lines: _Differences, wanted: dict[tuple[str, str], Any], rows:
             lines.note("orders with other content", f"{key}: {got}, expected {expected}")
     for key in wanted:
         lines.note("orders missing", key)
-
-
-def _compare_letters(lines: _Differences, sent: Mapping[str, PlannedEvent], letters: Iterable[StoredDeadLetter]) -> int:
-    found: dict[str, set[str]] = {}
-    repeated = 0
-    for letter in letters:
-        message_id = letter.position[1]
-        planned = sent.get(message_id)
-        if planned is None:
-            continue  # the letter of another producer's event
-        repeated += letter.reason in found.get(message_id, set())
-        found.setdefault(message_id, set()).add(letter.reason)
-        if letter.record is not None and letter.record != planned.event.body.encode():
-            lines.note("dead letters with another body than was sent", message_id)
-        if letter.reason not in planned.reasons:
-            lines.note("dead letters that should not be", f"{letter}, expected {set(planned.reasons) or 'none'}")
-    for message_id, planned in sent.items():
-        if planned.reasons and message_id not in found:
-            lines.note("poison without a dead letter", planned)
-    return repeated
 
 
 def _tenant_ids(plan: OrderPlan) -> list[str]:

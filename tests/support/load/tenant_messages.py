@@ -71,8 +71,7 @@ class TenantMessages:
             return not changed and await count_orders(urls, plan) >= len(plan.steps)
 
         await poll_until(are_applied, within_s=within_s)
-        orders = await compare_orders(urls, [plan], {}, [], has_moved=True)
-        return [*orders.differences, *changed]
+        return [*await compare_orders(urls, [plan], has_moved=True), *changed]
 
     def _plan(self, count: int) -> OrderPlan:
         return OrderPlan("messages", [self._tenant], count=count, groups=GROUPS)
@@ -85,10 +84,10 @@ class TenantMessages:
         await send_events(sqs, queue_url, self._events(), on_sent=note, rate=self._rate)
 
     def _events(self) -> Iterator[OrderEvent]:
-        for planned in self._plan(EVENTS_MAX).planned:
+        for event in self._plan(EVENTS_MAX).events:
             if self._is_stopping:
                 return
-            yield planned.event
+            yield event
 
     async def _send_changes(self, sqs: Any) -> None:
         queue_url = self._env["SQS_SHARD_CREATION_QUEUE_URL"]

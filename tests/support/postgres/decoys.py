@@ -56,7 +56,6 @@ CREATE OPERATOR {schema}.= (LEFTARG = point, RIGHTARG = path, FUNCTION = {schema
 UPDATE pg_operator SET oprcode = '{schema}.decoy(integer, integer)'::regprocedure
 WHERE oid = '{schema}.=(point, path)'::regoperator;
 """
-# Written into the catalog: thousands of statements would take seconds. A decoy ignores its arguments.
 # Written into the catalog: so many statements would take seconds. A decoy ignores its arguments.
 PLANT: Final = """
 INSERT INTO pg_catalog.{catalog} SELECT {columns}

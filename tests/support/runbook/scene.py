@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import secrets
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,6 +227,10 @@ class Scene:
     async def stop_worker(self) -> None:
         assert self.worker is not None
         await self.worker.stop(within_s=STOP_S)
+
+    async def reload_worker(self) -> None:
+        assert self.worker is not None
+        self.worker.send_signal(signal.SIGHUP)
 
     async def _provision(self, business: str, location: str, business_type: str) -> None:
         settings = settings_in(self.environment)
