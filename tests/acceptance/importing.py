@@ -27,6 +27,7 @@ from random import Random
 from typing import Any, Final
 
 import asyncpg
+from acceptance import moving
 from rich.console import Console
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
@@ -225,24 +226,8 @@ async def start_command(testbed: Testbed, url: str, queries: Path, *options: str
     secret = queries.with_name("source-url")
     secret.touch(mode=0o600)
     secret.write_text(url, encoding="utf-8")
-    return await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "simplu_worker",
-            "tenants",
-            "import",
-            str(queries),
-            "--business-type",
-            "restaurant",
-            "--json",
-            *options,
-        ),
-        env=testbed.stack.env | {"IMPORT_SOURCE_URL_FILE": str(secret)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # of a background process it is ignored
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    words = ("tenants", "import", str(queries), "--business-type", "restaurant", "--json", *options)
+    return await moving.start_command(testbed, *words, IMPORT_SOURCE_URL_FILE=str(secret))
 
 
 async def run_command(testbed: Testbed, url: str, queries: Path, *options: str) -> dict[str, Any]:
@@ -312,15 +297,9 @@ async def find_differences(testbed: Testbed, restaurants: list[Tenant]) -> list[
     """Stop the load, and compare every operation. The imported rows, which were compared, are taken away before."""
     for flow in testbed.flows:
         await flow.producer.stop()
-    differences = []
-    if not await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_S):
-        differences.append("not all operations were applied in the end")
     for url in testbed.urls:
         await fetch(url, FORGET_SQL, [tenant.tenant_id for tenant in restaurants])
-    differences += await testbed.find_differences()
-    if testbed.dead_letters:
-        differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
-    return differences
+    return await testbed.find_last_differences(within_s=APPLIED_S)
 
 
 def print_figures(console: Console, imported: Imported, arguments: argparse.Namespace) -> None:

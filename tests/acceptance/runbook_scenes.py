@@ -1,4 +1,4 @@
-"""The state of the world before the first step of each page of docs/runbook/."""
+"""The state of the world before the first step of each page of docs/runbook/ but that on the first deployment."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ FROM (VALUES ('settings', 'default', '{}'::jsonb), ('members', 'stray', '{"name"
 """ + made_up_rows(
     tenant_id="'fit-oslo'", request_id="'stray'", operation="'create'", resource_type="'members'", resource_id="'stray'"
 )
-
-
-async def first_deployment(scene: Scene) -> None:
-    await scene.add_server("db-1", database="unused")
-    await scene.add_server("db-2", database="unused")
 
 
 async def add_shard(scene: Scene) -> None:
@@ -175,7 +170,6 @@ async def region_loss(scene: Scene) -> None:
 SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
     "business-types": two_shards,
-    "first-deployment": first_deployment,
     "import": import_tenants,
     "move-tenant": two_shards,
     "poisoned-producer": poisoned_producer,

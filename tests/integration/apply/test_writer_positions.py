@@ -25,7 +25,6 @@ from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.positions import ShardPositions
-from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
@@ -35,7 +34,6 @@ pytestmark = pytest.mark.slow
 
 
 PARENT = "shardId-000000000001"
-UNEXPECTED = Outcome(disposition=Disposition.FAILING, error=state_words("P0001"))
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 
@@ -273,9 +271,7 @@ async def standing(positions: ShardPositions) -> StreamPosition:
     return stored.rows[STREAM_SHARD_ID]
 
 
-async def test_gap_of_one_position_lasts_until_it_is_accepted(
-    case: TenantCase, writer: ShardWriter, positions: ShardPositions
-) -> None:
+async def test_gap_of_one_position_lasts_until_it_is_accepted(case: TenantCase, positions: ShardPositions) -> None:
     claim = claim_of()
     await positions.write_positions(SHARD_ID, [claim])
     await positions.mark_gap(SHARD_ID, STREAM, STREAM_SHARD_ID, "6/0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -41,8 +40,7 @@ TENANT_ID = "-".join(TENANT)
 
 
 async def put(routed: RoutedShards, shard_id: str, state: str = "active", moved_to: str | None = None) -> None:
-    shard = next(shard for shard in await routed.locator.list_shards() if shard.shard_id == shard_id)
-    await add_tenant(routed.pools.ensure_pool(shard), state=state, moved_to=moved_to)
+    await add_tenant(routed.pool(shard_id), state=state, moved_to=moved_to)
 
 
 async def found(routed: RoutedShards) -> str:
@@ -135,16 +133,13 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
         assert homes == {"b-gone": None, "b-nowhere": None}
 
 
-async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(make_shard: ShardMaker) -> None:
-    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
-        first, second = await routed.locator.list_shards()
-        await add_tenant(routed.pools.ensure_pool(first), state="destroyed")
-        await add_tenant(routed.pools.ensure_pool(second))
-
-        home = (await routed.directory.homes.find_homes({TENANT_ID: first}))[TENANT_ID]
-
-        assert isinstance(home, TenantHome)
-        assert home.address == second
+async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(routed: RoutedShards) -> None:
+    first, second = await routed.locator.list_shards()
+    await put(routed, "shard-1", "destroyed")
+    await put(routed, "shard-2")
+    home = (await routed.directory.homes.find_homes({TENANT_ID: first}))[TENANT_ID]
+    assert isinstance(home, TenantHome)
+    assert home.address == second
 
 
 async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
@@ -193,29 +188,19 @@ class MovedTenant:
         return await self.replica.started.find_operation(request_id, *names, Role.OPERATOR)
 
 
-@asynccontextmanager
-async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
-    async with (
-        routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed,
-        Pools(size=2) as pools,
-    ):
+@pytest.fixture
+async def tenant(routed: RoutedShards) -> AsyncIterator[MovedTenant]:
+    async with Pools(size=2) as pools:
         late = ShardGateway(Directory(routed.locator, pools), routed.locator, pools, tenant_wait=TENANT_WAIT)
         replica = ReplicaStatus("replica-2", asyncio.Event())
         lease = Lease("a", TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=SEEN_AT)
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=lambda: [lease], stream_name="s"))
         replica.start(late, pools, routed.locator, fleet=fleet)
-        moved = MovedTenant(routed, late, replica)
-        moved.routed.pool("shard-2")
-        await add_tenant(moved.routed.pool("shard-1"))
+        routed.pool("shard-2")
+        await put(routed, "shard-1")
         routed.register(TENANT, "shard-1")
         assert await late.find(TENANT_ID) == "shard-1"
-        yield moved
-
-
-@pytest.fixture
-async def tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
-    async with moved_tenant(make_shard) as moved:
-        yield moved
+        yield MovedTenant(routed, late, replica)
 
 
 @pytest.mark.slow

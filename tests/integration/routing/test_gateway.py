@@ -100,9 +100,7 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
 
 
 async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_id(routed: RoutedShards) -> None:
-    await add_tenant(routed.pool(), ("a", "b-c"))
-    routed.register(("a", "b-c"), "shard-1")
-    case = TenantCase(routed.pool(), ("a", "b-c"))
+    case = await add_registered(routed, ("a", "b-c"), "shard-1")
     assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
 
     own, _, _ = await routed.gateway.lookups.find_operation("own", "a-b-c", names=("a", "b-c"))
@@ -115,9 +113,7 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
         for shard_id, business_id in (("shard-1", "b1"), ("shard-2", "b2"), ("shard-2", "gone")):
-            await add_tenant(routed.pool(shard_id), (business_id, "l"))
-            routed.register((business_id, "l"), shard_id)
-            case = TenantCase(routed.pool(shard_id), (business_id, "l"))
+            case = await add_registered(routed, (business_id, "l"), shard_id)
             assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
         routed.register(("b4", "l"), "shard-4")
         keys = [(f"{one}-l", one, request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
@@ -315,7 +311,5 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
 
 async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id: str) -> TenantCase:
     routed.register(tenant, shard_id)
-    (address,) = [one for one in await routed.locator.list_shards() if one.shard_id == shard_id]
-    pool = routed.pools.ensure_pool(address)
-    await add_tenant(pool, tenant)
-    return TenantCase(pool, tenant)
+    await add_tenant(routed.pool(shard_id), tenant)
+    return TenantCase(routed.pool(shard_id), tenant)

@@ -295,6 +295,15 @@ class Testbed:
         puts = [PutPlan(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
         return await find_differences(self.urls, puts, ignored, other_types)
 
+    async def find_last_differences(self, *, within_s: float, other_types: Collection[str] = ()) -> list[str]:
+        """Wait until all that was put is applied; return the differences, dead letters and what never came included."""
+        is_applied = await self.wait_until_applied(self.urls, within_s=within_s)
+        differences = [] if is_applied else ["not all operations were applied in the end"]
+        differences += await self.find_differences(other_types=other_types)
+        if self.dead_letters:
+            differences.append(f"{len(self.dead_letters)} dead letters, such as {self.dead_letters[0]}")
+        return differences
+
     @property
     def dead_letters(self) -> Sequence[StoredDeadLetter]:
         return self._letters.dead_letters

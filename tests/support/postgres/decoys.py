@@ -24,7 +24,6 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import MIGRATIONS
 from simplu_worker.transfers import ADOPTION
 
-SQLSTATE: Final = "39P99"  # of the error that a decoy raises
 ATTACKER: Final = "attacker"
 FIRST_MADE_OID: Final = 16384  # of all that was made after initdb
 SIGNS: Final = ("=", "<>", "<", ">", "<=", ">=", "+", "-", "*", "/", "||", "->", "->>", "#>", "#>>", "@>", "~", "!~")

@@ -13,7 +13,6 @@ from support.postgres.databases import QUICK
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
-HURRIED = msgspec.structs.replace(QUICK, acquire_s=1.0, connect_s=0.5, reply_s=0.5, cancel_s=0.5, probe_s=0.5)
 # Far more than any test takes: whoever waits for one of these is noticed, however busy the machine is.
 UNHURRIED = msgspec.structs.replace(QUICK, acquire_s=60.0, connect_s=60.0, reply_s=60.0, cancel_s=60.0, close_s=60.0)
 PATIENT_S = 60.0

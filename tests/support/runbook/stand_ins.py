@@ -22,21 +22,8 @@ async def _read_log(scene: Scene) -> str:
     return scene.read_log()
 
 
-async def _do_nothing(_: Scene) -> None:
-    pass
-
-
 READS_LOG: Final = "journalctl -u simplu-worker"
 STAND_INS: Final[Mapping[str, StandIn]] = {
-    # tests/acceptance/test_newcomer.py runs these, under a real systemd.
-    "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin simplu-worker": _do_nothing,
-    "ln -s /opt/simplu-worker/bin/simplu-worker /usr/local/bin/simplu-worker": _do_nothing,
-    "install -m 0644 deploy/systemd/simplu-worker.service /etc/systemd/system/": _do_nothing,
-    "systemctl daemon-reload": _do_nothing,
-    "install -d /etc/simplu-worker": _do_nothing,  # the page has a folder of its own, in which all commands run
-    "cd /etc/simplu-worker": _do_nothing,
-    "chown simplu-worker: api-token pgpass shards.json": _do_nothing,  # the worker runs as the test's user
-    "systemctl enable --now simplu-worker": Scene.start_worker,
     "systemctl start simplu-worker": Scene.start_worker,
     "systemctl stop simplu-worker": Scene.stop_worker,
     "systemctl restart simplu-worker": _restart,

@@ -356,15 +356,6 @@ def test_incident_that_comes_back_at_once_has_not_been_over() -> None:
     ]
 
 
-def test_incident_goes_on_for_fifteen_seconds() -> None:
-    problems = Problems()
-    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
-    problems.note([lost], NOW)
-    problems.note([], NOW + timedelta(seconds=1))
-    problems.note([lost], NOW + timedelta(seconds=15))
-    assert [(one["since"][14:19], one["isOver"]) for one in view(problems, NOW)] == [("00:00", False)]
-
-
 def test_number_that_grows_is_seen_again_and_begins_anew_once_over() -> None:
     problems = Problems()
     letters, lost = FoundProblem(ProblemCause.DEAD_LETTERS, number=7), FoundProblem(ProblemCause.RECORDS_LOST, number=3)
@@ -430,13 +421,6 @@ def test_unknown_reason_has_the_words_of_any_hold() -> None:
     assert advice_members("other") == {}
     assert cause_of(ProblemCause.TARGET_HELD, "other") is CAUSES[ProblemCause.TARGET_HELD]
     assert cause_of(ProblemCause.TARGET_HELD, "gap") is HELD[HoldReason.GAP]
-
-
-def test_tenant_over_its_share_is_not_moved_after_an_outage() -> None:
-    advice = advice_members("over_share")
-    assert advice["advice"].startswith("After an outage, wait. Else ")
-    assert all(remedy in advice["advice"] for remedy in ("producer", "weight", "move the tenant"))
-    assert advice["runbook"] == "docs/holding.md#tenants-over-their-share"
 
 
 def test_page_is_a_link_where_the_site_is_known() -> None:
