@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -465,7 +465,13 @@ def test_ranges_are_short_for_numbers_in_a_row() -> None:
     assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
 
 
-@pytest.mark.parametrize("text", ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "1:0,0:1"])
+REFUSED_RANGES: Final = (
+    *("", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "-1:0,1", "1:0,0:1", "1:0,1:0"),
+    *("0-1,1", "1:0,1", "3,2:0", "3", "0-0,1-2", "0-2,3"),
+)
+
+
+@pytest.mark.parametrize("text", REFUSED_RANGES)
 def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected|invalid"):
         parse_ranges(text, 2)

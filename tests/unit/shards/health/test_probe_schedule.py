@@ -112,3 +112,17 @@ def test_shard_that_is_added_again_is_due_at_its_new_time_only() -> None:
     schedule.remove("s")
     schedule.add("s", now=10.0, draw=1.0)
     assert (schedule.take_due(10.9), schedule.take_due(11.0), schedule.take_due(100.0)) == ([], ["s"], [])
+
+
+def test_first_looks_are_spread_over_a_second_or_a_round() -> None:
+    schedule = ProbeSchedule()
+    for number in range(10):
+        schedule.add(f"s{number}", now=3.0, draw=1.0)
+    assert schedule.take_due(3.99) == []
+    assert [schedule.take_due(3.0 + due_s) for due_s in (1.0, 1.19, 1.2, 1.99, 2.0)] == [
+        ["s0", "s1", "s2", "s3", "s4"],
+        [],
+        ["s5"],
+        ["s6", "s7", "s8"],
+        ["s9"],
+    ]

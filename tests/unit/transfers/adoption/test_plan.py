@@ -139,16 +139,27 @@ def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
         (Owner(OldTenant("key"), "b", "l"), "b l"),
         (Owner(OldTenant("key"), "b", None), "key"),
         (Owner(OldTenant("key"), None, "l"), "key"),
-        (owner(OldTenant("clinic-main"), UNTYPED), "clinic main"),
-        (owner(OldTenant("clinic-main"), CLINIC, shard_id=None), "clinic main"),
-        (owner(OldTenant("clinic-main"), CLINIC, shard_id="shard-2"), "clinic main"),
-        (owner(OldTenant("nowhere-main")), "nowhere-main"),
-        (owner(OldTenant("clinic-other"), CLINIC), "clinic-other"),
-        (owner(OldTenant("k", "nowhere", "main")), "nowhere main"),
     ],
 )
 def test_owner_is_called_by_both_ids_else_as_the_old_table_calls_it(found: Owner, name: str) -> None:
     assert found.name == name
+
+
+@pytest.mark.parametrize(
+    ("source", "businesses", "shard_id", "name"),
+    [
+        (OldTenant("clinic-main"), (UNTYPED,), "shard-1", "clinic main"),
+        (OldTenant("clinic-main"), (CLINIC,), None, "clinic main"),
+        (OldTenant("clinic-main"), (CLINIC,), "shard-2", "clinic main"),
+        (OldTenant("nowhere-main"), (), "shard-1", "nowhere-main"),
+        (OldTenant("clinic-other"), (CLINIC,), "shard-1", "clinic-other"),
+        (OldTenant("k", "nowhere", "main"), (), "shard-1", "nowhere main"),
+    ],
+)
+def test_owner_with_a_problem_is_called_by_the_ids_that_are_known(
+    source: OldTenant, businesses: tuple[Business, ...], shard_id: str | None, name: str
+) -> None:
+    assert owner(source, *businesses, shard_id=shard_id).name == name
 
 
 @pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])

@@ -172,6 +172,7 @@ def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], 
     [
         (None, ORIGIN.arrived_at),
         (EARLIEST.isoformat(), EARLIEST),
+        (ORIGIN.arrived_at.isoformat(), ORIGIN.arrived_at),
         ("2020-01-01T02:00:00+02:00", datetime(2020, 1, 1, tzinfo=UTC)),
         ("2020-01-01T00:00:00", ORIGIN.arrived_at),  # without a time zone
         ("9999-12-31T23:59:59-14:00", ORIGIN.arrived_at),  # later than the message itself
@@ -267,10 +268,24 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
         ({"deduplicationId": "d\0"}, "deduplicationId: "),
         ({"deduplicationId": "simplu:1"}, "deduplicationId: expected an id without the prefix 'simplu:'"),
         ({"data": [1]}, "data: expected an object"),
+        ({"type": "UPDATE", "orderId": ...}, "orderId: expected text, for UPDATE, got nothing"),
+        ({"businessId": "b"}, "businessId: expected the value of message attribute BusinessId, got another"),
     ],
 )
 def test_refusal_names_the_member(members: dict[str, Any], named: str) -> None:
     assert named in rejected(json.dumps(event(**members)).replace("Infinity", "1e999")).error
+
+
+@pytest.mark.parametrize(
+    ("sent", "named"),
+    [
+        (None, "businessId: expected message attribute BusinessId or the member, got neither"),
+        ("b" * 129, "message attribute BusinessId: expected 1 to 128 characters, got more"),
+    ],
+)
+def test_refusal_names_the_attribute(sent: str | None, named: str) -> None:
+    attributes = {"LocationId": "l"} | ({} if sent is None else {"BusinessId": sent})
+    assert rejected(json.dumps(event()), attributes).error == named
 
 
 def test_refusal_carries_the_ids_that_could_be_read() -> None:
