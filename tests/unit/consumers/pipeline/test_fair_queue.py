@@ -99,6 +99,15 @@ def test_turn_ends_a_quantum_after_the_next_tenant() -> None:
     assert [entry.chain for entry in queue.take(BatchBounds(4, 10**9, 1e9))] == ["light", "light", "z", "z"]
 
 
+def test_turn_lasts_as_long_as_the_weight_says() -> None:
+    queue = queue_of(("light", 9), ("z", 9))
+    queue._time.note_weights({}, {"light": 2.0})
+    assert [entry.chain for entry in queue.take(BatchBounds(6, 10**9, 1e9))] == [*["light"] * 4, "z", "z"]
+    queue = queue_of(("a-1", 9), ("a-2", 9))
+    queue._time.note_weights({"a-1": 3.0}, {})
+    assert [entry.chain for entry in queue.take(BatchBounds(4, 10**9, 1e9))] == [*["a-1"] * 3, "a-2"]
+
+
 @pytest.mark.parametrize("location_count", [1, 5, 20, 100])
 def test_business_has_one_share_whatever_its_locations(location_count: int) -> None:
     queue = queue_of(*((f"chain-{number}", 1000) for number in range(location_count)), ("b", 1000), ("heavy", 1000))
@@ -206,7 +215,9 @@ def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
     entries = queue.of_tenant("a")
 
     assert queue.newest_of({"a": 0.0035}) == queue.newest_of({"a": 0.003}) == entries[3:]
+    assert queue.newest_of({"a": 0.003, "b": 0.004}) == [*entries[3:], *queue.of_tenant("b")[4:]]
     assert queue.newest_of({"a": 1.0, "c": 0.0}) == []
+    assert queue.cost_s(lambda tenant_id: tenant_id == "b") == pytest.approx(0.005)
     assert queue.costs_s(lambda tenant_id: tenant_id == "b") == {"a": {"a": pytest.approx(0.005)}}
 
 
