@@ -151,6 +151,8 @@ class CatchUpReader:
         if has_sent_enough or access.memory.is_short:
             self._shares.hold_excess()
             await self._wait_for_settled(ending)
+        elif count and (delay_s := access.pacing.delay_s(loop_time(), is_main=False)) > 0:
+            await self._wait_for_settled(ending, within_s=delay_s)  # its holds may leave: the read is the next one's
         else:
             if self.is_paced:
                 cursor.most_bytes = self._most_bytes
@@ -160,9 +162,9 @@ class CatchUpReader:
                 cursor.release_memory()
                 self._most_bytes = next_reply_bytes(self._most_bytes, loop_time() - replied_at)
 
-    async def _wait_for_settled(self, ending: asyncio.Event) -> None:
+    async def _wait_for_settled(self, ending: asyncio.Event, *, within_s: float = CHECK_INTERVAL_S) -> None:
         self._dispatcher.has_settled.clear()
-        await wait_any(self._dispatcher.has_settled, ending, within_s=CHECK_INTERVAL_S)
+        await wait_any(self._dispatcher.has_settled, ending, within_s=within_s)
 
     def _has_caught_up(self) -> bool:
         main = self._progress.read_to
