@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.limits import NO_LIMIT, SAVED_MAX_S, Buckets, Limit
+from simplu_worker.operations.limits import NO_LIMIT, Buckets, Limit
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply import wave_run
@@ -327,10 +327,8 @@ class WriteAttempt:
                     over[operation.tenant_id] = Outcome(Disposition.LOCKED, over_limit_s=wait_s)
             if operation.tenant_id in over:
                 decided[index] = over[operation.tenant_id]
-        if buckets.spent_s:
-            spent = zip(*([str(one) for one in both] for both in buckets.spent_s.values()), strict=True)
-            columns = [list(buckets.spent_s), *map(list, spent)]
-            await connection.execute(QUERIES["spend_from_buckets"], *columns, SAVED_MAX_S)
+        if changes := buckets.changes():
+            await connection.execute(QUERIES["change_buckets"], *changes)
 
     async def _mark_known_duplicates(
         self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
@@ -397,8 +395,7 @@ def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:
 
 
 async def _lock_buckets(connection: Connection, targets: Collection[str]) -> Buckets:
-    rows = await connection.fetch(QUERIES["lock_buckets"], list(targets)) if targets else ()
-    return Buckets({target: (operations_s, bytes_s) for target, operations_s, bytes_s in rows})
+    return Buckets(await connection.fetch(QUERIES["lock_buckets"], list(targets)) if targets else ())
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:

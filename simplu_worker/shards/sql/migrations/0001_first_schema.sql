@@ -74,22 +74,26 @@ CREATE INDEX tenants_business_id ON public.tenants (business_id);
 CREATE POLICY simplu_reader ON public.tenants
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
 
--- What people have set for all locations of a business, as of a tenant, beside what its locations have. On every shard.
+-- What people have set for all locations of a business, as of a tenant, beside what its locations have. On each shard
+-- with locations, and with what was set last where one comes from another shard.
 CREATE TABLE public.business_controls (
     business_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
     paused_until pg_catalog.timestamptz,
     weight pg_catalog.float8 NOT NULL DEFAULT 1
         CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8),
     operations_per_s pg_catalog.float8 CHECK (operations_per_s >= 0.001::pg_catalog.float8),
-    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s >= 0.001::pg_catalog.float8)
+    bytes_per_s pg_catalog.float8 CHECK (bytes_per_s >= 0.001::pg_catalog.float8),
+    set_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp() -- by a person
 );
 
 -- What tenants (`t/number`) and businesses (`b/id`) with a limit have used of it: both times grow by what an operation
--- takes of a second, and nothing is applied before them. Written in the transaction of the operations.
+-- takes of a second, and nothing is applied before them. `held_until`: when what was held last may come again. Written
+-- in the transaction of the operations.
 CREATE TABLE public.limit_buckets (
     target pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
     operations_at pg_catalog.timestamptz NOT NULL,
-    bytes_at pg_catalog.timestamptz NOT NULL
+    bytes_at pg_catalog.timestamptz NOT NULL,
+    held_until pg_catalog.timestamptz
 ) WITH (fillfactor = 50);
 
 -- fillfactor 90 leaves room for the new version of a row on its own page: with no index on a column that changes,

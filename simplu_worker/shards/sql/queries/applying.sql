@@ -36,10 +36,11 @@ ORDER BY tenants.id
 FOR SHARE OF tenants;
 
 -- name: lock_buckets
--- What the targets $1 have saved up, in seconds; nothing of those without a row. In order, against deadlocks, behind the
--- locks of tenants and before those of the log. With the time from behind the wait for the locks.
+-- What the targets $1 have saved up, and since when what was held of them may come again, in seconds; nothing of those
+-- without a row. In order, against deadlocks, behind the locks of tenants and before those of the log. With the time
+-- from behind the wait for the locks.
 WITH locked AS MATERIALIZED (
-    SELECT target, operations_at, bytes_at
+    SELECT *
     FROM public.limit_buckets
     WHERE target = ANY($1::pg_catalog.text[])
     ORDER BY target
@@ -48,26 +49,25 @@ WITH locked AS MATERIALIZED (
 SELECT
     target,
     pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - operations_at) AS operations_s,
-    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - bytes_at) AS bytes_s
+    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - bytes_at) AS bytes_s,
+    pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - held_until) AS held_s
 FROM locked;
 
--- name: spend_from_buckets
--- Add the seconds $2 of operations and $3 of bytes to what the targets $1 have used; at most $4 seconds were saved up.
-INSERT INTO public.limit_buckets AS known (target, operations_at, bytes_at)
+-- name: change_buckets
+-- Add the seconds $2 of operations and $3 of bytes to the times of the targets $1. What is held waits for $4 seconds.
+INSERT INTO public.limit_buckets AS known (target, operations_at, bytes_at, held_until)
 SELECT
     target,
     pg_catalog.now() + pg_catalog.make_interval(secs => operations_s::pg_catalog.float8),
-    pg_catalog.now() + pg_catalog.make_interval(secs => bytes_s::pg_catalog.float8)
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
-    AS sent (target, operations_s, bytes_s)
+    pg_catalog.now() + pg_catalog.make_interval(secs => bytes_s::pg_catalog.float8),
+    pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => nullif(wait_s, '0.0')::pg_catalog.float8)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    AS sent (target, operations_s, bytes_s, wait_s)
 ORDER BY target
 ON CONFLICT (target) DO UPDATE SET
-    operations_at = greatest(
-        known.operations_at, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $4::pg_catalog.float8)
-    ) + (excluded.operations_at - pg_catalog.now()),
-    bytes_at = greatest(
-        known.bytes_at, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $4)
-    ) + (excluded.bytes_at - pg_catalog.now());
+    operations_at = known.operations_at + (excluded.operations_at - pg_catalog.now()),
+    bytes_at = known.bytes_at + (excluded.bytes_at - pg_catalog.now()),
+    held_until = coalesce(excluded.held_until, known.held_until);
 
 -- fragment: own_batch
 -- The number of this transaction's batch in the log.
