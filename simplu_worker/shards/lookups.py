@@ -271,7 +271,7 @@ class ShardLookups:
         return await self._directory.ask_home(tenant_id, write) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def set_business_controls(self, business_id: str, controls: TenantControls) -> ShardRows:
-        """Set what a person wants for all locations of a business, on every known shard."""
+        """Set what a person wants for all locations of a business, on each shard with any; return the rows of these."""
         return await self.survey("set_business_controls", business_id, *msgspec.structs.astuple(controls))
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:

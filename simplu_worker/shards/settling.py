@@ -129,6 +129,7 @@ class MovingTenant(msgspec.Struct, frozen=True):
     operations_per_s: float | None = None
     bytes_per_s: float | None = None
     business_controls: str | None = None  # the row of its business on the shard, JSON
+    buckets: str | None = None  # what it and its business owe there of their limits, JSON
 
 
 class Progress(msgspec.Struct, frozen=True):

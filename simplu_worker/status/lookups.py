@@ -245,7 +245,10 @@ class Lookups:
 
     async def set_business_controls(self, business_id: str, controls: TenantControls) -> HttpAnswer:
         """Answer `POST /businesses/{businessId}/pause`, `/resume`, `/weight` and `/limit`."""
-        return 200, business_controls_view(await self.gateway.lookups.set_business_controls(business_id, controls))
+        found = await self.gateway.lookups.set_business_controls(business_id, controls)
+        if not (found.rows or found.silent_shard_ids):
+            return 404, {"error": controls_error(Absence.UNREGISTERED)}
+        return 200, business_controls_view(found)
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every shard as it is now; names those without answer."""

@@ -210,7 +210,7 @@ ROUTES: Final = (
                 *("/tenants/{businessId}/{locationId}", "tenant"),
                 {200: answers.Controls, 404: answers.Error, 409: answers.Error},
             ),
-            ("/businesses/{businessId}", "business", {200: answers.BusinessControls}),
+            ("/businesses/{businessId}", "business", {200: answers.BusinessControls, 404: answers.Error}),
         )
     ),
     Route("GET /sqs/stats", "sqs_stats", COUNTS, SHARED, "The queues as SQS reports them.", {200: answers.Queues}),

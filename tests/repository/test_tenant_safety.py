@@ -55,6 +55,8 @@ NOT_OF_ONE_TENANT = {
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "times alone, of a backup",
+    "forget_controls": "what is set for businesses without tenants on the shard",
+    "set_business_controls": "whether the business has tenants on the shard",
     "find_adopted_shard": "docs/adopting.md: the id of the shard, which the row has in place of a tenant's",
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_left_behind": "what a shard has to delete, whosever it is",

@@ -13,6 +13,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.shards.types import TenantControls
 from simplu_worker.status.guard import COMMAND, Actor, logged_action
 from simplu_worker.status.views import business_controls_view, controls_error, controls_view, limit_text
+from simplu_worker.vocabulary import Absence
 
 
 async def set_controls(
@@ -20,7 +21,7 @@ async def set_controls(
 ) -> Answer:
     """Set *controls* for a tenant, or for a business on every shard; return what it has.
 
-    Raises `PermanentError` without the tenant's row.
+    Raises `PermanentError` without the tenant's row, or a tenant of the business.
     """
     parse_tenant_id(business_id, location_id or "all")
     actor = Actor(COMMAND, socket.gethostname())
@@ -37,6 +38,8 @@ async def set_controls(
         with logged_action(controls.action, actor, asked) as acted:
             if location_id is None:
                 survey = await lookups.set_business_controls(business_id, controls)
+                if not (survey.rows or survey.silent_shard_ids):
+                    raise PermanentError(controls_error(Absence.UNREGISTERED))
                 acted.answer = view = business_controls_view(survey)
                 notes = [f"{business_id} on shard {one['shardId']}: {_text_of(one)}" for one in view["shards"]]
                 return Answer({"businessId": business_id} | view, notes, survey.silent_shard_ids)

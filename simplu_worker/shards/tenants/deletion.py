@@ -96,6 +96,7 @@ class TenantDeleter:
         async with pool.transaction() as connection:
             if not await has_schema(connection, pool):
                 return []
+            await connection.execute(QUERIES["forget_controls"])
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
         begun = [tenant for tenant in tenants if tenant["is_begun"]]
         end = time.monotonic() + self._turn_s

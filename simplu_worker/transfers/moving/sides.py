@@ -263,7 +263,7 @@ class MoveTarget:
         """Write the last changes, and make the tenant ready; return the server."""
         tenant_id, source = self._move.tenant_id, fenced.source
         times = (source.control_at, source.created_at, source.paused_until)
-        limits = (source.operations_per_s, source.bytes_per_s, source.business_controls)
+        limits = (source.operations_per_s, source.bytes_per_s, source.business_controls, source.buckets)
         row = await connection.fetchrow(
             QUERIES["make_ready"], tenant_id, self._source.token, source.business_type, *times, source.weight, *limits
         )

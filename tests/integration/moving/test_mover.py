@@ -59,12 +59,16 @@ async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
 
 
 @pytest.mark.slow(0.3)
-async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
+async def test_what_people_have_set_and_is_owed_moves_with_the_tenant(world: World) -> None:
     source, target = world.shard_pools["a"], world.shard_pools["b"]
     await fetch(source, "UPDATE tenants SET paused_until = now() + interval '1 hour', weight = 0.25, bytes_per_s = 9")
-    await fetch(
-        source, "INSERT INTO business_controls (business_id, weight) SELECT DISTINCT business_id, 2 FROM tenants"
-    )
+    controls = "INSERT INTO business_controls (business_id, weight, set_at) VALUES ('clinic', $1, now() - $2::interval)"
+    await fetch(source, controls, 2.0, timedelta())
+    await fetch(target, controls, 3.0, timedelta(seconds=1))
+    owed = "INSERT INTO limit_buckets SELECT {}, now() + $1 * interval '1 h', now() + $2 * interval '1 h'"
+    await fetch(source, owed.format("'t/' || number") + " FROM tenants WHERE business_id = 'clinic'", 1, 2)
+    for pool, hours in ((source, (3, -4)), (target, (-5, 6))):
+        await fetch(pool, owed.format("'b/clinic'"), *hours)
     query = """
     SELECT tenants.paused_until, tenants.weight, tenants.bytes_per_s, business_controls.weight AS business_weight
     FROM tenants LEFT JOIN business_controls USING (business_id) WHERE id = $1
@@ -73,10 +77,17 @@ async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
 
     await world.move()
     assert await fetch(target, query, TENANT_ID) == before
+    owed = """
+    SELECT target = 't/' || number AS of_tenant, round(extract(epoch FROM operations_at - now()) / 3600)::int AS a,
+        round(extract(epoch FROM bytes_at - now()) / 3600)::int AS b
+    FROM limit_buckets CROSS JOIN tenants WHERE id = $1 ORDER BY of_tenant
+    """
+    assert [tuple(row.values()) for row in await fetch(target, owed, TENANT_ID)] == [(False, 3, 6), (True, 1, 2)]
 
     await fetch(target, "UPDATE tenants SET paused_until = NULL, weight = 4, bytes_per_s = NULL")
+    await fetch(source, "UPDATE business_controls SET weight = 5, set_at = now()")
     await world.move("b", "a")
-    assert [tuple(row.values()) for row in await fetch(source, query, TENANT_ID)] == [(None, 4.0, None, 2.0)]
+    assert [tuple(row.values()) for row in await fetch(source, query, TENANT_ID)] == [(None, 4.0, None, 5.0)]
 
 
 @pytest.mark.slow(3)

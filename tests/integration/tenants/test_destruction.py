@@ -14,6 +14,7 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.shards.types import DestructionResult, ProvisionRequest, ProvisionResult, ShardUnavailableError
@@ -181,6 +182,27 @@ async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: Ro
     assert await fetch(routed.pool(), "SELECT DISTINCT id FROM resources") == [{"id": "still-there"}]
     (entry,) = [entry for entry in logs if entry["event"] == "tenant.destroyed"]
     assert (entry["location_id"], entry["shard_id"], entry["resource_count"]) == ("main", "shard-1", 3)
+
+
+async def test_what_is_set_for_a_business_goes_with_its_last_tenant(routed: RoutedShards) -> None:
+    pool = routed.pool()
+    for business_id, state in (("still", "active"), ("left", "moved"), ("leaving", "moved")):
+        await add_tenant(pool, (business_id, "there"), state=state, moved_to="shard-2" if state == "moved" else None)
+    for query in (
+        "INSERT INTO transfers VALUES ('leaving-there', 'departure', '', '', 'done')",
+        "INSERT INTO business_controls SELECT business_id FROM tenants",
+        "UPDATE business_controls SET set_at = now() - interval '61 s'",
+        "INSERT INTO limit_buckets SELECT 'b/' || business_id, now(), now() FROM business_controls",
+        "INSERT INTO limit_buckets VALUES ('t/0', now(), '-infinity'), ('t/2', now() - interval '2 h', '-infinity')",
+    ):
+        await fetch(pool, query)
+    await destroy(routed)
+    assert [await deletion(routed).delete_due() for _ in range(2)] == [1, 0]
+    left = "SELECT array_agg(business_id ORDER BY business_id) AS of FROM business_controls"
+    assert await fetch(pool, left) == [{"of": ["leaving", "still"]}]
+    left = "SELECT array_agg(target ORDER BY target) AS of FROM limit_buckets"
+    assert await fetch(pool, left) == [{"of": ["b/leaving", "b/still", "t/0"]}]
+    assert await fetch(pool, QUERIES["set_business_controls"], "clinic", None, 2.0, None, None) == []
 
 
 async def test_deletion_keeps_what_makes_the_tenant_again(routed: RoutedShards) -> None:

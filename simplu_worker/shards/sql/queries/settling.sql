@@ -8,7 +8,19 @@ paused_until, weight, operations_per_s, bytes_per_s,
     SELECT pg_catalog.to_jsonb(business_controls)::pg_catalog.text
     FROM public.business_controls
     WHERE business_controls.business_id = tenants.business_id
-) AS business_controls, pg_catalog.clock_timestamp() AS read_at, :server_run
+) AS business_controls,
+(
+    SELECT
+        pg_catalog.jsonb_object_agg(
+            pg_catalog."left"(target, 2),
+            ARRAY[
+                pg_catalog.date_part('epoch', operations_at - pg_catalog.clock_timestamp()),
+                pg_catalog.date_part('epoch', bytes_at - pg_catalog.clock_timestamp())
+            ]
+        )::pg_catalog.text
+    FROM public.limit_buckets
+    WHERE target IN (pg_catalog.concat('t/', tenants.number), pg_catalog.concat('b/', tenants.business_id))
+) AS buckets, pg_catalog.clock_timestamp() AS read_at, :server_run
 
 -- name: find_tenant_to_move
 SELECT :moving_columns FROM public.tenants WHERE id = $1;

@@ -121,8 +121,39 @@ FROM tenants
 LEFT JOIN public.business_controls AS of_business ON of_business.business_id = tenants.business_id
 WHERE tenants.id = $1;
 
+-- fragment: of_business_here
+-- The tenants of a business of `business_controls`, without those whose rows here are no one's any more.
+FROM public.tenants
+WHERE
+    tenants.business_id = business_controls.business_id AND tenants.state <> 'destroyed'
+    AND (
+        tenants.state <> 'moved'
+        OR EXISTS (
+            SELECT FROM public.transfers WHERE tenant_id = tenants.id AND kind = 'departure' AND step <> 'cleaned'
+        )
+    )
+
+-- name: forget_controls
+-- What is set for businesses without tenants here, what they have used of their limits, and buckets that are full.
+WITH gone AS (
+    DELETE FROM public.business_controls
+    WHERE
+        set_at < pg_catalog.clock_timestamp() - interval '1 minute' -- else its tenant may be new
+        AND NOT EXISTS (SELECT :of_business_here)
+    RETURNING pg_catalog.concat('b/', business_id) AS target
+)
+DELETE FROM public.limit_buckets
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid
+    FROM public.limit_buckets
+    WHERE
+        target IN (SELECT gone.target FROM gone)
+        OR greatest(operations_at, bytes_at) < pg_catalog.clock_timestamp() - interval '1 hour'
+    FOR UPDATE SKIP LOCKED
+));
+
 -- name: set_business_controls
--- The same for all locations of the business $1, on this shard: $2 to $5 are as $4 to $7 there.
+-- The same for all locations of the business $1, on this shard, if it has any: $2 to $5 are as $4 to $7 there.
 WITH forgotten AS (
     DELETE FROM public.limit_buckets
     WHERE
@@ -130,16 +161,18 @@ WITH forgotten AS (
         AND ($4::pg_catalog.float8 IS NOT NULL OR $5::pg_catalog.float8 IS NOT NULL)
 )
 INSERT INTO public.business_controls AS known (business_id, paused_until, weight, operations_per_s, bytes_per_s)
-VALUES (
-    $1,
+SELECT
+    business_controls.business_id,
     CASE
         WHEN $2::pg_catalog.float8 > 0::pg_catalog.float8
         THEN pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2)
     END,
     coalesce($3::pg_catalog.float8, 1::pg_catalog.float8), nullif($4::pg_catalog.float8, 0::pg_catalog.float8),
     nullif($5::pg_catalog.float8, 0::pg_catalog.float8)
-)
+FROM (SELECT $1::pg_catalog.text) AS business_controls (business_id)
+WHERE EXISTS (SELECT :of_business_here)
 ON CONFLICT (business_id) DO UPDATE SET
+    set_at = pg_catalog.clock_timestamp(),
     paused_until = CASE WHEN $2 IS NULL THEN known.paused_until ELSE excluded.paused_until END,
     weight = coalesce($3, known.weight),
     operations_per_s = nullif(coalesce($4, known.operations_per_s), 0::pg_catalog.float8),

@@ -54,15 +54,33 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE known.state IN ('incoming', 'ready', 'moved', 'destroyed') AND known.move_token < excluded.move_token;
 
 -- name: make_ready
--- With what was changed on the source since the row was copied, and what is set for the business there, where nothing is
--- here. Begins the last transaction that writes to the target.
+-- With what was changed on the source since the row was copied, what is set for the business there, unless it was set
+-- later here, and what is owed of limits there. Begins the last transaction that writes to the target.
 WITH of_business AS (
-    INSERT INTO public.business_controls
+    INSERT INTO public.business_controls AS known
     SELECT controls.*
     FROM pg_catalog.jsonb_populate_record(NULL::public.business_controls, $10::pg_catalog.text::pg_catalog.jsonb)
         AS controls
     WHERE controls.business_id IS NOT NULL
-    ON CONFLICT (business_id) DO NOTHING
+    ON CONFLICT (business_id) DO UPDATE SET
+        paused_until = excluded.paused_until, weight = excluded.weight, operations_per_s = excluded.operations_per_s,
+        bytes_per_s = excluded.bytes_per_s, set_at = excluded.set_at
+    WHERE known.set_at < excluded.set_at
+),
+
+owed AS (
+    INSERT INTO public.limit_buckets AS known (target, operations_at, bytes_at, held_until)
+    SELECT
+        pg_catalog.concat(sent.key, CASE sent.key WHEN 't/' THEN tenants.number::pg_catalog.text ELSE business_id END),
+        pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => (sent.value ->> 0)::pg_catalog.float8),
+        pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => (sent.value ->> 1)::pg_catalog.float8),
+        pg_catalog.clock_timestamp() -- in a move operations wait
+    FROM public.tenants
+    CROSS JOIN pg_catalog.jsonb_each($11::pg_catalog.text::pg_catalog.jsonb) AS sent
+    WHERE tenants.id = $1
+    ON CONFLICT (target) DO UPDATE SET
+        operations_at = greatest(known.operations_at, excluded.operations_at),
+        bytes_at = greatest(known.bytes_at, excluded.bytes_at), held_until = excluded.held_until
 )
 UPDATE public.tenants
 SET
