@@ -3,15 +3,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from opentelemetry.sdk.trace import ReadableSpan
 from support.postgres.databases import PoolMaker
 from support.postgres.tenant_cases import STREAM, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import make_touchy, waiters
+from support.tracing.recorded_spans import record_spans
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.types import PositionClaim, StreamPosition
+from simplu_worker.telemetry.spans import TracedBatch, current_batch, process_span
 
 READERS = 8
 
@@ -112,3 +115,40 @@ async def test_transaction_is_given_up_when_all_its_callers_are(case: TenantCase
     assert await asyncio.gather(*waiting, return_exceptions=True)
     assert await transactions(case) == []
     assert await writer.apply(creates(case, 0)) == [SUCCEEDED] * 3
+
+
+async def apply(writer: ShardWriter, stream: str, operations: Sequence[Operation]) -> list[Outcome]:
+    with process_span(lambda: TracedBatch("kinesis", stream, len(operations), list)) as span:
+        outcomes = await writer.apply(operations)
+        span.note_outcomes(outcome.disposition for outcome in outcomes)
+    return outcomes
+
+
+def links_of(span: ReadableSpan) -> list[int]:
+    return [link.context.span_id for link in span.links]
+
+
+def id_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    span_id: int = span.context.span_id
+    return span_id
+
+
+async def test_transaction_of_many_batches_is_linked_with_each(case: TenantCase) -> None:
+    writer = writer_of(case.pool)
+    with record_spans() as spans:
+        await writer.apply([case.operation("list", None)])  # not within a batch: it has no span
+        assert spans.ended() == []
+        async with case.pool.connection():
+            waiting = [asyncio.create_task(apply(writer, f"s{one}", creates(case, one, 2))) for one in range(3)]
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*waiting) == [[SUCCEEDED] * 2] * 3
+        (transaction,) = spans.ended("transaction")
+        first, *others = (spans.ended(f"process s{one}")[0] for one in range(3))
+
+    assert transaction.parent is not None
+    assert transaction.parent.span_id == id_of(first)
+    assert (links_of(transaction), links_of(first)) == ([id_of(one) for one in others], [])
+    assert [links_of(one) for one in others] == [[id_of(transaction)]] * 2
+    assert (transaction.attributes or {})["db.operation.batch.size"] == 6
+    assert current_batch() is None

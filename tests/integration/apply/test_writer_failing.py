@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
-from support.postgres.databases import PoolMaker, database_of, execute
+from support.citrus.cases import routed_shards
+from support.postgres.databases import PoolMaker, ShardMaker, database_of, execute
 from support.postgres.log_rows import empty_log
 from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import calm, make_touchy
 
 from simplu_local.postgres.server import PostgresServer
+from simplu_worker.errors import InternalError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
@@ -21,7 +24,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError, state_wor
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.vocabulary import Failure
+from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 RAISED = Outcome(disposition=Disposition.FAILING, error=state_words("P0001"))
 TIMED_OUT = Outcome(disposition=Disposition.FAILING, error=state_words("57014"))
@@ -214,3 +217,19 @@ async def test_value_is_not_invalid_when_an_owners_index_refuses_it(shard: Shard
 
     await fetch(shard, "DROP INDEX ages")
     assert await case.apply(bad) == [SUCCEEDED]
+
+
+async def test_operation_that_raises_alone_fails_alone(make_shard: ShardMaker) -> None:
+    shard = await make_shard("shard-1")
+    async with routed_shards([shard]) as routed:
+        pool = routed.pools.ensure_pool(shard)
+        case, other = await case_on(pool), await case_on(pool, "other")
+        broken = replace(case.operation("create", "b", data={}), resource_id=7)  # no decoder makes such an operation
+        batch = [broken, case.operation("create", "c", data={}), other.operation("create", "a", data={})]
+
+        with pytest.raises(InternalError, match="TypeError"):  # nothing shows yet that any operation can be applied
+            await routed.gateway.apply(shard.shard_id, [broken])
+        first, failed, *others = await routed.gateway.apply(shard.shard_id, [batch[2], *batch])
+
+    assert (failed.disposition, failed.reason) == (Disposition.FAILING, DeadLetterReason.INTERNAL_ERROR)
+    assert [first, *others] == [SUCCEEDED, HOLD, DUPLICATE]

@@ -211,24 +211,22 @@ async def test_former_home_loses_it_too_before_a_rollback(
 
 @pytest.mark.slow(2)
 async def test_rollback_repeats_the_deletion_on_a_home_that_was_down(
-    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
+    shards: list[ShardAddress], tmp_path: Path, terminal: Terminal
 ) -> None:
-    addresses = [await make_shard("a"), await make_shard("b")]
-    await fill(addresses[0])
     await ask(
-        addresses[0], 'UPDATE resources SET "resourceId" = $1, data = $2 WHERE "resourceId" = \'7\'', PERSON, PATIENT
+        shards[0], 'UPDATE resources SET "resourceId" = $1, data = $2 WHERE "resourceId" = \'7\'', PERSON, PATIENT
     )
-    settings = settings_of(tmp_path, *addresses)
+    settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     down = ShardAddress("a", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
     (tmp_path / "down").mkdir()
-    partly = await terminal.erase(settings_of(tmp_path / "down", down, addresses[1], tenants={TENANT_ID: "b"}))
+    partly = await terminal.erase(settings_of(tmp_path / "down", down, shards[1], tenants={TENANT_ID: "b"}))
     assert (partly.status, partly.counts, partly.json["whole"]) == (1, {"b": (1, 0)}, False)
     assert list(partly.json["shardsWithoutAnswer"]) == ["a"]
-    assert [bool(await planted(one)) for one in addresses] == [True, False]
+    assert [bool(await planted(one)) for one in shards] == [True, False]
 
     assert await roll_back(settings) == 0
-    assert [await planted(one) for one in addresses] == [{}, {}]
+    assert [await planted(one) for one in shards] == [{}, {}]
 
 
 @pytest.mark.slow(2)

@@ -41,13 +41,6 @@ def group() -> Iterator[ProcessGroup]:
         yield group
 
 
-@pytest.fixture
-async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
-    addresses = [await make_shard("a"), await make_shard("b")]
-    await fill(addresses[0])
-    return addresses
-
-
 def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 

@@ -52,14 +52,6 @@ async def make_shards(make_shard: ShardMaker, names: str) -> list[ShardAddress]:
     return [await make_shard(name) for name in names]
 
 
-async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[ShardAddress], Settings]:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(folder, *addresses)
-    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
-    return addresses, settings
-
-
 async def rebalance(settings: Settings, balance: Balance | None = None, *, apply: bool = False) -> int:
     return await rebalance_shards(settings, balance or Balance(), MoveTerms(), apply=apply, as_json=True)
 
@@ -81,10 +73,8 @@ def unpinned(folder: Path) -> ShardMap:
 
 
 @pytest.mark.slow
-async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
+async def test_shard_is_drained(shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_of(tmp_path, *shards)
 
     assert await drain(settings, "a") == 0
     (plan,) = printed(capsys)
@@ -96,16 +86,16 @@ async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: 
     assert await drain(settings, "a", apply=True) == 0
     _, result, verdict = printed(capsys)
     assert (result["outcome"], verdict) == ("moved", {"shard": "a", "removable": True, "keptBy": []})
-    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await drain_shard(settings, "a", MoveTerms(), apply=False, as_json=False) == 0
     assert "it can be retired in the map or Citrus" in capsys.readouterr().err
 
 
 @pytest.mark.slow(0.3)
-async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    async with citrus_for_commands(addresses, {TENANT_ID: "a"}) as citrus:
+async def test_shard_is_kept_while_citrus_names_it(
+    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         with citrus.door.lying(refused("PUT", 405)):
             assert await drain(citrus.settings, "a", apply=True) == 1
             verdict = printed(capsys)[-1]
@@ -221,13 +211,11 @@ async def test_weights_of_a_large_shard_are_of_a_part_of_its_pages(make_shard: S
 
 @pytest.mark.slow(1)
 async def test_drained_shard_takes_no_tenants_until_its_undo(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "a", "new-one": "a"})
+    settings = settings_of(tmp_path, *shards, tenants={TENANT_ID: "a", "new-one": "a"})
     assert await drain(settings, "a", apply=True) == 0
-    write_map(tmp_path, addresses, {TENANT_ID: "a", "new-one": "a"})  # as if it were where it belongs
+    write_map(tmp_path, shards, {TENANT_ID: "a", "new-one": "a"})  # as if it were where it belongs
     capsys.readouterr()
 
     assert await drain(settings, "b", apply=True) == 1
@@ -240,18 +228,18 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
     with pytest.raises(PermanentError, match="shards drain a --undo --apply"):
         await rebalance(settings, Balance(to=("a",)))
     new = ProvisionRequest("new", "one", "dental", datetime(2026, 1, 31, tzinfo=UTC))
-    async with open_shards(settings) as shards:
+    async with open_shards(settings) as opened:
         with pytest.raises(RetryableError, match="was drained, and takes no tenants"):
-            await shards.provisioner.provision(new)
-        problem = await find_shard_problem(shards.pools.ensure_pool(addresses[0]), ["dental"])
+            await opened.provisioner.provision(new)
+        problem = await find_shard_problem(opened.pools.ensure_pool(shards[0]), ["dental"])
         assert "was drained, and takes no tenants" in str(problem)  # nor an import
 
     for apply in (False, True):
         capsys.readouterr()
         assert await show(undo_drain(settings, "a", apply=apply), as_json=True) == 0
         assert json.loads(capsys.readouterr().out) == {"shard": "a", "takesTenants": apply}
-    async with open_shards(settings) as shards:
-        assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
+    async with open_shards(settings) as opened:
+        assert await opened.provisioner.provision(new) is ProvisionResult.PROVISIONED
 
 
 COMMANDS: dict[str, Callable[[Settings], Awaitable[int]]] = {
@@ -264,15 +252,14 @@ COMMANDS: dict[str, Callable[[Settings], Awaitable[int]]] = {
 
 @pytest.mark.slow(0.3)
 async def test_move_of_a_command_that_runs_is_left_to_it(
-    make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shards: list[ShardAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engine, "NOTE_INTERVAL_S", 0.05)
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
-    async with copy_held_up(addresses[0]):
+    settings = settings_of(tmp_path, *shards, tenants={TENANT_ID: "b"})
+
+    async with copy_held_up(shards[0]):
         running = asyncio.create_task(move(settings, "b"))
-        assert await is_arriving_on(addresses[1])
+        assert await is_arriving_on(shards[1])
         is_left = "another command moves it; run this again once that has ended"
         for name in ("rebalance", "drain", "move"):
             assert await COMMANDS[name](settings) == 1
@@ -282,13 +269,13 @@ async def test_move_of_a_command_that_runs_is_left_to_it(
         with pytest.raises(RetryableError, match=is_left):
             await roll_back(settings)
     assert await running == 0
-    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 async def test_move_whose_command_was_killed_goes_on(
-    make_shard: ShardMaker,
+    shards: list[ShardAddress],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -296,26 +283,25 @@ async def test_move_whose_command_was_killed_goes_on(
 ) -> None:
     """Killed with -9, it counts as killed once it has written nothing for a while, for which each command waits."""
     monkeypatch.setattr(assessment, "RUNNING_S", 4.0)
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
+    settings = settings_of(tmp_path, *shards)
     with running_movers() as movers:
         assert await movers.move(tmp_path / "map.json", "b", "after _copy") == -signal.SIGKILL
-    await ask(addresses[0], "UPDATE transfers SET updated_at = clock_timestamp()")  # however slow this machine is
+    await ask(shards[0], "UPDATE transfers SET updated_at = clock_timestamp()")  # however slow this machine is
     capsys.readouterr()
 
     assert await command(settings) == 0
     told = capsys.readouterr()
     assert f'"{"undone" if command is roll_back else "moved"}"' in told.out
     assert "counts as killed once it has written nothing for 4 s: waiting for that" in told.err
-    assert await unfinished(*addresses) == []
+    assert await unfinished(*shards) == []
 
 
 @pytest.mark.slow(0.3)
 async def test_shard_is_kept_until_the_move_to_it_that_has_begun_is_taken_back(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    addresses, settings = await make_stopped_move(make_shard, tmp_path)
+    settings = settings_of(tmp_path, *shards)
+    await stop_in_copy(move(settings, "b"), *shards)
     assert await drain(settings, "b", apply=True) == 1
     capsys.readouterr()
     assert await roll_back(settings, apply=False) == 0
@@ -326,4 +312,4 @@ async def test_shard_is_kept_until_the_move_to_it_that_has_begun_is_taken_back(
     assert await drain(settings, "b", apply=True) == 0
     plan, verdict = printed(capsys)
     assert (moves_of(plan), verdict["removable"]) == ([], True)
-    assert await unfinished(*addresses) == []
+    assert await unfinished(*shards) == []

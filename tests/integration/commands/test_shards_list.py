@@ -10,12 +10,11 @@ from typing import Any, cast
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.tenant_cases import TENANT, add_tenant
+from support.postgres.tenant_cases import add_tenant
 from support.settings import settings_of
 
 from simplu_worker.commands.output import show
 from simplu_worker.commands.shards.show import list_shards
-from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_rules import HASH_KEY_LAST
@@ -135,15 +134,3 @@ async def test_shards_list_prints_json_and_fails_for_a_silent_shard(
     assert json.loads(out)["shardsWithoutAnswer"] == ["shard-2"]
     assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == [NO_SERVER]
     assert "secret-word" not in out
-
-
-async def test_tenants_list_names_the_silent_shards(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    good = await make_shard("shard-1")
-    async with routed_shards([good]) as routed:
-        await add_tenant(routed.pools.ensure_pool(good))
-    assert await show(list_tenants(settings_of(tmp_path, good, silent("shard-2"))), as_json=True) == 1
-    answer = json.loads(capfd.readouterr().out)
-    assert [(tenant["businessId"], tenant["locationId"]) for tenant in answer["tenants"]] == [TENANT]
-    assert answer["shardsWithoutAnswer"] == ["shard-2"]
