@@ -52,7 +52,7 @@ def test_the_move_that_stands_for_longest_counts() -> None:
 
 
 def test_view_has_what_is_known() -> None:
-    known = {"business_id": "smile", "location_id": "berlin", "error": "no room"}
+    known: dict[str, Any] = {"business_id": "smile", "location_id": "berlin", "error": "no room"}
     (view,) = move_views({"a": [entry("open", phase="copy", row_count=5000, byte_count=70_000, **known)]})
     assert view == {
         "tenant": "smile-berlin",
