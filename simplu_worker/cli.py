@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "tap": ("fleet", "Print the operations of a replica as they are applied or refused, for 15 minutes at most."),
     "top": (
         "fleet",
-        "Show a fleet in the terminal: problems with advice, replicas, stream shards, tenants that take most time.",
+        "Show a fleet in the terminal: problems with advice, replicas, stream shards, businesses that take most time.",
     ),
 }
 

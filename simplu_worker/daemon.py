@@ -31,11 +31,12 @@ from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch
 from simplu_worker.shards.tenants.deletion import TenantDeleter
+from simplu_worker.shards.usage import UsageCount
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.queues import Monitoring
-from simplu_worker.status.replica import TOP_TENANTS_INTERVAL_S, ReplicaStatus
+from simplu_worker.status.replica import TOP_INTERVAL_S, ReplicaStatus
 from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import ServerTls, WatchedFiles
@@ -90,7 +91,7 @@ async def run_worker(settings: Settings) -> None:
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
-            "top tenants": partial(repeat_every, TOP_TENANTS_INTERVAL_S, replica.note_top_tenants),
+            "top businesses": partial(repeat_every, TOP_INTERVAL_S, replica.note_top),
         }
         background = heartbeat | _background_tasks(settings, parts, replica.health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
@@ -172,6 +173,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
     tasks: dict[str, Task] = {
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
+        "usage": UsageCount(shards.pools, shards.gateway.times).run,
         "split-tenants": shards.provisioner.split.run,
         "shards": ShardWatch(shards.locator, shards.pools, shards.directory.routes).run,
         "dead-letters": consumers.dead_letters.read_limits,

@@ -5,14 +5,14 @@ long a transaction took, against what was expected of it, corrects each of these
 expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who shared
 a transaction with it. Tenants too small for a cost of their own have that of the kind, which they alone correct.
 
-Memory is bounded, whatever the number of tenants: each slot of a window, for people, keeps the largest alone.
+The seconds of tenants are summed for their usage (`shards.usage`), which takes them away each minute.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
@@ -21,117 +21,6 @@ import msgspec
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.vocabulary import OperationKind
-
-SLOT_COUNT: Final = 6  # of a window: it has its last five sixths at least
-MINUTE_SLOT_S: Final = 10.0
-HOUR_SLOT_S: Final = 600.0
-COUNTED_MAX: Final = 25  # tenants that a slot counts; twice as many between two cuts
-RANK_COUNT: Final = 10  # tenants that are shown
-
-
-class TenantUse(msgspec.Struct, gc=False):
-    """What a tenant took: seconds of transactions, operations, and bytes of their records.
-
-    *waited_s* are the seconds for which it had operations in a lane, and batches that waited for a transaction.
-    """
-
-    took_s: float = 0.0
-    operation_count: int = 0
-    size_bytes: int = 0
-    waited_s: float = 0.0
-
-    def add(self, other: TenantUse) -> None:
-        """Add what *other* has."""
-        self.took_s += other.took_s
-        self.operation_count += other.operation_count
-        self.size_bytes += other.size_bytes
-        self.waited_s += other.waited_s
-
-
-class WindowUse(msgspec.Struct, frozen=True):
-    """The counted tenants of a window, and the seconds of all tenants together."""
-
-    by_tenant: Mapping[str, TenantUse]
-    total_s: float
-
-    def largest(self) -> Sequence[str]:
-        """Return the tenants that took most of the time, at most RANK_COUNT, the first one most."""
-        took_s = {tenant_id: use.took_s for tenant_id, use in self.by_tenant.items() if use.took_s}
-        return sorted(took_s, key=lambda one: (-took_s[one], one))[:RANK_COUNT]
-
-
-class TenantUsage:
-    """What tenants took of one shard lately, as far as this replica applied it."""
-
-    def __init__(self) -> None:
-        self._minute = _Window(MINUTE_SLOT_S)
-        self._hour = _Window(HOUR_SLOT_S)
-
-    def note(self, uses: Mapping[str, TenantUse], now: float) -> None:
-        """Add what tenants took, as of *now* (monotonic)."""
-        for window in (self._minute, self._hour):
-            window.slot(now).add(uses)
-
-    def note_waits(self, waits_s: Mapping[str, float], now: float) -> None:
-        """Add the seconds for which operations of tenants waited."""
-        self.note({tenant_id: TenantUse(waited_s=wait_s) for tenant_id, wait_s in waits_s.items() if wait_s}, now)
-
-    def last_minute(self, now: float) -> WindowUse:
-        """Return what tenants took in the last 50 to 60 s."""
-        return self._minute.use(now)
-
-    def last_hour(self, now: float) -> WindowUse:
-        """Return what tenants took in the last 50 to 60 minutes."""
-        return self._hour.use(now)
-
-
-class _Slot:
-    """The tenants of a part of a window."""
-
-    def __init__(self, began_at: float) -> None:
-        self.began_at = began_at
-        self.total_s = 0.0
-        self.by_tenant: dict[str, TenantUse] = {}
-
-    def add(self, uses: Mapping[str, TenantUse]) -> None:
-        for tenant_id, use in uses.items():
-            self.by_tenant.setdefault(tenant_id, TenantUse()).add(use)
-            self.total_s += use.took_s
-        if len(self.by_tenant) > 2 * COUNTED_MAX:
-            self.cut()
-
-    def cut(self) -> None:
-        """Drop all tenants but the largest."""
-        largest = sorted(self.by_tenant, key=lambda one: self.by_tenant[one].took_s, reverse=True)[:COUNTED_MAX]
-        self.by_tenant = {one: self.by_tenant[one] for one in largest}  # a dict that only loses keys keeps its size
-
-
-class _Window:
-    """The last slots, each as long."""
-
-    def __init__(self, slot_s: float) -> None:
-        self._slot_s = slot_s
-        self._slots: deque[_Slot] = deque(maxlen=SLOT_COUNT)
-
-    def slot(self, now: float) -> _Slot:
-        """Return the slot of *now*; the ones before are cut."""
-        if not self._slots or now >= self._slots[-1].began_at + self._slot_s:
-            if self._slots:
-                self._slots[-1].cut()
-            self._slots.append(_Slot(now - now % self._slot_s))
-        return self._slots[-1]
-
-    def use(self, now: float) -> WindowUse:
-        by_tenant: dict[str, TenantUse] = {}
-        total_s = 0.0
-        for slot in self._slots:
-            if now - now % self._slot_s - slot.began_at >= SLOT_COUNT * self._slot_s:
-                continue
-            total_s += slot.total_s
-            for tenant_id, use in slot.by_tenant.items():
-                by_tenant.setdefault(tenant_id, TenantUse()).add(use)
-        return WindowUse(by_tenant, total_s)
-
 
 FIRST_COST_S: Final = 100e-6  # of an operation, before any is measured
 FIRST_LIST_S: Final = 5e-3  # of a list, the same: of one with large documents
@@ -152,6 +41,7 @@ CALM_BATCH_S: Final = 0.5  # of a batch of a lane with one tenant otherwise
 CALM_TURN_S: Final = 0.75  # of a transaction otherwise: readers treat a shard as late after a second
 
 TenantKind: TypeAlias = tuple[str, OperationKind]
+SecondsByBusiness: TypeAlias = Mapping[str, Mapping[str, float]]  # of each tenant of a business
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -160,15 +50,21 @@ class Demand(msgspec.Struct, frozen=True):
     counts: Counter[TenantKind]
     sizes: Mapping[str, int]
     size_bytes: int
+    businesses: Mapping[str, str]  # of the tenants
 
     @classmethod
     def of(cls, operations: Sequence[Operation]) -> Demand:
         """Return that of *operations*."""
         keys = [(operation.tenant_id, operation.kind) for operation in operations]
         sizes: dict[str, int] = {}
+        businesses: dict[str, str] = {}
         for operation in operations:
-            sizes[operation.tenant_id] = sizes.get(operation.tenant_id, 0) + operation.size_bytes
-        return cls(Counter(keys), sizes, sum(sizes.values()))
+            tenant_id = operation.tenant_id
+            if tenant_id in sizes:
+                sizes[tenant_id] += operation.size_bytes
+            else:
+                sizes[tenant_id], businesses[tenant_id] = operation.size_bytes, operation.business_id
+        return cls(Counter(keys), sizes, sum(sizes.values()), businesses)
 
 
 class ShardTime:
@@ -177,7 +73,8 @@ class ShardTime:
     def __init__(self) -> None:
         self.waiting_count = 0  # batches that wait for a connection
         self.together_count = 0  # batches in the last transaction
-        self.usage = TenantUsage()
+        self.last_took_s: SecondsByBusiness = {}  # what `take` returned last
+        self._took_s: dict[str, dict[str, float]] = {}  # since then
         self._flooded_until = float("-inf")
         self._fixed_s = FIRST_FIXED_S
         self._shortest_s = math.inf
@@ -237,22 +134,33 @@ class ShardTime:
         """The batches of other lanes between two of one lane, by what waits and by the last transaction."""
         return max(self.waiting_count, self.together_count - 1, 0)
 
-    def note(self, demands: Iterable[Demand], took_s: float) -> dict[str, TenantUse]:
-        """Learn from a transaction of these batches that took so long; return what each tenant took of it.
+    def take(self) -> SecondsByBusiness:
+        """Return the seconds that tenants took since the last call."""
+        self.last_took_s, self._took_s = self._took_s, {}
+        return self.last_took_s
 
-        The tenants' seconds are *took_s* together: the fixed cost is divided in proportion to the rest.
+    def note(self, demands: Iterable[Demand], took_s: float) -> None:
+        """Learn from a transaction of these batches that took so long, and divide the seconds among their tenants.
+
+        The fixed cost is divided in proportion to the rest.
         """
         counts: Counter[TenantKind] = Counter()
         sizes: Counter[str] = Counter()
+        businesses: dict[str, str] = {}
         for demand in demands:
             counts.update(demand.counts)
             sizes.update(demand.sizes)
-        size_bytes = sizes.total()
+            businesses.update(demand.businesses)
         parts = {key: count * self._cost_of(key) for key, count in counts.items()}
-        bytes_s = self._byte_s * size_bytes
+        bytes_s = self._byte_s * sizes.total()
         operations_s = bytes_s + sum(parts.values())
         expected_s = self._fixed_s + operations_s
-        uses = self._uses(counts, parts, sizes, took_s / operations_s if parts else 0.0)
+        costs_s = {one: self._byte_s * size_bytes for one, size_bytes in sizes.items()}
+        for (one, _), part_s in parts.items():
+            costs_s[one] += part_s
+        for one, cost_s in costs_s.items():
+            own = self._took_s.setdefault(businesses[one], {})
+            own[one] = own.get(one, 0.0) + took_s * cost_s / operations_s
         change = min(CHANGE_MAX, max(1 / CHANGE_MAX, took_s / expected_s))
         of_small: defaultdict[OperationKind, float] = defaultdict(float)
         for key, part_s in parts.items():
@@ -265,25 +173,6 @@ class ShardTime:
         self._byte_s = _corrected(self._byte_s, change, bytes_s / expected_s)
         self._fixed_s = _corrected(self._fixed_s, change, self._fixed_s / expected_s)
         self._shortest_s = min(took_s, SHORTEST_GROWTH * self._shortest_s)
-        return uses
-
-    def _uses(
-        self,
-        counts: Mapping[TenantKind, int],
-        parts: Mapping[TenantKind, float],
-        sizes: Mapping[str, int],
-        ratio: float,
-    ) -> dict[str, TenantUse]:
-        """Return what each tenant took; *ratio* is that of the seconds to those that were expected of operations."""
-        uses = {
-            tenant_id: TenantUse(ratio * self._byte_s * size_bytes, 0, size_bytes)
-            for tenant_id, size_bytes in sizes.items()
-        }
-        for key, count in counts.items():
-            use = uses[key[0]]
-            use.took_s += ratio * parts[key]
-            use.operation_count += count
-        return uses
 
     def _cost_of(self, key: TenantKind) -> float:
         cost_s = self._by_tenant.get(key)
@@ -307,11 +196,9 @@ LOUD_MAX: Final = 4  # loud ones; where there are more, it is a backlog of many
 OVER_SHARE_RATIO: Final = 2.0  # of a loud one, to what those with less have queued on average
 LOUD_PART: Final = 0.8  # of what is queued, from which on the others gain by a hold; in a plain backlog nobody does
 
-CostsByBusiness: TypeAlias = Mapping[str, Mapping[str, float]]  # expected seconds of each tenant's queued entries
-
 
 def find_excess(
-    costs_s: CostsByBusiness, time: ShardTime, *, active_counts: Mapping[str, int], turns: int
+    costs_s: SecondsByBusiness, time: ShardTime, *, active_counts: Mapping[str, int], turns: int
 ) -> dict[str, float]:
     """Return the tenants of the business furthest beyond its share of a lane that have too much queued.
 
@@ -354,7 +241,7 @@ def find_over_share(
     return loud[0] if is_late and sum([weighted_s[one] for one in loud]) >= LOUD_PART * all_s else None
 
 
-def find_behind(costs_s: CostsByBusiness, time: ShardTime, stays_s: float) -> dict[str, float]:
+def find_behind(costs_s: SecondsByBusiness, time: ShardTime, stays_s: float) -> dict[str, float]:
     """Return the tenants that have more queued than their parts of *stays_s*, which are the values."""
     of_businesses = divide(stays_s, {one: sum(own.values()) for one, own in costs_s.items()}, time.business_weights)
     parts = {

@@ -209,10 +209,10 @@ SHARD_CONNECTIONS_RATIO = Gauge(
     "Connections of all clients to a Postgres shard over the nearest limit: of server, database or role.",
     ["shard_id"],
 )
-SHARD_TENANT_SECONDS = Gauge(
-    "simplu_shard_tenant_seconds",
-    "Seconds of the last minute that this replica's transactions took for one tenant, by the tenant's rank: 1 took "
-    "most. Use max over replicas, not sum.",
+SHARD_BUSINESS_SECONDS = Gauge(
+    "simplu_shard_business_seconds",
+    "Seconds of the last minute that this replica's transactions took for one business, by its rank: 1 took most. "
+    "Use max over replicas, not sum.",
     ["shard_id", "rank"],
 )
 SHARD_REPLICATION_LAG = Gauge(
@@ -377,7 +377,7 @@ _OF_STREAM_SHARD = (
 )
 _OF_SHARD = (
     *(SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG, SHARD_CONNECTIONS, SHARD_ERRORS),
-    *(SHARD_TENANT_SECONDS, SHARD_BACKFILLS, SHARD_COMMIT_SAFETY, SHARD_COMMIT_WAIT),
+    *(SHARD_BUSINESS_SECONDS, SHARD_BACKFILLS, SHARD_COMMIT_SAFETY, SHARD_COMMIT_WAIT),
     *(SHARD_USAGE, SHARD_TENANTS),
 )
 

@@ -98,23 +98,21 @@ class Status(Members):
     counters: Json | UnsetType = UNSET
 
 
-class TenantUse(Members):
-    """What a tenant took of a shard's time in a window."""
+class TopLocation(Members):
+    """The seconds of the last minute that a location took of a shard."""
 
+    tenant: str
     seconds: float
-    share: float | UnsetType | None = UNSET
-    operations: Count | UnsetType | None = UNSET
-    bytes: Count | UnsetType | None = UNSET
-    waited_seconds: float | UnsetType | None = UNSET
 
 
-class TopTenant(Members):
-    """A tenant that took most of a shard's time."""
+class TopBusiness(Members):
+    """A business that took most of a shard's time in the last minute."""
 
     shard_id: str
-    tenant: str
-    last_minute: TenantUse | None
-    last_hour: TenantUse | UnsetType | None = UNSET
+    business_id: str
+    seconds: float
+    share: float | UnsetType = UNSET
+    locations: list[TopLocation] | UnsetType = UNSET
 
 
 class HeldTarget(Members):
@@ -143,7 +141,7 @@ class Replica(Members):
     is_silent: bool | UnsetType = UNSET
     latency_p99_seconds: float | UnsetType | None = UNSET
     dead_letters: float | UnsetType | None = UNSET
-    top_tenants: list[TopTenant] | UnsetType = UNSET
+    top_businesses: list[TopBusiness] | UnsetType = UNSET
 
 
 class StreamShard(Members):
@@ -189,7 +187,7 @@ class Fleet(Members):
     counts: Json
     replica: str | UnsetType = UNSET
     role: Role | UnsetType | None = UNSET
-    top_tenants: list[TopTenant] | UnsetType = UNSET
+    top_businesses: list[TopBusiness] | UnsetType = UNSET
     held_advice: Json | UnsetType = UNSET
     problems: list[Problem] | UnsetType = UNSET
 

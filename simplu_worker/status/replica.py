@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,10 +18,10 @@ from simplu_worker.aws.clients import credential_source
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
-from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, LeaseReport, ReplicaFigures, TopTenant
+from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, LeaseReport, ReplicaFigures, TopBusiness
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import RetryableError
-from simplu_worker.fairness import RANK_COUNT, TenantUsage, WindowUse
+from simplu_worker.fairness import SecondsByBusiness
 from simplu_worker.feed.feed import Feed
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.assessment import Health, health_view, longest_standing_s, move_views
@@ -48,64 +49,50 @@ HEALTH_SUMMARY: Final = (
     *("state", "takesOperations", "role", "responseMs", "tenantCount", "usage", "connectionsUsed", "connectionsMax"),
     *("schemaVersion", "upgrading", "replicationLagSeconds", "odd", "lastCheckAt", "lastAnswer"),
 )
-TOP_TENANTS_INTERVAL_S: Final = 10.0
-MINUTE_MIN_S: Final = 0.6  # that a tenant has to have taken to be shown: a hundredth of the last minute,
-HOUR_MIN_S: Final = 36.0  # or of the last hour
+TOP_INTERVAL_S: Final = 10.0
+SHOWN_MIN_S: Final = 0.6  # that a business has to have taken: a hundredth of the last minute
+RANK_COUNT: Final = 10  # businesses of a shard
+LOCATIONS_MAX: Final = 5  # of a business
 ROWS_MAX: Final = 200
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
 
 
-class TopTenants:
-    """The tenants that took most of the last minute."""
+class TopBusinesses:
+    """The businesses that took most of the last minute."""
 
     def __init__(self) -> None:
-        self.rows: list[answers.TopTenant] = []
+        self.rows: list[answers.TopBusiness] = []
 
-    async def note(self, usages: Mapping[str, TenantUsage]) -> None:
-        """Take over what tenants took of shards, and set the metrics."""
-        rows: list[answers.TopTenant] = []
-        for shard_id, usage in usages.items():
-            now = loop_time()
-            minute, hour = usage.last_minute(now), usage.last_hour(now)
-            seconds = [minute.by_tenant[tenant_id].took_s for tenant_id in minute.largest()]
+    async def note(self, taken: Mapping[str, SecondsByBusiness]) -> None:
+        """Take over what was taken of shards, and set the metrics."""
+        rows: list[answers.TopBusiness] = []
+        for shard_id, took_s in taken.items():
+            top = _top_of(shard_id, took_s)
             for rank in range(RANK_COUNT):
-                gauge = instruments.SHARD_TENANT_SECONDS.labels(shard_id, str(rank + 1))
-                gauge.set(seconds[rank] if rank < len(seconds) else 0.0)
-            rows += tenant_rows(shard_id, minute, hour)
+                gauge = instruments.SHARD_BUSINESS_SECONDS.labels(shard_id, str(rank + 1))
+                gauge.set(top[rank].seconds if rank < len(top) else 0.0)
+            rows += [one for one in top if one.seconds >= SHOWN_MIN_S]
             await asyncio.sleep(0)  # there may be hundreds of shards
-        self.rows = sorted(rows, key=lambda row: [-_seconds(row.last_minute), -_seconds(row.last_hour)])[:ROWS_MAX]
+        self.rows = sorted(rows, key=lambda row: -row.seconds)[:ROWS_MAX]
 
-    def first(self) -> tuple[TopTenant, ...]:
+    def first(self) -> tuple[TopBusiness, ...]:
         """Return those for the other replicas."""
-        return tuple(
-            TopTenant(row.tenant, row.shard_id, row.last_minute.seconds)
-            for row in self.rows[:TOP_MAX]
-            if row.last_minute is not None
-        )
+        return tuple(TopBusiness(row.business_id, row.shard_id, row.seconds) for row in self.rows[:TOP_MAX])
 
 
-def tenant_rows(shard_id: str, minute: WindowUse, hour: WindowUse) -> list[answers.TopTenant]:
-    """Return the tenants that took a hundredth of a shard's time in a window, with the figures of both."""
-    shown = [one for one in minute.largest() if minute.by_tenant[one].took_s >= MINUTE_MIN_S]
-    shown += [one for one in hour.largest() if hour.by_tenant[one].took_s >= HOUR_MIN_S and one not in shown]
-    return [answers.TopTenant(shard_id, one, _use_of(minute, one), _use_of(hour, one)) for one in shown]
+def _top_of(shard_id: str, took_s: SecondsByBusiness) -> list[answers.TopBusiness]:
+    sums_s = {one: sum(own.values()) for one, own in took_s.items()}
+    total_s = sum(sums_s.values())
+    top = []
+    for one, own_s in _largest(sums_s, RANK_COUNT):
+        locations = [answers.TopLocation(*pair) for pair in _largest(took_s[one], LOCATIONS_MAX)]
+        top.append(answers.TopBusiness(shard_id, one, own_s, round(own_s / (total_s or 1.0), 3), locations))
+    return top
 
 
-def _use_of(window: WindowUse, tenant_id: str) -> answers.TenantUse | None:
-    use = window.by_tenant.get(tenant_id)
-    if use is None:
-        return None
-    return answers.TenantUse(
-        seconds=round(use.took_s, 3),
-        share=round(use.took_s / window.total_s, 3) if window.total_s else 0.0,
-        operations=use.operation_count,
-        bytes=use.size_bytes,
-        waited_seconds=round(use.waited_s, 3),
-    )
-
-
-def _seconds(use: object) -> float:
-    return use.seconds if isinstance(use, answers.TenantUse) else 0.0
+def _largest(took_s: Mapping[str, float], count: int) -> list[tuple[str, float]]:
+    largest = heapq.nsmallest(count, took_s.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [(one, round(own_s, 3)) for one, own_s in largest]
 
 
 @dataclass
@@ -129,7 +116,7 @@ class ReplicaStatus:
     stream_history: StreamHistory = field(default_factory=StreamHistory)
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
-    top_tenants: TopTenants = field(default_factory=TopTenants)
+    top: TopBusinesses = field(default_factory=TopBusinesses)
 
     def start(
         self,
@@ -308,7 +295,7 @@ class ReplicaStatus:
             "at": at.isoformat(timespec="milliseconds"),
             "stream": self.fleet and self.fleet.stream_name,
             **report,
-            "topTenants": [one.json() for one in self.top_tenants.rows],
+            "topBusinesses": [one.json() for one in self.top.rows],
             "heldAdvice": self._advice(reasons),
             "problems": [one.json() for one in self.problems.view(at, self.runbook_url)],
         }
@@ -325,7 +312,7 @@ class ReplicaStatus:
         return self.fleet.report()
 
     def _figures(self) -> ReplicaFigures:
-        return msgspec.structs.replace(self.figures.view(), top=self.top_tenants.first())
+        return msgspec.structs.replace(self.figures.view(), top=self.top.first())
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}
@@ -356,12 +343,11 @@ class ReplicaStatus:
         self.fleet_history.note(fleet_point(report, at))
         self.problems.note(find_problems(self._state(), report, at), at)
 
-    async def note_top_tenants(self) -> None:
-        """Note which tenants take most time."""
+    async def note_top(self) -> None:
+        """Note which businesses take most of the shards' time; of a shard that does not answer nothing is known."""
         if self.gateway is not None and self.pools is not None:
-            known = self.pools.by_shard_id()
-            times = self.gateway.times.items()
-            await self.top_tenants.note({shard_id: time.usage for shard_id, time in times if shard_id in known})
+            times, pools = self.gateway.times, self.pools.by_shard_id()
+            await self.top.note({one: times[one].last_took_s if pools[one].is_healthy else {} for one in pools})
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [

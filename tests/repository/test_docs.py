@@ -107,7 +107,7 @@ def test_table_has_every_command_that_plans_first() -> None:
     named = {re.sub(r" --.*", "", name) for cell in cells for name in re.findall(r"`([a-z -]+)`", cell)}
     commands = program_commands()
     assert named == {command.words for command in commands if "--apply" in command.options}
-    assert not [command for command in commands if {"--dry-run", "--yes", "--from"} & set(command.options)]
+    assert not [command for command in commands if {"--dry-run", "--yes"} & set(command.options)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

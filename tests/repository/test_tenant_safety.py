@@ -38,6 +38,8 @@ OF_NO_TENANT = {
     "schema_migrations": "the shard's own",
     "shard_meta": "the shard's own",
     "position_merges": "of the stream: tokens of the rows of `stream_positions`",
+    "usage": "of a shard, for bills: counts alone",
+    "usage_progress": "the shard's own",
     "stream_positions": "of the stream; the tenants that it names are the reader's to know",
 }
 TABLES = [
@@ -77,6 +79,9 @@ NOT_OF_ONE_TENANT = {
     "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_batches": "rows go by their age, whosever they are",
     "list_tenants": "docs/commands.md: `tenants list`",
+    "read_usage": "counts alone, for bills",
+    "roll_up_usage": "counts alone, for bills",
+    "sample_usage": "counts and sizes alone, for bills",
     "weigh_load": "counts alone, to balance shards",
     "weigh_resources": "counts and sizes alone, to balance shards",
 }

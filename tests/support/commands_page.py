@@ -41,6 +41,7 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "tenants restore": "backups.md#one-tenant",
     "tenants resume": "holding.md#pausing-a-tenant",
     "tenants rollback": "moving.md",
+    "tenants usage": "tenants.md#usage-for-bills",
     "tenants verify": "moving.md",
     "tenants weight": "holding.md#tenants-over-their-share",
     "top": "operating.md#in-a-terminal",

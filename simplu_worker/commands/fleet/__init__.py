@@ -80,7 +80,7 @@ def tap(
 
 
 def top(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
-    """Show a fleet in the terminal: problems with advice, replicas, stream shards, tenants that take most time."""
+    """Show a fleet in the terminal: problems with advice, replicas, stream shards, businesses that take most time."""
     from simplu_worker.commands.fleet.actions import show_top
 
     return common.run(show_top, url, as_json=common.as_json)

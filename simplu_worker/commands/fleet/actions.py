@@ -131,7 +131,7 @@ def draw(fleet: Json, notice: str = "", *, expand: bool = True) -> Group:
     at = datetime.fromisoformat(fleet["at"])
     problems = [one | {"at": at} for one in fleet["problems"] if not one["isOver"]]
     streams = sorted(fleet["streamShards"], key=lambda one: -(one["lagSeconds"] or 0.0))
-    listed = (problems, fleet["replicas"], streams, fleet["topTenants"])
+    listed = (problems, fleet["replicas"], streams, list(_top_rows(fleet["topBusinesses"])))
     parts: list[RenderableType] = [_summary(fleet, len(problems)), Text(escape_unprintable(notice), BAD)]
     for (title, columns), rows in zip(TABLES.items(), listed, strict=True):
         if rows:
@@ -159,6 +159,14 @@ def _summary(fleet: Json, problem_count: int) -> Text:
     for number, (text, style) in enumerate(cells):
         line.append("  " if number else "").append(escape_unprintable(text), style)
     return line
+
+
+def _top_rows(businesses: Iterable[Json]) -> Iterator[Json]:
+    """Yield a row for each business, and below it one for each of its locations, if it has several."""
+    for one in businesses:
+        several = one["locations"] if len(one["locations"]) > 1 else ()
+        yield {"tenant": None if several else one["locations"][0]["tenant"], **one}
+        yield from ({"businessId": "", "shardId": one["shardId"], **location} for location in several)
 
 
 def _problem(one: Json) -> Cell:
@@ -260,10 +268,11 @@ TABLES: Final[Mapping[str, Mapping[str, Column]]] = {
         "Held": "heldTargets",
         "Owner": "owner",
     },
-    "Tenants": {
+    "Businesses": {
+        "Business": "businessId",
         "Tenant": "tenant",
         "Shard": "shardId",
-        "Seconds of the last minute": lambda one: (one["lastMinute"] or {}).get("seconds"),
+        "Seconds of the last minute": "seconds",
     },
 }
 

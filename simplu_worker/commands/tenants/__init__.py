@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
@@ -17,6 +17,7 @@ from simplu_worker.commands.command_line import (
     MoveBounds,
     parse_duration,
     parse_rate,
+    parse_time,
 )
 from simplu_worker.errors import UsageError
 
@@ -174,6 +175,41 @@ def limit_tenant(
         bytes_per_s=0.0 if none else parse_rate("--bytes", size, SIZES),
     )
     return common.run(set_controls, business, location, limits)
+
+
+@tenants.command(name="usage")
+def tenant_usage(
+    *,
+    begin: Annotated[str, Parameter(name="--from")],
+    end: Annotated[str, Parameter(name="--to")],
+    business: str | None = None,
+    by: Annotated[Literal["hour", "day", "month"], Parameter()] = "day",
+    as_csv: Annotated[bool, Parameter(name="--csv", negative="")] = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print what tenants used, of all shards together: operations, bytes, time of Postgres, and what is stored.
+
+    Parameters
+    ----------
+    begin
+        From when on; a time such as 2026-03-01T00:00:00Z, at a full hour.
+    end
+        Until before when, the same.
+    business
+        Only this business.
+    by
+        The length of the periods, in UTC.
+    as_csv
+        Print CSV on stdout, and nothing else.
+    """
+    from simplu_worker.commands.tenants.usage import UsageRequest, show_usage
+
+    if as_csv and common.as_json:
+        raise UsageError("tenants usage: expected one of --csv and --json")
+    times = parse_time("--from", begin), parse_time("--to", end)
+    if times[0] >= times[1] or any(one.timestamp() % 3600 for one in times):
+        raise UsageError(f"--from, --to: expected two full hours, the second later, got {begin} and {end}")
+    return common.run(show_usage, UsageRequest(*times, by, business), as_csv=as_csv)
 
 
 @tenants.command(name="verify")

@@ -144,7 +144,7 @@ class Lane(Generic[results.EntryT]):
         """Append *entries*, in their order."""
         if (now := loop_time()) - self._active_since >= ACTIVE_S:
             self._active, self._queue.arrived, self._active_since = self._queue.arrived, {}, now
-        self._queue.append(entries, now)
+        self._queue.append(entries)
         self._has_work.set()
 
     def request_turn(self) -> None:
@@ -269,7 +269,6 @@ class Lane(Generic[results.EntryT]):
 
     def _next_batch(self) -> None:
         now = loop_time()
-        self._time.usage.note_waits(self._queue.count_waits(now), now)
         most_s = self._time.batch_s(now, is_shared=len(self._tenants()) > 1)
         self._batch = self._queue.take(results.BatchBounds(BATCH_MAX_COUNT, BATCH_MAX_BYTES, most_s))
         self._dropped, self._is_turn_requested = set(), False

@@ -229,7 +229,6 @@ class FairQueue(Generic[EntryT]):
         self._by_tenant: dict[str, deque[EntryT]] = {}  # none is empty
         self._count = 0  # of these
         self._businesses: dict[str, str] = {}  # of these tenants
-        self._waiting_since: dict[str, float] = {}  # of these tenants, or since their wait was counted last
         self.arrived: dict[str, str] = {}  # businesses of tenants that had no entries; whoever reads it begins it anew
         self.hurried: AbstractSet[str] = frozenset()  # tenants that are not to wait for their turn
         self._turns = _Turns()
@@ -249,8 +248,8 @@ class FairQueue(Generic[EntryT]):
         """The businesses of the tenants with entries, but for those that were put back."""
         return self._businesses
 
-    def append(self, entries: Sequence[EntryT], now: float) -> None:
-        """Add *entries*, which came at *now* (monotonic)."""
+    def append(self, entries: Sequence[EntryT]) -> None:
+        """Add *entries*."""
         by_tenant = self._by_tenant
         for entry in entries:
             tenant_id = entry.operation.tenant_id
@@ -258,7 +257,6 @@ class FairQueue(Generic[EntryT]):
             if own is None:
                 by_tenant[tenant_id] = deque((entry,))
                 self.arrived[tenant_id] = self._businesses[tenant_id] = entry.operation.business_id
-                self._waiting_since[tenant_id] = now
             else:
                 own.append(entry)
         self._count += len(entries)
@@ -283,12 +281,6 @@ class FairQueue(Generic[EntryT]):
     def cost_s(self, is_counted: Callable[[str], bool]) -> float:
         """Return the expected seconds of the entries of the tenants that are counted, without those put back."""
         return sum([self._costs_of(own) for tenant_id, own in self._by_tenant.items() if is_counted(tenant_id)])
-
-    def count_waits(self, now: float) -> dict[str, float]:
-        """Return for how many seconds each tenant has had entries since the last count."""
-        waits_s = {tenant_id: now - self._waiting_since[tenant_id] for tenant_id in self._by_tenant}
-        self._waiting_since = dict.fromkeys(waits_s, now)
-        return waits_s
 
     def newest_of(self, excess: Mapping[str, float]) -> list[EntryT]:
         """Return the entries of tenants behind those that take the given seconds."""

@@ -53,9 +53,8 @@ class CommitBatch:
 class Part:
     """One caller's batch, and the future of its outcomes; None: the caller must apply it alone."""
 
-    def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None, *, now: float) -> None:
+    def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None) -> None:
         self.operations = operations
-        self.waits_since = now
         self.claims = () if claim is None else (claim,)
         self.spans = () if (span := current_batch()) is None else (span,)
         self.demand = Demand.of(operations)
@@ -105,7 +104,7 @@ class GroupCommit:
 
         Raises as *apply* does; after a cancellation its outcome is unknown.
         """
-        part = Part(operations, claim, now=self._clock())
+        part = Part(operations, claim)
         self._waiting.append(part)
         self._count_waiting()
         self._start_group()
@@ -156,20 +155,12 @@ class GroupCommit:
                 raise
         else:
             if outcomes:
-                self._note(group)
+                self._time.note([part.demand for part in group.parts], self._clock() - group.began_at)
             rest = iter(outcomes)
             for part in group.parts:
                 own = list(islice(rest, len(part.operations)))
                 if not part.outcomes.done():
                     part.outcomes.set_result(own)
-
-    def _note(self, group: CommitGroup) -> None:
-        now = self._clock()
-        uses = self._time.note([part.demand for part in group.parts], now - group.began_at)
-        for part in group.parts:
-            for tenant_id in part.demand.sizes:
-                uses[tenant_id].waited_s += group.began_at - part.waits_since
-        self._time.usage.note(uses, now)
 
     def _fail_parts(self, group: CommitGroup, exc: BaseException) -> None:
         if self._forming is asyncio.current_task():

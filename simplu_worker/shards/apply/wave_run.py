@@ -59,6 +59,7 @@ class LogColumns(msgspec.Struct, frozen=True):
     origin_places: list[str]
     requested_at: list[str]
     received_at: list[str]
+    sizes: list[str]
     digests: list[bytes]
     types: list[str]
     origins: list[str]
@@ -75,6 +76,7 @@ class LogColumns(msgspec.Struct, frozen=True):
             self.origin_places,
             self.requested_at,
             self.received_at,
+            self.sizes,
         ]
         digests = self.digests
         if len(indexes) < len(digests):
@@ -103,6 +105,7 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
         [source_places[one] for one in sources],
         [operation.requested_at for operation in operations],
         _microseconds_of([one.arrived_at for one in origins]),
+        [str(operation.size_bytes) for operation in operations],
         [operation.digest for operation in operations],
         list(type_places),
         [_origin_text(operation) for operation in dict(zip(sources, operations, strict=True)).values()],
@@ -557,10 +560,11 @@ def fast_path_arguments(operations: Sequence[Operation], tenants: Mapping[str, T
         log.origins,
         [tenant.created_at.isoformat() for tenant in tenants.values()],
         [str(tenant.number) for tenant in tenants.values()],
+        log.sizes,
     ]
     separator, *columns = pack_columns([*of_wave, *of_tenants, log.types], plain)
     packed_wave, packed_tenants, types = columns[:5], columns[5:9], columns[9]
-    places, requested_at, *of_log, origins, created_at, numbers = columns[10:]
+    places, requested_at, *of_log, origins, created_at, numbers, sizes = columns[10:]
     return (
         separator,
         places,
@@ -574,4 +578,5 @@ def fast_path_arguments(operations: Sequence[Operation], tenants: Mapping[str, T
         *packed_tenants,
         created_at,
         numbers,
+        sizes,
     )

@@ -3,7 +3,7 @@ import { cellChart } from "./chart.js";
 import { ageOf, columnsOf, count, duration, isNothing, isStale, plural, sum, text, withoutNothing } from "./format.js";
 import { hrefOf, linkOf } from "./router.js";
 
-const TENANTS_SHOWN = 50;
+const BUSINESSES_SHOWN = 50;
 
 const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {}).filter(([, one]) => one));
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
@@ -77,25 +77,23 @@ const shardRows = ({ shards = [] }) => shards.map(shardRow(2.5 * Math.max(10, sh
 
 const THIS = "this one";
 
-// The tenants that take most of the shards' time, a row each: of the others the time of the last minute is known.
-function topTenantsOf(fleet) {
-  const others = othersOf(fleet).flatMap(({ replica, topTenants = [] }) => topTenants.map((one) => ({ ...one, replica })));
-  const byTenant = new Map();
-  for (const { lastMinute, lastHour, replica = THIS, ...one } of [...fleet?.topTenants ?? [], ...others]) {
-    const key = `${one.shardId} ${one.tenant}`;
-    const known = byTenant.get(key);
+// The businesses that take most of the shards' time: a row each, and below it one for each of its locations here.
+function topBusinessesOf(fleet) {
+  const others = othersOf(fleet).flatMap(({ replica, topBusinesses = [] }) => topBusinesses.map((one) => ({ ...one, replica })));
+  const byBusiness = new Map();
+  for (const { seconds, replica = THIS, ...one } of [...fleet?.topBusinesses ?? [], ...others]) {
+    const key = `${one.shardId} ${one.businessId}`;
+    const known = byBusiness.get(key);
     if (known) {
-      known.fleetSeconds = sum([known.fleetSeconds, lastMinute?.seconds]);
+      known.fleetSeconds += seconds;
       known.replicas.push(replica);
     } else {
-      byTenant.set(key, {
-        ...one, ...(replica === THIS ? lastMinute : {}), fleetSeconds: lastMinute?.seconds, replicas: [replica],
-        hourSeconds: lastHour?.seconds, hourShare: lastHour?.share, hourOperations: lastHour?.operations,
-        hourBytes: lastHour?.bytes, hourWaitedSeconds: lastHour?.waitedSeconds,
-      });
+      byBusiness.set(key, { ...one, seconds: replica === THIS ? seconds : null, fleetSeconds: seconds, replicas: [replica] });
     }
   }
-  return [...byTenant.values()].sort((one, other) => (other.fleetSeconds ?? 0) - (one.fleetSeconds ?? 0)).slice(0, TENANTS_SHOWN);
+  const largest = [...byBusiness.values()].sort((one, other) => other.fleetSeconds - one.fleetSeconds).slice(0, BUSINESSES_SHOWN);
+  return largest.flatMap(({ locations = [], ...one }) => locations.length > 1
+    ? [one, ...locations.map((own) => ({ shardId: one.shardId, ...own }))] : [{ ...one, tenant: locations[0]?.tenant }]);
 }
 
 // Catch-ups and upgrades that are under way, and fences that no move explains.
@@ -135,11 +133,8 @@ const REPLICA_COLUMNS = columnsOf("replica", "version", "unable", "leases:number
 const QUEUE_COLUMNS = columnsOf("name:queue:Queue", "state:badge", "error:long", "kind", "visible:number:Waiting",
   "inFlight:number", "delayed:number", "inHand:number:In flight here",
   "oldestInHandSeconds:seconds:Oldest here", "outcomes", "redriveTo");
-const TENANT_COLUMNS = (here) => columnsOf("tenant:tenant", "shardId:shard:Shard",
-  ...(here ? ["fleetSeconds:seconds:Last minute, all replicas"] : []), `seconds:seconds:Last minute${here}`, `share:ratio:Share${here}`,
-  "operations:number", "bytes:bytes", "waitedSeconds:seconds:Waited",
-  `hourSeconds:seconds:Last hour${here}`, `hourShare:ratio:Share${here}`,
-  "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replicas");
+const BUSINESS_COLUMNS = (here) => columnsOf("businessId:text:Business", "tenant:tenant", "shardId:shard:Shard",
+  ...(here ? ["fleetSeconds:seconds:Last minute, all replicas"] : []), `seconds:seconds:Last minute${here}`, `share:ratio:Share${here}`, "replicas");
 const FEED_COLUMNS = columnsOf("name:text:Destination", "lagSeconds:lag", "stopped:long:Stopped on", "error:long", "shards:number", "waitingShards:number:Waiting shards");
 const WORK_COLUMNS = columnsOf("subject:subject", "kind", "state:badge", "detail:long", "seconds:seconds:For");
 const TROUBLE_COLUMNS = columnsOf("target", "about", "loop", "error:long", "count:number:Times", "since:time", "at:time:Last");
@@ -160,9 +155,9 @@ const SECTIONS = {
   ],
   tenants: ({ fleet }) => [
     {
-      id: "tenants", source: "fleet", title: "Tenants that take most of the shards' time", rows: topTenantsOf(fleet), columns: TENANT_COLUMNS(othersOf(fleet).length ? ", here" : ""),
-      note: !topTenantsOf(fleet).length ? "No tenant takes 1 % of a shard's time."
-        : othersOf(fleet).length ? "Of other replicas only the seconds of the last minute are known; a share is that of the shard's time at this replica." : "",
+      id: "businesses", source: "fleet", title: "Businesses that take most of the shards' time", rows: topBusinessesOf(fleet), columns: BUSINESS_COLUMNS(othersOf(fleet).length ? ", here" : ""),
+      note: !topBusinessesOf(fleet).length ? "No business takes 1 % of a shard's time."
+        : othersOf(fleet).length ? "Of other replicas only the seconds of businesses are known; a share is that of the shard's time at this replica." : "",
     },
   ],
   shards: ({ status }) => [

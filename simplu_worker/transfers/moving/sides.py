@@ -35,6 +35,7 @@ from simplu_worker.shards.settling import (
     take_token,
     tenant_of,
 )
+from simplu_worker.shards.usage import carry_usage
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Journal, TransferEngine, run_in_pages
@@ -466,6 +467,7 @@ async def clean_up(
     count = await drop_rows(source, tenant_id, token, TenantState.MOVED)
     if count is None:
         return None
+    await carry_usage(source, target, left.business_id, left.location_id)
     async with source.transaction() as connection:
         await journal.note(connection, TransferStep.CLEANED)
     log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.log_rows import made_up_rows
+from support.postgres.tenant_cases import fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Queue
@@ -107,13 +108,7 @@ async def test_retention_forgets_what_is_beside_the_log(
 
     await LogRetention(pools, keeps(15 * DAY), statement_rows=2).take_turn()
 
-    connection = await asyncpg.connect(address.connection_string)
-    try:
-        rows = await connection.fetch(f"SELECT {name} AS name FROM {table}")
-    finally:
-        await connection.close()
-    assert "young" in {row["name"] for row in rows}
-    assert len(rows) == 1
+    assert await fetch(pools.ensure_pool(address), f"SELECT {name} AS name FROM {table}") == [{"name": "young"}]
 
 
 @pytest.mark.parametrize(("batch_rows", "expected"), [(1, 5), (4, 8), (9, 9), (24, 24)])
@@ -128,12 +123,8 @@ async def test_retention_deletes_whole_batches(
 
     assert counts == {"shard-1": expected}
     assert await left_on(address) == 72 - expected
-    connection = await asyncpg.connect(address.connection_string)
-    try:  # the oldest are those with the highest numbers
-        newest = await connection.fetchval("SELECT max(substr(request_id, 4)::int) FROM operations")
-    finally:
-        await connection.close()
-    assert newest == 71 - expected
+    newest = "SELECT max(substr(request_id, 4)::int) FROM operations"  # the oldest are those with the highest numbers
+    assert await fetch(pools.ensure_pool(address), newest) == [{"max": 71 - expected}]
 
 
 async def test_retention_goes_on_with_other_shards_when_one_is_down(

@@ -107,6 +107,8 @@ EMPTYING = "".join(
         "feed_cursors",
         "feed_refusals",
         "log_forgotten",
+        "usage",
+        "usage_progress",
     )
 )
 EMPTY_SCHEMA = """

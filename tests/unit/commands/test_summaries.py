@@ -65,7 +65,13 @@ FLEET: dict[str, Any] = {
         MEASURED | {"streamShard": "s0", "state": "reading", "owner": "host:1", "lagSeconds": 0.25},
         MEASURED | {"streamShard": "s1", "state": "elsewhere", "owner": None, "lagSeconds": 90.0},
     ],
-    "topTenants": [{"tenant": "a-b", "shardId": "shard-1", "lastMinute": {"seconds": 4.5}, "lastHour": None}],
+    "topBusinesses": [
+        {"businessId": one, "shardId": "shard-1", "seconds": 4.5, "share": 0.5, "locations": locations}
+        for one, locations in (
+            ("a", [{"tenant": "a-b", "seconds": 4.5}]),
+            ("c", [{"tenant": "c-d", "seconds": 3.0}, {"tenant": "c-e", "seconds": 1.5}]),
+        )
+    ],
 }
 
 
@@ -88,7 +94,8 @@ def test_screen_has_what_is_wrong_first_and_nothing_that_is_over() -> None:
         *("Stream shards", "Stream shard State Lag Records/s Held Owner"),
         "s1 elsewhere 1 min 30 s – – –",
         "s0 reading 250 ms – – host:1",
-        *("Tenants", "Tenant Shard Seconds of the last minute", "a-b shard-1 4.5"),
+        *("Businesses", "Business Tenant Shard Seconds of the last minute", "a a-b shard-1 4.5"),
+        *("c – shard-1 4.5", "c-d shard-1 3.0", "c-e shard-1 1.5"),
     ]
 
 

@@ -23,8 +23,8 @@ from simplu_worker import (
     vocabulary,
 )
 from simplu_worker.consumers.kinesis.leases import lease_table  # noqa: F401 - as above
-from simplu_worker.fairness import RANK_COUNT
 from simplu_worker.instruments import BatchHistogram
+from simplu_worker.status.replica import RANK_COUNT
 from simplu_worker.vocabulary import ConnectionState
 
 CONTRACT = {

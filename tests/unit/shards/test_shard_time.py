@@ -133,15 +133,19 @@ def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
     for _ in range(10):
         run(time, [*loud, *quiet], HEAVY)
 
-    uses = time.note([Demand.of(loud), Demand.of([*quiet, operation("loud")])], 0.4)
+    time.take()
 
-    assert (uses["loud"].operation_count, uses["loud"].size_bytes) == (31, 3100)
-    assert (uses["quiet"].operation_count, uses["quiet"].size_bytes) == (5, 250)
-    assert uses["loud"].took_s + uses["quiet"].took_s == pytest.approx(0.4)
-    assert uses["quiet"].took_s < 0.01
-    assert time.note([Demand.of([])], 0.1) == {}
-    time.usage.note(uses, 0.0)
-    assert time.usage.last_minute(0.0).largest() == ["loud", "quiet"]
+    time.note([Demand.of(loud), Demand.of([*quiet, operation("loud")])], 0.4)
+    time.note([Demand.of([])], 0.1)
+    taken = time.take()
+    assert taken is time.last_took_s
+    ((loud_s, quiet_s),) = [(own["loud"], own["quiet"]) for own in taken.values()]
+    assert loud_s + quiet_s == pytest.approx(0.4)
+    assert quiet_s < 0.01
+    for _ in range(2):
+        time.note([Demand.of(loud)], 0.2)
+    assert [sum(own.values()) for own in time.take().values()] == [pytest.approx(0.4)]
+    assert time.take() == {}
 
 
 @pytest.mark.parametrize(
@@ -219,8 +223,8 @@ def test_costs_are_bounded_whatever_a_transaction_took(
     time = ShardTime()
     for parts, took_s in transactions:
         operations = [operation(*part) for part in parts]
-        uses = time.note([Demand.of(operations)], took_s)
-        assert sum(use.took_s for use in uses.values()) == pytest.approx(took_s if operations else 0.0)
+        time.note([Demand.of(operations)], took_s)
+        assert sum(sum(own.values()) for own in time.take().values()) == pytest.approx(took_s if operations else 0.0)
         for one in operations:
             assert COST_MIN_S <= time.cost_s(one) <= COST_MAX_S * (1 + one.size_bytes)
 

@@ -126,8 +126,8 @@ def _replicas(
                 "deadLetters": figures.dead_letter_count,
                 "heldTargets": _total(leases, "heldTargets"),
                 "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
-                "topTenants": [
-                    {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
+                "topBusinesses": [
+                    {"shardId": one.shard_id, "businessId": one.business_id, "seconds": _rounded(one.took_s)}
                     for one in figures.top
                 ],
                 "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo")),

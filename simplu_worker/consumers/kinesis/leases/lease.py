@@ -19,7 +19,7 @@ import msgspec
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 
 HELD_MAX: Final = 3  # targets in a report
-TOP_MAX: Final = 3  # tenants in a report
+TOP_MAX: Final = 3  # businesses in a report
 DECIMALS: Final = 3
 
 
@@ -31,10 +31,10 @@ class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
     age_s: float
 
 
-class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A tenant and the seconds of the last minute that it took of a Postgres shard."""
+class TopBusiness(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A business and the seconds of the last minute that it took of a Postgres shard."""
 
-    tenant_id: str
+    business_id: str
     shard_id: str
     took_s: float
 
@@ -42,13 +42,13 @@ class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class ReplicaFigures(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What a replica tells of itself.
 
-    The p99 latency of the last interval, the dead letters of the last hour, and the tenants that took most of the last
-    minute. *unable* is an `Inability`: why it can do nothing.
+    The p99 latency of the last interval, the dead letters of the last hour, and the businesses that took most of the
+    last minute. *unable* is an `Inability`: why it can do nothing.
     """
 
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
-    top: tuple[TopTenant, ...] = ()
+    top: tuple[TopBusiness, ...] = ()
     unable: str | None = None
 
 

@@ -165,6 +165,7 @@ CREATE TABLE public.log_rows (
     requested_at pg_catalog.timestamptz NOT NULL,
     received_at pg_catalog.timestamptz NOT NULL,
     tenant_no integer NOT NULL,
+    size_bytes integer NOT NULL DEFAULT 0, -- of the record, for `usage`; of a row that was copied it is not known
     position smallint NOT NULL, -- in its batch
     type_at smallint NOT NULL, -- from 1
     origin_at smallint NOT NULL, -- from 1
@@ -388,6 +389,27 @@ CREATE TABLE public.log_forgotten (
     completed_at pg_catalog.timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
+-- What tenants used, for bills: by hour, from the log, and by the shard that applied it: a former home's rows are copied to
+-- the tenant's home, before that shard may go. What no row here has yet is in the log, from `usage_progress` on.
+CREATE TABLE public.usage (
+    hour pg_catalog.timestamptz NOT NULL,
+    business_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    location_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL, -- '' beside the time, which is measured by tenant
+    shard_id pg_catalog.text NOT NULL, -- where it was counted, and may go on
+    operation_count bigint NOT NULL DEFAULT 0,
+    size_bytes bigint NOT NULL DEFAULT 0,
+    took_ms pg_catalog.float8 NOT NULL DEFAULT 0,
+    stored_rows bigint, -- as sampled in this hour
+    stored_bytes bigint,
+    PRIMARY KEY (hour, business_id, location_id, resource_type, shard_id)
+) WITH (fillfactor = 70);
+CREATE TABLE public.usage_progress (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    batch_id bigint NOT NULL DEFAULT 0, -- `usage` has all batches before it
+    sampled_at pg_catalog.timestamptz -- when what is stored was last sampled
+) WITH (fillfactor = 50);
+
 -- The policy for writers of all tables above with rows of tenants.
 DO $$
 DECLARE
@@ -395,7 +417,7 @@ DECLARE
 BEGIN
     FOREACH named IN ARRAY '{
         tenants,business_controls,limit_buckets,resources,log_batches,log_rows,log_outcomes,stream_positions,
-        position_merges,rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten
+        position_merges,rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten,usage,usage_progress
     }'::pg_catalog.text[] LOOP
         EXECUTE pg_catalog.format(
             'CREATE POLICY simplu_writer ON public.%1$I '

@@ -81,16 +81,17 @@ INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants
 
 -- fragment: into_log_rows
 INSERT INTO public.log_rows (
-    batch_id, position, tenant_no, request, kind, type_at, resource, origin_at, requested_at, received_at, digest
+    batch_id, position, tenant_no, request, kind, type_at, resource, origin_at, requested_at, received_at, size_bytes,
+    digest
 )
 
 -- fragment: log_columns
--- The columns of rows of the log, as `log_rows` has them; $10 are microseconds since 1970, $11 the digests, of 8 bytes
--- each. In key order, against deadlocks.
+-- The columns of rows of the log, as `log_rows` has them; $10 are microseconds since 1970, $11 bytes, $12 the digests, of 8
+-- bytes each. In key order, against deadlocks.
     place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'), kind::pg_catalog."char", type_at::smallint,
     pg_catalog.decode(nullif(resource, ''), 'hex'), origin_at::smallint, requested_at::pg_catalog.timestamptz,
     pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000::pg_catalog.float8),
-    substring($11::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
+    size_bytes::integer, substring($12::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
 FROM (
     SELECT
         pg_catalog.generate_subscripts(pg_catalog.string_to_array($2, $1), 1) AS number,
@@ -102,19 +103,20 @@ FROM (
         pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource,
         pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS origin_at,
         pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS requested_at,
-        pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS received_at
+        pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS received_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS size_bytes
 ) AS sent
 
 -- fragment: logged_rows
--- Write the batch into the log before any effect: its row, with the types $12, the origins $13 and the numbers $14 of
+-- Write the batch into the log before any effect: its row, with the types $13, the origins $14 and the numbers $15 of
 -- tenants, and the rows of its operations. The row of the batch shows that all rows with its number are this
 -- transaction's: it fails where another one has the number (`ForeignNumbersError`).
 WITH batch AS (
     :into_log_batches
     SELECT
         :own_batch, pg_catalog.clock_timestamp(), pg_catalog.cardinality(pg_catalog.string_to_array($2, $1)), 'o',
-        pg_catalog.string_to_array($14, $1)::integer[], pg_catalog.string_to_array($12, $1),
-        pg_catalog.string_to_array($13, $1)
+        pg_catalog.string_to_array($15, $1)::integer[], pg_catalog.string_to_array($13, $1),
+        pg_catalog.string_to_array($14, $1)
     RETURNING batch_id
 )
 :into_log_rows
@@ -772,7 +774,8 @@ sent AS MATERIALIZED (
         pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS type_at,
         pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS resource,
         pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS origin_at,
-        pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS received_at
+        pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS received_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($25, $1)) AS size_bytes
 )
 
 -- fragment: known_tenants
@@ -837,7 +840,7 @@ batch AS (
         pg_catalog."left"(operation, 1)::pg_catalog."char", type_at::smallint, pg_catalog.decode(resource, 'hex'),
         origin_at::smallint, requested_at::pg_catalog.timestamptz,
         pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000::pg_catalog.float8),
-        substring($10::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
+        size_bytes::integer, substring($10::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
     FROM sent
     WHERE (SELECT pg_catalog.count(*) FROM batch) > 0
     ORDER BY tenant_no::integer, request, number
@@ -867,11 +870,11 @@ confirmed AS MATERIALIZED (
 written AS (
     UPDATE public.stream_positions
     SET
-        pending_from = $27, pending_since = $28, read_to = $29, held = $30::pg_catalog.text[], parents_done = $31,
-        read_up_to = $32, token = $34::pg_catalog.uuid
+        pending_from = $28, pending_since = $29, read_to = $30, held = $31::pg_catalog.text[], parents_done = $32,
+        read_up_to = $33, token = $35::pg_catalog.uuid
     WHERE
-        stream = $25 AND stream_shard_id = $26 AND token = ANY($33::pg_catalog.text[]::pg_catalog.uuid[])
-        AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $25 AND stream_shard_id = $26)
+        stream = $26 AND stream_shard_id = $27 AND token = ANY($34::pg_catalog.text[]::pg_catalog.uuid[])
+        AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $26 AND stream_shard_id = $27)
     RETURNING 1
 ), confirmed AS MATERIALIZED (
     :locked_tenants AND (SELECT pg_catalog.count(*) FROM written) = 1

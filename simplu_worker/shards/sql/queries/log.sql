@@ -109,7 +109,7 @@ WITH sent AS MATERIALIZED (
 SELECT
     batch.batch_id, sent.number, sent.tenant_no,
     '\x04'::pg_catalog.bytea || pg_catalog.int8send(batch.batch_id) || pg_catalog.int2send(sent.number), 'm',
-    sent.number, sent.resource, 1, pg_catalog.now(), pg_catalog.now(), ''
+    sent.number, sent.resource, 1, pg_catalog.now(), pg_catalog.now(), 0, ''
 FROM sent
 CROSS JOIN batch;
 
@@ -128,7 +128,7 @@ WHERE tenants.id = $2;
 -- that a later transaction could take for its own. Locked batches are skipped: another replica is deleting them.
 -- None completed before $3: until a vacuum the index has the entries of deleted batches too, and while a transaction may
 -- still see these, each statement that begins with the oldest would pass by all of them.
--- Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
+-- Nor those that `usage` has not counted. Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
 -- Return how many operations there were, the time of the newest, and what the statement took, for which it reads the
 -- clock once all rows are deleted: what no other part refers to would be deleted after that.
 -- `is_last` if there are no more.
@@ -138,6 +138,7 @@ WITH due AS MATERIALIZED (
     WHERE
         completed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
         AND completed_at >= $3::pg_catalog.timestamptz
+        AND batch_id < coalesce((SELECT usage_progress.batch_id FROM public.usage_progress), batch_id + 1)
     ORDER BY completed_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED

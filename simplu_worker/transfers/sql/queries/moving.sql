@@ -142,8 +142,25 @@ DELETE FROM public.resources
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
 
 -- name: drop_operations
-WITH dropped AS MATERIALIZED (
-    SELECT ctid, batch_id, position FROM public.log_rows WHERE tenant_no = :number_of_tenant LIMIT $2
+-- Those that `usage` has yet to count are counted here. The lock keeps a roll-up away until the end.
+WITH progress AS MATERIALIZED (
+    SELECT batch_id FROM public.usage_progress FOR SHARE
+), dropped AS MATERIALIZED (
+    SELECT ctid, batch_id, position, type_at, kind, size_bytes
+    FROM public.log_rows
+    WHERE tenant_no = :number_of_tenant
+    LIMIT $2
+), counted AS (
+    :into_usage
+    SELECT
+        :of_one_batch, pg_catalog.count(*), pg_catalog.sum(log_rows.size_bytes)
+    FROM dropped AS log_rows
+    JOIN public.log_batches USING (batch_id)
+    JOIN public.tenants ON tenants.id = $1
+    WHERE batch_id >= coalesce((SELECT progress.batch_id FROM progress), 0) AND :is_operation
+    GROUP BY 1, 2, 3, 4, 5
+    ORDER BY 1, 2, 3, 4
+    :beside_usage
 ), outcomes AS (
     DELETE FROM public.log_outcomes
     USING dropped
@@ -447,7 +464,7 @@ WITH missing AS MATERIALIZED (
 :into_log_rows
 SELECT
     copied_id, position, $4::integer, request, kind, type_at, resource, origin_at, requested_at,
-    received_at, digest
+    received_at, 0, digest
 FROM copied
 ORDER BY request;
 
@@ -557,17 +574,9 @@ CROSS JOIN (
 -- The resources of each tenant, and their stored bytes; of a large shard from as many pages as have about $1 rows, as
 -- reading all of them may take an hour.
 WITH part AS MATERIALIZED (
-    SELECT
-        greatest(1::pg_catalog.float8, pg_class.reltuples::pg_catalog.float8 / $1::integer::pg_catalog.float8) AS times
-    FROM pg_catalog.pg_class
-    WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
+    :sampled_part
 )
-SELECT
-    resources.id,
-    (pg_catalog.count(*)::pg_catalog.float8 * (SELECT times FROM part))::pg_catalog.int8 AS rows,
-    (
-        pg_catalog.sum(pg_catalog.pg_column_size(resources.data))::pg_catalog.float8 * (SELECT times FROM part)
-    )::pg_catalog.int8 AS bytes
+SELECT resources.id, :sampled_sizes
 FROM public.resources TABLESAMPLE system ((100::pg_catalog.float8 / (SELECT times FROM part))::pg_catalog.float4)
 GROUP BY resources.id;
 

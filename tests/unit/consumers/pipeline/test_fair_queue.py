@@ -42,7 +42,7 @@ class Known(ShardTime):
 def queue_of(*runs: tuple[str, int]) -> FairQueue[Entry]:
     queue: FairQueue[Entry] = FairQueue(Known())
     for tenant_id, count in runs:
-        queue.append(entries_of(tenant_id, count), 0.0)
+        queue.append(entries_of(tenant_id, count))
     return queue
 
 
@@ -50,24 +50,11 @@ def counts(batch: list[Entry]) -> dict[str, int]:
     return dict(Counter(entry.chain for entry in batch))
 
 
-def test_tenant_waits_while_it_has_entries() -> None:
-    queue = queue_of(("a", 2), ("b", 1))
-    assert queue.count_waits(1.0) == {"a": 1.0, "b": 1.0}
-    queue.take(BatchBounds(1, 10**9, 1e9))
-    queue.append(entries_of("c", 1), 2.0)
-    assert queue.count_waits(4.0) == {"a": 3.0, "b": 3.0, "c": 2.0}
-    queue.take(WIDE)
-    assert queue.count_waits(5.0) == {}
-    queue.append(entries_of("a", 1), 6.0)
-    queue.append(entries_of("a", 1), 7.0)
-    assert queue.count_waits(8.0) == {"a": 2.0}
-
-
 def test_tenant_that_comes_later_saves_up_nothing() -> None:
     queue = queue_of(("a", 1000), ("b", 1000))
     for _ in range(10):
         queue.take(BatchBounds(2000, 10**9, 0.1))
-    queue.append(entries_of("new", 1000), 0.0)
+    queue.append(entries_of("new", 1000))
 
     batch = counts(queue.take(BatchBounds(2000, 10**9, 0.09)))
 
@@ -82,7 +69,7 @@ def test_tenants_with_entries_and_those_that_had_none() -> None:
     queue.take(BatchBounds(2, 10**9, 1e9))
     queue.remove({id(entry) for entry in queue.of_tenant("c")})
     queue.arrived = {}
-    queue.append([entry for tenant_id in "bc" for entry in entries_of(tenant_id, 1)], 0.0)
+    queue.append([entry for tenant_id in "bc" for entry in entries_of(tenant_id, 1)])
 
     assert (queue.businesses, queue.arrived) == ({"b": "b", "c": "c"}, {"c": "c"})
 
@@ -90,7 +77,7 @@ def test_tenants_with_entries_and_those_that_had_none() -> None:
 def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
     queue = queue_of(*((tenant_id, 9) for tenant_id in "bcef"), ("heavy", 1))
     assert counts(queue.take(BatchBounds(8, 10**9, 1e9))) == {"b": 2, "c": 2, "e": 2, "f": 1, "heavy": 1}
-    queue.append([*entries_of("a", 1), *entries_of("heavy", 1)], 0.0)
+    queue.append([*entries_of("a", 1), *entries_of("heavy", 1)])
     assert counts(queue.take(BatchBounds(2, 10**9, 1e9))) == {"a": 1, "f": 1}
 
 
@@ -124,7 +111,7 @@ def test_weights_count_between_businesses_and_within_one() -> None:
     time.note_weights({"a-1": 3.0}, {"b": 4.0})
     queue: FairQueue[Entry] = FairQueue(time)
     for tenant_id in ("a-1", "a-2", "b-1", "b-2"):
-        queue.append(entries_of(tenant_id, 5000), 0.0)
+        queue.append(entries_of(tenant_id, 5000))
     batch = counts(queue.take(BatchBounds(4000, 10**9, 1e9)))
     assert batch["b-1"] == pytest.approx(batch["b-2"], abs=5)
     assert batch["a-1"] == pytest.approx(3 * batch["a-2"], abs=5)
@@ -134,7 +121,7 @@ def test_weights_count_between_businesses_and_within_one() -> None:
 def test_location_that_was_served_is_behind_though_it_was_emptied() -> None:
     queue = queue_of(("a-1", 200), ("z", 1000))
     for _ in range(9):
-        queue.append([Entry("a-2", queued_operation("heavy", business_id="a").operation, 0)], 0.0)
+        queue.append([Entry("a-2", queued_operation("heavy", business_id="a").operation, 0)])
         queue.take(BatchBounds(2000, 10**9, 0.05))
     assert len(queue.of_tenant("a-1")) < 130
 
@@ -143,10 +130,10 @@ def test_location_that_was_served_is_behind_though_it_was_emptied() -> None:
 def test_served_tenant_is_forgotten_once_nobody_waits(bounds: BatchBounds) -> None:
     queue = queue_of(("heavy", 1))
     if bounds.count == 1:
-        queue.append(entries_of("z", 1), 0.0)
+        queue.append(entries_of("z", 1))
     queue.take(bounds)
     queue.take(WIDE)
-    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
+    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)])
     assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
 
 
@@ -156,7 +143,7 @@ def test_tenant_is_forgotten_once_the_queue_was_cleared() -> None:
     assert [entry.chain for entry in queue.clear()] == ["heavy", "heavy", "z", "z"]
     assert (len(queue), list(queue)) == (0, [])
 
-    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
+    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)])
     assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
 
 
@@ -235,7 +222,7 @@ def test_order_of_a_tenant_is_kept_and_nothing_is_lost(data: st.DataObject) -> N
                 name, count = data.draw(names), data.draw(st.integers(0, 6))
                 entries = entries_of(name, count, first=len(sent[name]))
                 sent[name] += entries
-                queue.append(entries, 0.0)
+                queue.append(entries)
             case "take" | "put back" as what:
                 bounds = BatchBounds(data.draw(st.integers(1, 8)), 10**9, data.draw(st.sampled_from([0.001, 0.05])))
                 batch = queue.take(bounds)

@@ -12,7 +12,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     LeaseReport,
     Observation,
     ReplicaFigures,
-    TopTenant,
+    TopBusiness,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.vocabulary import HoldReason
@@ -65,7 +65,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "unable": None,
         "heldTargets": 2,
         "held": [],
-        "topTenants": [],
+        "topBusinesses": [],
         "seenSecondsAgo": 0.0,
         "isSilent": False,
     }
@@ -82,7 +82,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "unable": None,
         "heldTargets": 1,
         "held": [],
-        "topTenants": [],
+        "topBusinesses": [],
         "seenSecondsAgo": 1.5,
         "isSilent": False,
     }
@@ -178,13 +178,13 @@ def test_replica_is_silent_once_all_of_its_leases_are() -> None:
     ]
 
 
-def test_top_tenants_are_those_of_the_last_report_of_a_replica() -> None:
+def test_top_businesses_are_those_of_the_last_report_of_a_replica() -> None:
     reports = [
-        LeaseReport(OTHER, "1", ReplicaFigures(top=(TopTenant("t", shard, took_s),)))
+        LeaseReport(OTHER, "1", ReplicaFigures(top=(TopBusiness("t", shard, took_s),)))
         for shard, took_s in (("x", 1.0), ("y", 2.00049))
     ]
     found = report_of((lease("b", OTHER, report=reports[1]), 99.0), (lease("d", OTHER, report=reports[0]), 98.0))
-    assert found["replicas"][1]["topTenants"] == [{"shardId": "y", "tenant": "t", "lastMinute": {"seconds": 2.0}}]
+    assert found["replicas"][1]["topBusinesses"] == [{"shardId": "y", "businessId": "t", "seconds": 2.0}]
 
 
 def test_age_of_a_hold_grows_since_it_was_told() -> None:

@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     ReadAhead,
     ReplicaFigures,
     StreamView,
-    TopTenant,
+    TopBusiness,
     decode_report,
     encode_report,
     first_held,
@@ -340,7 +340,7 @@ ages = st.floats(0, 1e6).map(lambda value: round(value, 3))
 numbers = st.none() | ages
 counts = st.none() | st.integers(0, 10**6)
 held = st.builds(HeldTarget, st.text(max_size=60), st.sampled_from(["gap", "moving"]), ages)
-top = st.builds(TopTenant, st.text(max_size=30), st.text(max_size=10), ages)
+top = st.builds(TopBusiness, st.text(max_size=30), st.text(max_size=10), ages)
 figures = st.builds(
     ReplicaFigures, numbers, counts, st.lists(top, max_size=TOP_MAX).map(tuple), st.sampled_from([None, "x"])
 )
