@@ -23,7 +23,17 @@ RESOURCES_SQL: Final = """
 SELECT id AS tenant, "resourceName" AS type, "resourceId" AS id, data FROM resources
 WHERE id = ANY($1) AND "resourceName" <> 'settings'
 """
-ROWS: Final = {"tenant": TENANTS_SQL, "operation": OPERATIONS_SQL, "resource": RESOURCES_SQL}
+USAGE_SQL: Final = """
+SELECT tenant, sum(count)::int AS count
+FROM (
+    SELECT business_id || '-' || location_id, operation_count FROM usage
+    UNION ALL
+    SELECT tenants.id, 1 FROM log_rows JOIN tenants ON number = tenant_no
+    WHERE batch_id >= coalesce((SELECT batch_id FROM usage_progress), 0) AND kind NOT IN ('m', 'M')
+) AS used (tenant, count)
+WHERE tenant = ANY($1) GROUP BY tenant
+"""
+ROWS: Final = {"tenant": TENANTS_SQL, "operation": OPERATIONS_SQL, "resource": RESOURCES_SQL, "usage": USAGE_SQL}
 JSON_COLUMNS: Final = ("result", "data")
 LOGGED: Final = ("warning", "error", "critical")
 TRACEBACK: Final = "Traceback (most recent call last)"

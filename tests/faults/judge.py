@@ -10,6 +10,7 @@ A history is a sequence of JSON objects. `what` tells what each is about, `at` w
 | `promoted` | a standby that nothing had waited for: `shard`, `until`, and the requests that it has `lost` |
 | `event` | what a receiver of the feed accepted: `event` |
 | `tenant`, `operation`, `resource` | a row in the end: `shard`, `tenant`, and its columns |
+| `usage` | how many operations the `shard` has counted of the `tenant` |
 | `dead letter` | `text` |
 | `logged` | warnings and errors of a worker: `log`, `level`, `event`, `count`, and the `first` one with its members |
 | `mover` | one has ended: `tenant`, `shard`, `status`, and what it wrote: `said`, `errors` |
@@ -20,7 +21,7 @@ The order of the lines is that of `put` and `event`.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ UNFINISHED: Final = (
     "resources with other content",
     "resources that should not be there",
     "events missing",
+    "tenants with other usage",
 )
 # Events with which programs log their own defects, by docs/events.md; others tell of the faults.
 DEFECTS: Final = frozenset(
@@ -100,6 +102,7 @@ def judge(history: Iterable[Line]) -> list[Violation]:
     parts = (
         _judge_operations(plan, lines["operation"], homes),
         _judge_resources(plan, lines["resource"], homes),
+        _judge_usage(plan, lines["usage"], lines["promoted"]),
         _judge_shards(lines, homes),
         _judge_answers(plan, lines["answer"], lines["promoted"]),
         _judge_feed(plan, lines),
@@ -198,6 +201,15 @@ def _judge_resources(plan: _Plan, rows: Iterable[Line], homes: Mapping[str, str]
             yield Promise.ORDER, "resources with other content", (row, wanted)
     for key, wanted in missing.items():
         yield Promise.ONCE, "resources lost", (key, wanted)
+
+
+def _judge_usage(plan: _Plan, rows: Iterable[Line], promotions: Iterable[Line]) -> Iterator[_Finding]:
+    """Judge what is counted for bills. A promotion that lost operations has lost their usage, too."""
+    wanted, found = Counter(tenant for tenant, _ in plan.operations), Counter[str]()
+    for row in rows:
+        found[row["tenant"]] += row["count"]
+    if found != wanted and not any(one["lost"] for one in promotions):
+        yield Promise.ONCE, "tenants with other usage", (found, wanted)
 
 
 def _judge_shards(lines: Mapping[str, list[Line]], homes: Mapping[str, str]) -> Iterator[_Finding]:

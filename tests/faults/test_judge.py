@@ -87,6 +87,8 @@ RIGHT: Lines = [
     row(2, "read", data={"b": {"c": 2, "d": 1}}),
     row(3, "create", error="already_exists"),
     {"what": "resource", "shard": HOME, "tenant": TENANT, "type": "note", "id": "n", "data": {"b": {"c": 2, "d": 1}}},
+    {"what": "usage", "shard": HOME, "tenant": TENANT, "count": 3},
+    {"what": "usage", "shard": OTHER, "tenant": TENANT, "count": 1},
     event(0, "created", simplushard=OTHER),
     event(1, "patched"),
     event(1, "patched"),  # sent again
@@ -114,6 +116,7 @@ BROKEN: dict[str, tuple[Promise, Callable[[Lines], None]]] = {
     "operations lost": (Promise.ONCE, without("operation", 2)),
     "operations applied twice": (Promise.ONCE, added(row(3, "create", error="already_exists"))),
     "operations that were never put": (Promise.ONCE, added(row(9, "create"))),
+    "tenants with other usage": (Promise.ONCE, changed("usage", 0, count=4)),
     "resources lost": (Promise.ONCE, without("resource", 0)),
     "resources that should not be there": (Promise.ONCE, added(dict(of("resource")(RIGHT), id="another"))),
     "dead letters": (Promise.ONCE, added({"what": "dead letter", "text": "letter"})),
