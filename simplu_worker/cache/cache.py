@@ -256,7 +256,8 @@ class CacheAdmin:
         self._cache.record_epoch(epoch, "cleared")
         deleted = 0
         async for keys in self._scan_keys():
-            deleted += await self._redis.delete([key for key in keys if not _is_counter(key)])
+            counters = {invalidations.EPOCH_KEY, *(key for key in keys if key.startswith(invalidations.VERSION_PREFIX))}
+            deleted += await self._redis.delete([key for key in keys if key not in counters])
         log.info("cache.cleared", redis=self._redis.place, key_count=deleted, epoch=epoch)
         return {"deleted": deleted, "epoch": epoch}
 
@@ -266,10 +267,6 @@ class CacheAdmin:
             cursor, keys = await self._redis.scan(cursor, invalidations.PREFIX)
             is_first = False
             yield keys
-
-
-def _is_counter(key: str) -> bool:
-    return key == invalidations.EPOCH_KEY or key.startswith(invalidations.VERSION_PREFIX)
 
 
 def create_redis_commands(

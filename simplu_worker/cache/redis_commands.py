@@ -30,12 +30,8 @@ CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
 NO_REPLY: Final = (RedisConnectionError, RedisTimeoutError)  # their subclasses have a text of the server
 
 
-class CacheUnavailableError(RetryableError):
-    """Redis does not answer, or refuses commands now."""
-
-
 class RedisCommands:
-    """One client; every call is tried once, ends within seconds, and raises `CacheUnavailableError`."""
+    """One client; every call is tried once, ends within seconds, and raises `RetryableError` without it."""
 
     def __init__(self, url: str, *, on_connect: Callable[[], None] | None, call_timeout_s: float) -> None:
         self._on_connect = on_connect
@@ -119,7 +115,7 @@ class RedisCommands:
             # The next reply on this connection may be the answer to an earlier command.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
-            raise CacheUnavailableError(scrub_text(f"Redis at {self.place}: {_cause_of(exc)}")) from None
+            raise RetryableError(scrub_text(f"Redis at {self.place}: {_cause_of(exc)}")) from None
 
     async def _set_up_connection(self, connection: AbstractConnection) -> None:
         await connection.on_connect()

@@ -49,7 +49,6 @@ class Health(Members):
 
     status: Literal["ok", "unavailable"]
     reason: str | UnsetType = UNSET
-    detail: str | UnsetType = UNSET
 
 
 class FeedDestination(Members):

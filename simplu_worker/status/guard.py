@@ -37,8 +37,7 @@ class Actor(NamedTuple):
     peer: str | None
 
 
-def log_call(request: web.Request, path: str | None, *, refused: int | None = None) -> None:
-    """Log the call of an operator; *refused* is the HTTP status of a refusal."""
+def _log_call(request: web.Request, path: str, *, refused: int | None) -> None:
     about = {**request.match_info, **{name: request.query[name] for name in LOGGED_QUERY if name in request.query}}
     log.info(
         "http.called",
@@ -105,6 +104,10 @@ Respond = Callable[[web.Request, Role | None], Awaitable[web.StreamResponse]]
 
 TENANT_IDS: Final = ("businessId", "locationId")
 OTHER_TENANT: Final = "this token is of other tenants, or there is no such tenant"
+BEYOND_PRODUCER: Final = (
+    f"a producer's token may only ask for operations and tenants: expected another role in {LIST_VARIABLE}"
+)
+BEYOND_VIEWER: Final = "the token of a viewer may only look: expected that in API_TOKEN, or an operator's"
 NOT_ENCRYPTED: Final = (
     "tokens of producers are taken over HTTPS alone: set HTTP_TLS_CERT_FILE and HTTP_TLS_KEY_FILE, or HTTP_BEHIND_TLS "
     "where a proxy does it, and restart"
@@ -124,11 +127,6 @@ class Guard:
     def caller_of(self, request: web.Request) -> Caller | None:
         """Return the caller, by the tokens as they are now; None without one."""
         return self.tokens.caller_of(request.headers.get("Authorization", ""))
-
-    def is_operator(self, request: web.Request) -> bool:
-        """Return whether the caller is an operator."""
-        caller = self.caller_of(request)
-        return caller is not None and caller.role is Role.OPERATOR
 
     def protect(self, route: Route, respond: Respond) -> Handler:
         """Return the handler of *route*: *respond* with the caller's role, or a refusal.
@@ -150,12 +148,13 @@ class Guard:
             if caller is None:
                 return self._refusal(roles, is_sent=authorization is not None)
             if caller.role not in roles:
-                return error_response(HTTPStatus.FORBIDDEN, _beyond_role(caller.role))
+                beyond = BEYOND_PRODUCER if caller.role is Role.PRODUCER else BEYOND_VIEWER
+                return error_response(HTTPStatus.FORBIDDEN, beyond)
             if caller.role is Role.PRODUCER and (refusal := self._refusal_of_producer(caller, request)) is not None:
                 return refusal
             is_refused = route.access is Access.DESTROYERS and not self.allow_destructive
             if caller.role is Role.OPERATOR:
-                log_call(request, route.path, refused=HTTPStatus.FORBIDDEN if is_refused else None)
+                _log_call(request, route.path, refused=HTTPStatus.FORBIDDEN if is_refused else None)
             if is_refused:
                 return error_response(
                     HTTPStatus.FORBIDDEN,
@@ -204,12 +203,6 @@ def is_encrypted(request: web.Request) -> bool:
         return ipaddress.ip_address(request.remote or "").is_loopback
     except ValueError:
         return False
-
-
-def _beyond_role(role: Role) -> str:
-    if role is Role.PRODUCER:
-        return f"a producer's token may only ask for operations and tenants: expected another role in {LIST_VARIABLE}"
-    return "the token of a viewer may only look: expected that in API_TOKEN, or an operator's"
 
 
 def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:

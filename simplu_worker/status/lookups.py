@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -100,7 +100,9 @@ class Lookups:
             return 200, asked | {"status": RequestStatus.HELD} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        unknown = {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s, "answerUntil": _answer_until(lag_s)}
+        # When an operation in the stream has its answer, as a rejection too is noted.
+        answer_until = None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
+        unknown = {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s, "answerUntil": answer_until}
         return 404, asked | unknown | read_up_to | silent
 
     async def wait_for_operation(
@@ -272,11 +274,6 @@ def pool_view(pool: ShardPool | None) -> dict[str, Any]:
     }
 
 
-def _answer_until(lag_s: float | None) -> datetime | None:
-    """Return until when an operation in the stream gets its answer, as a rejection too is noted."""
-    return None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
-
-
 def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
     return {"shardsWithoutAnswer": list(silent)} if silent else {}
 
@@ -304,8 +301,10 @@ class LetterRequests:
 
     async def act(self, action: LettersAction, request: LettersRequest | EditRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/…`. The log links the new request id of an edit to the old one."""
-        if request.apply and (needed := _needed(request)) is not None:
-            return 400, {"error": needed}
+        if request.apply and isinstance(request, EditRequest) and request.request_id is None:
+            return 400, {"error": NEEDS_REQUEST_ID}
+        if request.apply and isinstance(request, LettersRequest) and request.until is None:
+            return 400, {"error": NEEDS_UNTIL}
         if self._turn.locked():
             return 409, {"error": BUSY}
         asked = request.facts()
@@ -341,10 +340,3 @@ class LetterRequests:
             act = self._service.replay if action is LettersAction.REPLAY else self._service.discard
             answer = await act(request, notes.append)
         return answer | {"until": until.isoformat(), "notes": notes}
-
-
-def _needed(request: LettersRequest | EditRequest) -> str | None:
-    """Return what a request that acts lacks of its plan, if anything."""
-    if isinstance(request, EditRequest):
-        return NEEDS_REQUEST_ID if request.request_id is None else None
-    return NEEDS_UNTIL if request.until is None else None

@@ -50,14 +50,8 @@ class Monitoring(msgspec.Struct, frozen=True):
         if self.cache is None:
             return None
         summary = self.cache.summary()
-        return {
-            "state": "ok" if summary["reachable"] else scrub_text(summary["lastError"] or "unreachable"),
-            "waiting": summary["waiting"],
-            "invalidations": summary["invalidations"],
-            "epoch": summary["epoch"],
-            "epochMovedAt": summary["epochMovedAt"],
-            "epochMovedFor": summary["epochMovedFor"],
-        }
+        state = "ok" if summary["reachable"] else scrub_text(summary["lastError"] or "unreachable")
+        return {"state": state} | {name: value for name, value in summary.items() if name in CACHE_STATE}
 
     async def sqs_stats(self) -> HttpAnswer:
         """Answer `GET /sqs/stats`."""
@@ -72,7 +66,9 @@ class Monitoring(msgspec.Struct, frozen=True):
         _, queues = await self.sqs_stats()
         return 200, queues | {
             "handlers": [
-                {"queue": name, **_handler_view(receiver), "onTheirWay": self._orders_in_flight(name)}
+                {"queue": name}
+                | {member: value for member, value in _stats(receiver).items() if member not in UNHANDLED}
+                | {"onTheirWay": self.orders[name].stats() if name in self.orders else None}
                 for name, receiver in self.receivers.items()
             ],
             "retries": instruments.totals_by(instruments.RETRIES, "reason"),
@@ -137,10 +133,6 @@ class Monitoring(msgspec.Struct, frozen=True):
             row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
         rows[name] = row
 
-    def _orders_in_flight(self, name: str) -> dict[str, int] | None:
-        handler = self.orders.get(name)
-        return None if handler is None else handler.stats()
-
 
 def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
     policy = parse_redrive_policy(queue.redrive_policy)
@@ -156,15 +148,12 @@ def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
 
 
 RECEIVED: Final = frozenset({"state", "visible", "inFlight", "delayed", "inHand", "oldestInHandSeconds", "outcomes"})
+CACHE_STATE: Final = frozenset({"waiting", "invalidations", "epoch", "epochMovedAt", "epochMovedFor"})
 UNHANDLED: Final = frozenset({"queue", "isFifo", "visible", "inFlight", "delayed", "visibilityTimeoutSeconds"})
 
 
 def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
     return {name: value for name, value in _stats(receiver).items() if name in RECEIVED}
-
-
-def _handler_view(receiver: QueueReceiver) -> dict[str, Any]:
-    return {name: value for name, value in _stats(receiver).items() if name not in UNHANDLED}
 
 
 def _stats(receiver: QueueReceiver) -> dict[str, Any]:

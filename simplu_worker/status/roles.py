@@ -171,30 +171,22 @@ _HOST: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 
 
 class Reduction(msgspec.Struct, frozen=True):
-    """The shown texts: of members in *texts*, words in *states*, and *errors* that are words.
-
-    With *keeps_null* members without a value stay.
-    """
+    """The shown texts: of members in *texts*, words in *states*, and *errors* that are words."""
 
     texts: frozenset[str]
     states: frozenset[str]
     errors: frozenset[str] = frozenset()
     hidden: frozenset[str] = HIDDEN_MEMBERS
-    keeps_null: bool = False
 
     def apply(self, view: Any) -> Any:
         """Return the shown part of a JSON value."""
         match view:
             case dict():
                 shown = {name: self._member(name, value) for name, value in view.items() if name not in self.hidden}
-                return {
-                    name: value
-                    for name, value in shown.items()
-                    if value is not None or (self.keeps_null and view[name] is None)
-                }
+                return {name: value for name, value in shown.items() if value is not None or view[name] is None}
             case list() | tuple():
                 shown_items = [(self.apply(item), item) for item in view]
-                return [shown for shown, item in shown_items if shown is not None or (self.keeps_null and item is None)]
+                return [shown for shown, item in shown_items if shown is not None or item is None]
             case bool() | int() | float():
                 return view
             case _:
@@ -214,12 +206,7 @@ class Reduction(msgspec.Struct, frozen=True):
 
 
 COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors", "troubles"})
-FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, keeps_null=True)
-
-
-def counts_and_states(view: Any) -> Any:
-    """Return *view* as requests without a token see it."""
-    return COUNTS_AND_STATES.apply(view)
+FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES)
 
 
 def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS, TAPS_MAX, OperationTaps, TapFilter
 from simplu_worker.dead_letters.service import LettersAction
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.status.guard import Actor, Guard, Respond, log_call, logged_action
+from simplu_worker.status.guard import Actor, Guard, Respond, logged_action
 from simplu_worker.status.lookups import LetterRequests
 from simplu_worker.status.message_schemas import SCHEMAS, describe
 from simplu_worker.status.replica import ReplicaStatus
@@ -45,7 +45,7 @@ from simplu_worker.status.request_bodies import (
     read_body,
     read_query,
 )
-from simplu_worker.status.roles import counts_and_states, for_producers, for_viewers
+from simplu_worker.status.roles import COUNTS_AND_STATES, for_producers, for_viewers
 from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 from simplu_worker.status.words import BadRequestError, Role
 from simplu_worker.telemetry.log import scrub_text
@@ -262,7 +262,7 @@ async def _listen(
 def make_application(guard: Guard, replica: ReplicaStatus, letters: LetterRequests | None = None) -> web.Application:
     """Return the application with every route of the table."""
     app = web.Application(middlewares=[_answer_errors_in_json], client_max_size=BODY_MAX_BYTES)
-    endpoints = _Endpoints(replica, letters, guard)
+    endpoints = _Endpoints(replica, letters)
     handlers = _Handlers(guard, replica, endpoints)
     app.on_shutdown.append(handlers.close)
     for route in ROUTES:
@@ -390,7 +390,7 @@ def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any
         case Role.PRODUCER:
             answer = for_producers(status, answer)
         case None:
-            answer = counts_and_states(answer)
+            answer = COUNTS_AND_STATES.apply(answer)
     return status, ({"role": role} | answer if role is not None and route.name in WITH_ROLE else answer)
 
 
@@ -427,10 +427,9 @@ SHARED_VIEWS: Final[dict[str, Callable[[ReplicaStatus], HttpAnswer | Awaitable[H
 
 
 class _Endpoints:
-    def __init__(self, replica: ReplicaStatus, letters: LetterRequests | None, guard: Guard) -> None:
+    def __init__(self, replica: ReplicaStatus, letters: LetterRequests | None) -> None:
         self._replica = replica
         self._letters = letters
-        self._guard = guard
         folder = resources.files("simplu_worker.status.page")
         reasons = "".join(f"<option>{reason}" for reason in DeadLetterReason)
         text = folder.joinpath(DOCUMENT).read_text(encoding="utf-8")
@@ -468,14 +467,9 @@ class _Endpoints:
 
     healthy = live
 
-    async def ready(self, request: web.Request) -> web.Response:
+    async def ready(self, _: web.Request) -> web.Response:
         unready = self._replica.readiness_problem()
-        if unready is None:
-            return _health_response(None)
-        is_shown = unready.text is not None and self._guard.is_operator(request)
-        if is_shown:
-            log_call(request, "/readyz")
-        return _health_response(unready.reason, detail=unready.text if is_shown else None)
+        return _health_response(unready and unready.reason)
 
     async def retry_held(self, call: Call) -> HttpAnswer:
         return await call.act(self._replica.retry_held(call.asked.target))
@@ -566,8 +560,7 @@ def _answer_handler(answer: dict[str, Any]) -> Handler:
     return show_answer
 
 
-def _health_response(trouble: str | None, *, detail: str | None = None) -> web.Response:
+def _health_response(trouble: str | None) -> web.Response:
     if trouble is None:
         return json_response(HTTPStatus.OK, {"status": "ok"})
-    more = {} if detail is None else {"detail": detail}
-    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble} | more)
+    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})

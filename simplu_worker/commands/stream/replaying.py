@@ -207,11 +207,18 @@ class _StreamReplay:
 
     async def _read(self, shard: StreamShard) -> None:
         quota = self.memory.open_quota()
-        access = StreamShardAccess(self.stream, self._decoder_of(shard), quota, random.random)
+        decoder = RecordDecoder(
+            self.stream.name,
+            shard.stream_shard_id,
+            operation_max_bytes=self.rules.operation_max_bytes,
+            list_result_limit=self.rules.list_result_limit,
+            hash_range=shard.hash_range,
+        )
+        access = StreamShardAccess(self.stream, decoder, quota, random.random)
         try:
             start = await self._find_start(shard, access)
             cursor = Cursor(access, start, kind=StreamReader.MAIN)
-            while not await self._read_reply(cursor, access.decoder):
+            while not await self._read_reply(cursor, decoder):
                 self._show_progress(cursor)
             cursor.release_memory()
         except StreamGoneError:
@@ -233,15 +240,6 @@ class _StreamReplay:
         self.totals.count_rejected(selection.rejected)
         await self.sink.send(selection.operations)
         return selection.is_last or cursor.is_at_end or cursor.millis_behind == 0
-
-    def _decoder_of(self, shard: StreamShard) -> RecordDecoder:
-        return RecordDecoder(
-            self.stream.name,
-            shard.stream_shard_id,
-            operation_max_bytes=self.rules.operation_max_bytes,
-            list_result_limit=self.rules.list_result_limit,
-            hash_range=shard.hash_range,
-        )
 
     async def _find_start(self, shard: StreamShard, access: StreamShardAccess) -> positions.Start:
         """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""

@@ -109,7 +109,6 @@ class ShardConnection(asyncpg.Connection):
     fetchmany = _in_transaction(asyncpg.Connection.fetchmany)
     prepare = _at_home(asyncpg.Connection.prepare)
     cursor = _at_home(asyncpg.Connection.cursor)
-    copy_from_query = _at_home(asyncpg.Connection.copy_from_query)
 
     async def run_in_transaction(self, begin: str, run: Callable[[], Awaitable[Any]]) -> Any:
         """Run a statement in a transaction of its own."""

@@ -42,13 +42,9 @@ def wrong_shard_message(shard_id: str, found: str | None) -> str:
     return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
 
 
-class ForeignNumbersError(ShardUnavailableError):
-    """The log has the numbers of this server's transactions already: the database came from another server."""
-
-
-def foreign_numbers_message(shard_id: str) -> str:
-    """Return the message for a shard with a log that is ahead of its server."""
-    return (
+def foreign_numbers_error(shard_id: str) -> ShardUnavailableError:
+    """Return the error for a shard with a log that is ahead of its server: it came from another server."""
+    return ShardUnavailableError(
         f"shard {shard_id}: expected new numbers of transactions, got such as its log has: its database was restored "
         f"into another server; run: simplu-worker shards raise-numbers {shard_id} --apply"
     )

@@ -29,14 +29,13 @@ from simplu_worker.shards.postgres.errors import (
     UNIQUE_VIOLATION,
     DuplicateKeyError,
     ErrorMeaning,
-    ForeignNumbersError,
     LockTimeoutError,
     LostRaceError,
     StatementFailedError,
     ValueRefusedError,
     WrongDatabaseError,
     error_words,
-    foreign_numbers_message,
+    foreign_numbers_error,
     is_no_answer,
     meaning_of,
     raiser_of,
@@ -169,7 +168,7 @@ class ShardAvailability:
                 raise self._record_lost_race(error, is_lock=exc.sqlstate == LOCK_TIMEOUT) from exc
             case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
                 self.count_error(ShardErrorKind.STATEMENT)
-                raise ForeignNumbersError(foreign_numbers_message(shard_id)) from exc
+                raise foreign_numbers_error(shard_id) from exc
             case ErrorMeaning.STATEMENT | ErrorMeaning.DATA:
                 raise self._statement_error(exc, meaning, error) from exc
             case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
@@ -474,18 +473,17 @@ class ShardPool(ShardAvailability):
     def _stop(self, connection: ShardConnection) -> None:
         if not self._lender.remove_lent(connection):
             return
-        task = asyncio.get_running_loop().create_task(self._close(connection), name=f"stop:{self.address.shard_id}")
+        task = asyncio.get_running_loop().create_task(self._end(connection), name=f"stop:{self.address.shard_id}")
         self._stopping.add(task)
-        task.add_done_callback(partial(self._on_stopped, connection))
+        task.add_done_callback(self._stopping.discard)
 
-    async def _close(self, connection: ShardConnection) -> None:
-        with contextlib.suppress(Exception):
-            await connection.close(timeout=self._timeouts.cancel_s)
-
-    def _on_stopped(self, connection: ShardConnection, task: asyncio.Task[None]) -> None:
-        self._stopping.discard(task)
-        connection.terminate()  # also if the task was cancelled before it began
-        self._lender.release_slot()
+    async def _end(self, connection: ShardConnection) -> None:
+        try:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=self._timeouts.cancel_s)
+        finally:
+            connection.terminate()
+            self._lender.release_slot()
 
     def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
         sqlstate = exc.sqlstate if isinstance(exc, asyncpg.PostgresError) and not is_of_statement(exc) else None

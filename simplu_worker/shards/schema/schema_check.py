@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.postgres.errors import ForeignNumbersError, foreign_numbers_message, wrong_shard_message
+from simplu_worker.shards.postgres.errors import foreign_numbers_error, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, sql_files
 from simplu_worker.shards.schema.migrations import (
@@ -150,8 +150,7 @@ async def check_schema(
 ) -> ShardSchema | None:
     """Return the schema of this database; None if it is empty. All of it is there, and this role may use it.
 
-    Raises `ShardUnavailableError` where it is not so (docs/reading.md), `ForeignNumbersError` for the database of
-    another server.
+    Raises `ShardUnavailableError` where it is not so (docs/reading.md), and for the database of another server.
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:
@@ -163,7 +162,7 @@ async def check_schema(
     if refusal is not None:
         raise ShardUnavailableError(f"shard {shard_id}: {at_home(refusal, connection.home)}")
     if schema.is_behind:
-        raise ForeignNumbersError(foreign_numbers_message(shard_id))
+        raise foreign_numbers_error(shard_id)
     return schema
 
 

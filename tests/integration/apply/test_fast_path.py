@@ -25,10 +25,9 @@ from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.operations.waves import DESTROYED, HOLD
 from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError, StreamPosition
 from simplu_worker.vocabulary import Failure, Source
 
 NAMES = {text: name for name, text in QUERIES.items()}
@@ -131,7 +130,7 @@ async def test_nothing_is_applied_under_a_number_that_the_log_has(case: TenantCa
     careful = writer_of(case.pool, careful_count=16)  # goes step by step
     for one, way in ((writer, "fast_path"), (writer, "fast_path"), (careful, "lock_tenants")):
         async with statements(case.pool) as noted:
-            with pytest.raises(ForeignNumbersError, match="shards raise-numbers shard-1 --apply"):
+            with pytest.raises(ShardUnavailableError, match="shards raise-numbers shard-1 --apply"):
                 await one.apply(batch)
         assert way in noted[:3]
     assert await case.everything() == before

@@ -21,7 +21,6 @@ from simplu_worker.shards.apply.write_attempt import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import inspect_shard, probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
@@ -334,7 +333,7 @@ async def test_shard_is_held_until_its_numbers_are_raised(old_server: PostgresSe
         case = TenantCase(moved, TENANT)
         after = case.operation("create", "after", {})
         for _ in range(2):
-            with pytest.raises(ForeignNumbersError, match="shards raise-numbers shard-1 --apply"):
+            with pytest.raises(ShardUnavailableError, match="shards raise-numbers shard-1 --apply"):
                 await case.apply(*before, after)
         assert await case.resources() == resources
 

@@ -110,7 +110,7 @@ FROM (
 -- fragment: logged_rows
 -- Write the batch into the log before any effect: its row, with the types $13, the origins $14 and the numbers $15 of
 -- tenants, and the rows of its operations. The row of the batch shows that all rows with its number are this
--- transaction's: it fails where another one has the number (`ForeignNumbersError`).
+-- transaction's: it fails where another one has the number (`foreign_numbers_error`).
 WITH batch AS (
     :into_log_batches
     SELECT

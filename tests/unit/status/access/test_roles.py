@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.status.roles import (
+    COUNTS_AND_STATES,
     HIDDEN_CAUSE,
     SHOWN_TEXTS,
     STATE_MEMBERS,
@@ -18,7 +19,6 @@ from simplu_worker.status.roles import (
     Caller,
     TenantPattern,
     Tokens,
-    counts_and_states,
     decode_tokens,
     for_producers,
     for_viewers,
@@ -137,12 +137,13 @@ def test_file_that_is_none_is_refused(text: bytes, expected: str) -> None:
     assert expected in str(refused.value)
 
 
+STREAM_SHARDS = [{"streamShard": "shardId-1", "state": "reading", "held": {"unregistered": 1}, "trouble": None}]
 STATUS: dict[str, Any] = {
     "replica": "host-1:17:abc",
     "ready": "citrus_refuses_key",
     "unreadyDetail": "SECRET",
     "sources": [{"kind": "sqs", "name": "orders", "state": "SecretQueue does not answer", "inHand": 2}],
-    "streamShards": [{"streamShard": "shardId-1", "state": "reading", "held": {"unregistered": 1}, "trouble": None}],
+    "streamShards": STREAM_SHARDS,
     "shards": [{"shardId": "shard-1", "place": "10.0.0.1:5432/d", "healthy": True, "error": "died", "usage": 0.25}],
     "held": [{"target": "tenant late-b", "reason": "unregistered", "tenants": 1}],
     "recentErrors": [{"event": "x", "count": 3}],
@@ -152,10 +153,10 @@ STATUS: dict[str, Any] = {
 
 
 def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
-    assert counts_and_states(STATUS) == {
+    assert COUNTS_AND_STATES.apply(STATUS) == {
         "ready": "citrus_refuses_key",
         "sources": [{"kind": "sqs", "name": "orders", "state": "other", "inHand": 2}],
-        "streamShards": [{"streamShard": "shardId-1", "state": "reading", "held": {"unregistered": 1}}],
+        "streamShards": STREAM_SHARDS,
         "shards": [{"shardId": "shard-1", "healthy": True, "usage": 0.25}],
         "held": [{"reason": "unregistered", "tenants": 1}],
         "citrus": "ok",
@@ -179,7 +180,7 @@ def test_viewers_see_names_and_places_too() -> None:
 def test_lists_of_shown_texts_keep_texts_and_reduce_the_rest() -> None:
     view = {"targets": ["tenant a", {"n": 1, "error": "died"}, 2, None]}
     assert for_viewers(200, view) == {"targets": ["tenant a", {"n": 1}, 2, None]}
-    assert counts_and_states({"counts": [1, None, "text"]}) == {"counts": [1]}
+    assert COUNTS_AND_STATES.apply({"counts": [1, None, "text"]}) == {"counts": [1, None]}
     assert for_viewers(503, {"error": None, "at": "now"}) == {"error": None, "at": "now"}
 
 
@@ -216,7 +217,7 @@ views = st.recursive(
 
 @given(views)
 def test_no_text_is_shown_that_is_not_listed(view: Any) -> None:
-    assert "SECRET" not in json.dumps(counts_and_states(view))
+    assert "SECRET" not in json.dumps(COUNTS_AND_STATES.apply(view))
 
 
 @given(st.dictionaries(names, views, max_size=4), st.sampled_from([200, 503]))
@@ -233,7 +234,7 @@ def test_lists_name_no_member_twice() -> None:
     assert STATES <= VIEWER_STATES
     assert set(HoldReason) <= STATES
     assert set(map(str, UnreadyReason)) <= STATES
-    assert all(counts_and_states({"state": word}) == {"state": word} for word in STATES)
+    assert all(COUNTS_AND_STATES.apply({"state": word}) == {"state": word} for word in STATES)
 
 
 @pytest.mark.parametrize(
