@@ -87,13 +87,9 @@ def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply:
 
 def counts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of an answer and the lengths of its lists; no text."""
-    counts: dict[str, Any] = {}
-    for name, value in answer.items():
-        if isinstance(value, int | float) and name not in UNCOUNTED:
-            counts[name] = value
-        elif isinstance(value, Sequence) and not isinstance(value, str) and name not in UNCOUNTED:
-            counts[name] = len(value)
-    return counts
+    counted = {name: value for name, value in answer.items() if name not in UNCOUNTED and not isinstance(value, str)}
+    numbers = {name: value for name, value in counted.items() if isinstance(value, int | float)}
+    return numbers | {name: len(value) for name, value in counted.items() if isinstance(value, Sequence)}
 
 
 def _shorten(value: Any) -> Any:
@@ -129,10 +125,7 @@ class Guard:
         return self.tokens.caller_of(request.headers.get("Authorization", ""))
 
     def protect(self, route: Route, respond: Respond) -> Handler:
-        """Return the handler of *route*: *respond* with the caller's role, or a refusal.
-
-        Without a token there is no role, where reads are open.
-        """
+        """Return the handler of *route*: *respond* with the caller's role, None where reads are open; or a refusal."""
         roles = ROLES[route.access]
 
         async def guarded(request: web.Request) -> web.StreamResponse:

@@ -139,7 +139,7 @@ class StreamHistory:
 
     def __init__(self) -> None:
         self._points: dict[str, deque[tuple[float | None, float | None]]] = {}  # lag and rate
-        self._noted_at: datetime | None = None
+        self.noted_at: str | None = None  # the time of the last points
 
     def note(self, stream_shards: Iterable[Mapping[str, Any]], at: datetime) -> None:
         """Add a point of each row of `/fleet`; ended and gone ones are dropped.
@@ -148,16 +148,11 @@ class StreamHistory:
         """
         rows = [row for row in stream_shards if row["state"] != StreamShardState.ENDED]
         rows.sort(key=lambda row: (row["streamShard"] not in self._points, -(row["lagSeconds"] or 0.0)))
-        before, self._noted_at = self._points, at
+        before, self.noted_at = self._points, at.isoformat(timespec="seconds")
         self._points = {}
         for row in rows[:STREAM_SHARDS_MAX]:
             points = self._points[row["streamShard"]] = before.get(row["streamShard"]) or deque(maxlen=POINTS_MAX)
             points.append((row["lagSeconds"], row["recordsPerSecond"]))
-
-    @property
-    def noted_at(self) -> str | None:
-        """The time of the last points."""
-        return None if self._noted_at is None else self._noted_at.isoformat(timespec="seconds")
 
     def view(self) -> list[answers.StreamPoints]:
         """Return the points of each stream shard."""

@@ -1,7 +1,4 @@
-"""What a started replica answers about operations, tenants, resources and shards.
-
-Dead letters over HTTP (docs/dead-letters.md).
-"""
+"""What a started replica answers about operations, tenants, resources, shards and dead letters."""
 
 from __future__ import annotations
 

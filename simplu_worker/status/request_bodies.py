@@ -1,7 +1,4 @@
-"""What requests ask: their queries and bodies as types, from which `/openapi.json` is made too; and responses.
-
-Responses: JSON, errors included, with common headers.
-"""
+"""What requests ask: their queries and bodies as types, from which `/openapi.json` is made too; and responses."""
 
 from __future__ import annotations
 

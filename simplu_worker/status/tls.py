@@ -1,6 +1,4 @@
-"""TLS of the HTTP server, and files of settings that are read again at each SIGHUP.
-
-The HTTP server of a worker on this machine, for its clients there: its URL, and trust in its certificate.
+"""TLS of the HTTP server and of its clients on this machine, and files that are read again at each SIGHUP.
 
 As a program it is the image's HEALTHCHECK: its exit status is 0 only if `/livez` answers 200. No proxy is asked.
 """

@@ -205,7 +205,9 @@ class SpanExport:
 
 def create_span_export(*, group_name: str, replica_name: str, environ: Mapping[str, str] = os.environ) -> SpanExport:
     """Return the tracer of a replica. Raises ValueError for wrong `OTEL_*` values."""
-    provider = TracerProvider(resource=resource_of(replica_name), shutdown_on_exit=False)
+    own = {"service.name": DEFAULT_SERVICE, "service.version": __version__, "service.instance.id": replica_name}
+    resource = Resource.create(own | dict(OTELResourceDetector().detect().attributes))  # the standard variables win
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     queue_max = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE_MAX_COUNT)
     export_max = int(environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") or min(queue_max, EXPORT_MAX_COUNT))
     exporter = OTLPSpanExporter()
@@ -213,12 +215,6 @@ def create_span_export(*, group_name: str, replica_name: str, environ: Mapping[s
         BatchSpanProcessor(exporter, max_queue_size=queue_max, max_export_batch_size=export_max)
     )
     return SpanExport(provider, group_name=group_name)
-
-
-def resource_of(replica_name: str) -> Resource:
-    """Return the attributes of a replica's spans; those of the standard variables win."""
-    own = {"service.name": DEFAULT_SERVICE, "service.version": __version__, "service.instance.id": replica_name}
-    return Resource.create(own | dict(OTELResourceDetector().detect().attributes))
 
 
 def _batch_size(name: str, count: int) -> Attributes:

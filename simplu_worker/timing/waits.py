@@ -1,6 +1,4 @@
-"""Waits that an event ends early, deadlines that move, and repetition: the door to stamina.
-
-How long to wait before the next try, the pace of work, some of it at a time, and times on a grid for many objects.
+"""Waits that an event ends early, deadlines that move, repetition (the door to stamina), back-off, pace, and a grid.
 
 Work done together, right after one sleep of the process, takes two thirds of the processor time.
 """

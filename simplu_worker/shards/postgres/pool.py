@@ -61,185 +61,6 @@ OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
 log = structlog.get_logger(__name__)
 
 
-class ShardAvailability:
-    """The health of one shard, and the translation of vendor errors into ours.
-
-    After a refused write only a commit makes the shard healthy, or a probe that saw it writable. When the circuit
-    breaker opens, callers that wait for a connection get an error, and connections without an answer for long are
-    ended.
-    """
-
-    def __init__(self, address: ShardAddress, lender: ConnectionLender) -> None:
-        self._lender = lender
-        self._has_reported = False
-        self._is_refused_as_read_only = False
-        self.is_healthy = True  # whether its last use or probe succeeded
-        self.last_error: str | None = None  # in words; None if it is healthy
-        # Where the schema was found to be whole; the server behind it may be another one after an error.
-        self.checked_address: ShardAddress | None = None
-        # Lends no connection any more; its series are gone, and are not to come back while the last uses end.
-        self.is_retired = False
-        self.reset(address)
-
-    def reset(self, address: ShardAddress) -> None:
-        """Forget the state of the old address."""
-        self._address = address
-        self._breaker = CircuitBreaker(
-            rest_s=PROBE_INTERVAL_S, rest_max_s=PROBE_INTERVAL_S, silence_max_s=SILENCE_MAX_S
-        )
-        self._refused_at: float | None = None  # when it last answered that it could not run a statement
-
-    def unavailable_error(self, error: str | None = None) -> ShardUnavailableError:
-        """Return the error for a caller that may not use the shard, by default the last one."""
-        message = self._address.error_with_place(error or self.last_error)
-        return ShardUnavailableError(message, shard_id=self._address.shard_id)
-
-    def record_commit(self) -> None:
-        """Record a commit: the shard is healthy."""
-        self._refused_at = None
-        self._report(healthy=True)
-
-    def record_writable(self) -> None:
-        """Record that the server takes writes; after another refusal that is no proof for a while."""
-        refused_at = self._refused_at
-        if refused_at is None or self._is_refused_as_read_only or loop_time() - refused_at > REFUSAL_COUNTS_S:
-            self.record_commit()
-
-    @contextlib.contextmanager
-    def translate_errors(self, *, asked_at: float, is_probe: bool = False, timeout_s: float = 0.0) -> Iterator[None]:
-        """Translate and record the errors of a use of a connection since *asked_at*.
-
-        A statement cancelled before *timeout_s* was cancelled by another session. In a probe the shard is at fault.
-        """
-        try:
-            yield
-        except asyncpg.PostgresError as exc:
-            self._raise(exc, asked_at, is_probe=is_probe, timeout_s=timeout_s)
-        except asyncpg.OutdatedSchemaCacheError as exc:
-            raise self._record_lost_race(error_words(exc)) from exc
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
-            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
-        else:
-            self._breaker.record_answer(loop_time())
-            if self._refused_at is None:
-                self._report(healthy=True)
-
-    @contextlib.contextmanager
-    def translate_connect_errors(self) -> Iterator[None]:
-        """Translate and record the errors of connecting, which are never about a statement or data."""
-        asked_at = loop_time()
-        try:
-            yield
-        except ShardUnavailableError as exc:  # the connector's own
-            is_broken = isinstance(exc, WrongDatabaseError)  # else it has no password
-            kind = ShardErrorKind.BROKEN if is_broken else ShardErrorKind.CONNECTION
-            self._record_error(kind, self._address.without_name(str(exc)))
-            raise
-        except asyncpg.TargetServerAttributeNotMatched as exc:
-            self._record_refusal(is_read_only=True)
-            raise self._record_unavailable(ShardErrorKind.UNAVAILABLE, exc) from exc
-        except asyncpg.PostgresError as exc:
-            if is_of_full_server(exc) and self._lender.has_connections:
-                # The server has no room for another connection, and works on the existing ones.
-                self._breaker.record_answer(loop_time())
-                self.count_error(ShardErrorKind.UNAVAILABLE)
-                raise self.unavailable_error(error_words(exc)) from exc
-            kind = (
-                ShardErrorKind.BROKEN
-                if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
-                else ShardErrorKind.UNAVAILABLE
-            )
-            raise self._record_unavailable(kind, exc, asked_at=self._record_answer(exc, asked_at)) from exc
-        except (ValueError, ArithmeticError, LookupError) as exc:
-            # Errors of the libraries over the address: a port beyond 65535, an invalid host name, an unknown sslmode.
-            # Not chained: such an error may quote the connection string.
-            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from None
-        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
-            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
-
-    def _raise(self, exc: asyncpg.PostgresError, asked_at: float, *, is_probe: bool, timeout_s: float) -> NoReturn:
-        meaning = _meaning_of(exc, is_early=loop_time() - asked_at < timeout_s)
-        since = self._record_answer(exc, asked_at)
-        if meaning in OF_STATEMENT and is_probe:
-            meaning = ErrorMeaning.UNAVAILABLE
-        error, shard_id = state_words(exc.sqlstate), self._address.shard_id
-        match meaning:
-            case ErrorMeaning.TRY_AGAIN:
-                raise self._record_lost_race(error, is_lock=exc.sqlstate == LOCK_TIMEOUT) from exc
-            case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
-                self.count_error(ShardErrorKind.STATEMENT)
-                raise foreign_numbers_error(shard_id) from exc
-            case ErrorMeaning.STATEMENT | ErrorMeaning.DATA:
-                raise self._statement_error(exc, meaning, error) from exc
-            case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
-                if since is None:
-                    self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
-                raise self._record_unavailable(ShardErrorKind(meaning), exc, asked_at=since) from exc
-            case _:
-                assert_never(meaning)
-
-    def _statement_error(self, exc: asyncpg.PostgresError, meaning: ErrorMeaning, error: str) -> StatementFailedError:
-        message, is_duplicate = self._address.error_with_place(error), exc.sqlstate == UNIQUE_VIOLATION
-        self.count_error(ShardErrorKind.DUPLICATE_KEY if is_duplicate else ShardErrorKind.STATEMENT)
-        if is_duplicate:
-            return DuplicateKeyError(message, error=error, table=exc.table_name)
-        if meaning is ErrorMeaning.DATA:
-            return ValueRefusedError(message, error=error)
-        return StatementFailedError(message, error=error, is_timeout=isinstance(exc, asyncpg.QueryCanceledError))
-
-    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
-        if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
-            return asked_at
-        self._breaker.record_answer(loop_time())
-        return None
-
-    def _record_refusal(self, *, is_read_only: bool) -> None:
-        self._refused_at = loop_time()
-        self._is_refused_as_read_only = is_read_only
-
-    def _record_lost_race(self, error: str, *, is_lock: bool = False) -> LostRaceError:
-        self.count_error(ShardErrorKind.LOST_RACE)
-        return (LockTimeoutError if is_lock else LostRaceError)(f"shard {self._address.shard_id}: {error}")
-
-    def _record_unavailable(
-        self, kind: ShardErrorKind, exc: Exception, *, asked_at: float | None = None
-    ) -> ShardUnavailableError:
-        self._record_error(kind, error_words(exc))
-        if asked_at is not None:
-            self._record_no_answer(asked_at)
-        return self.unavailable_error()
-
-    def _record_no_answer(self, asked_at: float) -> None:
-        now, lent_since = loop_time(), self._lender.lent_since
-        if self._breaker.record_failure(now, asked_at=asked_at if lent_since is None else min(asked_at, lent_since)):
-            log.warning("shard.cut_off", shard_id=self._address.shard_id, error=self.last_error)
-            self._lender.reject_waiters(self.unavailable_error)
-            # A use without an answer for that long gets none, and other shards need the slot.
-            self._lender.terminate_lent(before=now - SILENCE_MAX_S)
-
-    def _record_error(self, kind: ShardErrorKind, error: str) -> None:
-        self.count_error(kind)
-        self.last_error = error
-        self.checked_address = None
-        self._report(healthy=False)
-
-    def count_error(self, kind: ShardErrorKind) -> None:
-        """Count an error of the shard."""
-        if not self.is_retired:
-            instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
-
-    def _report(self, *, healthy: bool) -> None:
-        if self._has_reported and healthy is self.is_healthy:
-            return
-        if healthy and not self.is_healthy:
-            log.info("shard.recovered", shard_id=self._address.shard_id)
-            self.last_error = None
-        self._has_reported = True
-        self.is_healthy = healthy
-        if not self.is_retired:
-            instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
-
-
 def is_of_statement(exc: asyncpg.PostgresError) -> bool:
     """Return whether only the statement failed, on a healthy server."""
     return _meaning_of(exc) in OF_STATEMENT
@@ -267,8 +88,13 @@ COUNT_S = 10.0  # a tenant may have millions of operations, and may wait while t
 Connection: TypeAlias = ShardConnection
 
 
-class ShardPool(ShardAvailability):
-    """The connections to one shard."""
+class ShardPool:
+    """The connections to one shard, its health, and the translation of vendor errors into ours.
+
+    After a refused write only a commit makes the shard healthy, or a probe that saw it writable. When the circuit
+    breaker opens, callers that wait for a connection get an error, and connections without an answer for long are
+    ended.
+    """
 
     def __init__(
         self,
@@ -283,14 +109,20 @@ class ShardPool(ShardAvailability):
         self._timeouts = timeouts
         register_secret_of(address)
         self._connector = Connector(address, timeouts=timeouts)
-        super().__init__(
-            address,
-            ConnectionLender(
-                partial(self._open_connection, within_s=timeouts.connect_s),
-                size=size,
-                budget=budget or SharedBudget(size, idle_s=timeouts.idle_s),
-            ),
+        self._lender = ConnectionLender(
+            partial(self._open_connection, within_s=timeouts.connect_s),
+            size=size,
+            budget=budget or SharedBudget(size, idle_s=timeouts.idle_s),
         )
+        self._has_reported = False
+        self._is_refused_as_read_only = False
+        self.is_healthy = True  # whether its last use or probe succeeded
+        self.last_error: str | None = None  # in words; None if it is healthy
+        # Where the schema was found to be whole; the server behind it may be another one after an error.
+        self.checked_address: ShardAddress | None = None
+        # Lends no connection any more; its series are gone, and are not to come back while the last uses end.
+        self.is_retired = False
+        self._reset(address)
         self._shared_probe = SharedAnswer(self._probe_once, fresh_s=PROBE_FRESH_S, failed_fresh_s=PROBE_FAILED_FRESH_S)
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self.was_found = False  # whether the shard was found at its address at any time
@@ -306,7 +138,7 @@ class ShardPool(ShardAvailability):
         log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
         register_secret_of(address)
         self._connector = Connector(address, timeouts=self._timeouts)
-        self.reset(address)
+        self._reset(address)
         self.refusal = None
         self._lender.expire()
 
@@ -334,10 +166,10 @@ class ShardPool(ShardAvailability):
         try:
             connection = await self._lender.borrow(within_s=self._timeouts.acquire_s)
         except TimeoutError as exc:
-            self.count_error(ShardErrorKind.BUSY)
+            self._count_error(ShardErrorKind.BUSY)
             raise self.unavailable_error(ALL_IN_USE) from exc
         timeout_s = 0.0 if budget is None else self.seconds_of(budget)
-        with self.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
+        with self._translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
@@ -379,7 +211,7 @@ class ShardPool(ShardAvailability):
                 await connection.send("ROLLBACK")
                 return
             await connection.send("COMMIT")
-        self.record_commit()
+        self._record_commit()
         if not self.is_retired:
             instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
@@ -406,7 +238,7 @@ class ShardPool(ShardAvailability):
         except ShardUnavailableError as exc:
             if not is_of_full_server(exc.__cause__) or not self.counts()["idle"]:
                 raise
-        with self.translate_errors(asked_at=asked_at, is_probe=True):
+        with self._translate_errors(asked_at=asked_at, is_probe=True):
             async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
                 if fresh is None:
                     async with self._lend(None) as connection:
@@ -467,7 +299,7 @@ class ShardPool(ShardAvailability):
                 assert_never(admission)
 
     async def _open_connection(self, *, within_s: float) -> ShardConnection:
-        with self.translate_connect_errors():
+        with self._translate_connect_errors():
             return await self._connector.connect(within_s=within_s)
 
     def _stop(self, connection: ShardConnection) -> None:
@@ -493,6 +325,161 @@ class ShardPool(ShardAvailability):
             self._connector.put_last(connection.place)
         if sqlstate in EXPIRING_STATES or isinstance(exc, asyncpg.OutdatedSchemaCacheError):
             self._lender.expire()
+
+    def _reset(self, address: ShardAddress) -> None:
+        self._address = address
+        self._breaker = CircuitBreaker(
+            rest_s=PROBE_INTERVAL_S, rest_max_s=PROBE_INTERVAL_S, silence_max_s=SILENCE_MAX_S
+        )
+        self._refused_at: float | None = None  # when it last answered that it could not run a statement
+
+    def unavailable_error(self, error: str | None = None) -> ShardUnavailableError:
+        """Return the error for a caller that may not use the shard, by default the last one."""
+        message = self._address.error_with_place(error or self.last_error)
+        return ShardUnavailableError(message, shard_id=self._address.shard_id)
+
+    def _record_commit(self) -> None:
+        self._refused_at = None
+        self._report(healthy=True)
+
+    def record_writable(self) -> None:
+        """Record that the server takes writes; after another refusal that is no proof for a while."""
+        refused_at = self._refused_at
+        if refused_at is None or self._is_refused_as_read_only or loop_time() - refused_at > REFUSAL_COUNTS_S:
+            self._record_commit()
+
+    @contextlib.contextmanager
+    def _translate_errors(self, *, asked_at: float, is_probe: bool = False, timeout_s: float = 0.0) -> Iterator[None]:
+        """Translate and record the errors of a use of a connection since *asked_at*.
+
+        A statement cancelled before *timeout_s* was cancelled by another session. In a probe the shard is at fault.
+        """
+        try:
+            yield
+        except asyncpg.PostgresError as exc:
+            self._raise(exc, asked_at, is_probe=is_probe, timeout_s=timeout_s)
+        except asyncpg.OutdatedSchemaCacheError as exc:
+            raise self._record_lost_race(error_words(exc)) from exc
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
+        else:
+            self._breaker.record_answer(loop_time())
+            if self._refused_at is None:
+                self._report(healthy=True)
+
+    @contextlib.contextmanager
+    def _translate_connect_errors(self) -> Iterator[None]:
+        """Translate and record the errors of connecting, which are never about a statement or data."""
+        asked_at = loop_time()
+        try:
+            yield
+        except ShardUnavailableError as exc:  # the connector's own
+            is_broken = isinstance(exc, WrongDatabaseError)  # else it has no password
+            kind = ShardErrorKind.BROKEN if is_broken else ShardErrorKind.CONNECTION
+            self._record_error(kind, self._address.without_name(str(exc)))
+            raise
+        except asyncpg.TargetServerAttributeNotMatched as exc:
+            self._record_refusal(is_read_only=True)
+            raise self._record_unavailable(ShardErrorKind.UNAVAILABLE, exc) from exc
+        except asyncpg.PostgresError as exc:
+            if is_of_full_server(exc) and self._lender.has_connections:
+                # The server has no room for another connection, and works on the existing ones.
+                self._breaker.record_answer(loop_time())
+                self._count_error(ShardErrorKind.UNAVAILABLE)
+                raise self.unavailable_error(error_words(exc)) from exc
+            kind = (
+                ShardErrorKind.BROKEN
+                if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
+                else ShardErrorKind.UNAVAILABLE
+            )
+            raise self._record_unavailable(kind, exc, asked_at=self._record_answer(exc, asked_at)) from exc
+        except (ValueError, ArithmeticError, LookupError) as exc:
+            # Errors of the libraries over the address: a port beyond 65535, an invalid host name, an unknown sslmode.
+            # Not chained: such an error may quote the connection string.
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from None
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
+
+    def _raise(self, exc: asyncpg.PostgresError, asked_at: float, *, is_probe: bool, timeout_s: float) -> NoReturn:
+        meaning = _meaning_of(exc, is_early=loop_time() - asked_at < timeout_s)
+        since = self._record_answer(exc, asked_at)
+        if meaning in OF_STATEMENT and is_probe:
+            meaning = ErrorMeaning.UNAVAILABLE
+        error, shard_id = state_words(exc.sqlstate), self._address.shard_id
+        match meaning:
+            case ErrorMeaning.TRY_AGAIN:
+                raise self._record_lost_race(error, is_lock=exc.sqlstate == LOCK_TIMEOUT) from exc
+            case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
+                self._count_error(ShardErrorKind.STATEMENT)
+                raise foreign_numbers_error(shard_id) from exc
+            case ErrorMeaning.STATEMENT | ErrorMeaning.DATA:
+                raise self._statement_error(exc, meaning, error) from exc
+            case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
+                if since is None:
+                    self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
+                raise self._record_unavailable(ShardErrorKind(meaning), exc, asked_at=since) from exc
+            case _:
+                assert_never(meaning)
+
+    def _statement_error(self, exc: asyncpg.PostgresError, meaning: ErrorMeaning, error: str) -> StatementFailedError:
+        message, is_duplicate = self._address.error_with_place(error), exc.sqlstate == UNIQUE_VIOLATION
+        self._count_error(ShardErrorKind.DUPLICATE_KEY if is_duplicate else ShardErrorKind.STATEMENT)
+        if is_duplicate:
+            return DuplicateKeyError(message, error=error, table=exc.table_name)
+        if meaning is ErrorMeaning.DATA:
+            return ValueRefusedError(message, error=error)
+        return StatementFailedError(message, error=error, is_timeout=isinstance(exc, asyncpg.QueryCanceledError))
+
+    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
+        if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
+            return asked_at
+        self._breaker.record_answer(loop_time())
+        return None
+
+    def _record_refusal(self, *, is_read_only: bool) -> None:
+        self._refused_at = loop_time()
+        self._is_refused_as_read_only = is_read_only
+
+    def _record_lost_race(self, error: str, *, is_lock: bool = False) -> LostRaceError:
+        self._count_error(ShardErrorKind.LOST_RACE)
+        return (LockTimeoutError if is_lock else LostRaceError)(f"shard {self._address.shard_id}: {error}")
+
+    def _record_unavailable(
+        self, kind: ShardErrorKind, exc: Exception, *, asked_at: float | None = None
+    ) -> ShardUnavailableError:
+        self._record_error(kind, error_words(exc))
+        if asked_at is not None:
+            self._record_no_answer(asked_at)
+        return self.unavailable_error()
+
+    def _record_no_answer(self, asked_at: float) -> None:
+        now, lent_since = loop_time(), self._lender.lent_since
+        if self._breaker.record_failure(now, asked_at=asked_at if lent_since is None else min(asked_at, lent_since)):
+            log.warning("shard.cut_off", shard_id=self._address.shard_id, error=self.last_error)
+            self._lender.reject_waiters(self.unavailable_error)
+            # A use without an answer for that long gets none, and other shards need the slot.
+            self._lender.terminate_lent(before=now - SILENCE_MAX_S)
+
+    def _record_error(self, kind: ShardErrorKind, error: str) -> None:
+        self._count_error(kind)
+        self.last_error = error
+        self.checked_address = None
+        self._report(healthy=False)
+
+    def _count_error(self, kind: ShardErrorKind) -> None:
+        if not self.is_retired:
+            instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
+
+    def _report(self, *, healthy: bool) -> None:
+        if self._has_reported and healthy is self.is_healthy:
+            return
+        if healthy and not self.is_healthy:
+            log.info("shard.recovered", shard_id=self._address.shard_id)
+            self.last_error = None
+        self._has_reported = True
+        self.is_healthy = healthy
+        if not self.is_retired:
+            instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
 class Pools:
