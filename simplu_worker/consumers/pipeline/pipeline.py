@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Generic, Protocol
 
@@ -152,6 +152,10 @@ class Pipeline(Generic[results.EntryT]):
         self._tasks = tasks
         self._ending = ending
         tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
+
+    def start_task(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Do what the lanes are not to wait for."""
+        self._tasks.create_task(work, name=name)
 
     def send(self, entries: Sequence[results.EntryT]) -> None:
         """Send entries, each behind those of its tenant that are in memory: where they are put back, they all are."""

@@ -7,10 +7,12 @@ from uuid import uuid4
 import msgspec
 import pytest
 from support.postgres.databases import copy_shard
-from support.reader_world import SETTINGS, World, chain, eventually, logs, outcomes, reaches, record
+from support.postgres.trouble import make_touchy
+from support.reader_world import SETTINGS, WAIT, World, chain, eventually, logs, outcomes, reaches, record
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, Position
+from simplu_worker.operations.tries import RetryRules
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.2)]
 
@@ -43,13 +45,17 @@ async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(wo
 
 async def test_reader_goes_on_beside_letters_that_are_not_stored(world: World) -> None:
     await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-1")
     name = f"not-yet-{uuid4()}"
     queue_url = world.queue_url.rpartition("/")[0] + f"/{name}"
     reused = record("create", "a-x", 0, resource_id="another")
-    numbers = await world.put(*chain("a-x", 3), reused, b"not json", *chain("a-x", 3, first=3))
+    failing = record("create", "b-x", 0, data={"raise": "P0001"})
+    numbers = await world.put(*chain("a-x", 3), reused, b"not json", failing, *chain("a-x", 3, first=3))
     shard = await world.shard("shard-1")
+    await make_touchy(shard)
 
-    async with world.reading(queue_url=queue_url) as reader:
+    settings = msgspec.structs.replace(SETTINGS, retries=RetryRules((), WAIT))
+    async with world.reading(queue_url=queue_url, settings=settings) as reader:
         await logs(shard, "a-x", 6)
         more = await world.put(*chain("a-x", 3, first=6))
         await logs(shard, "a-x", 9)
@@ -59,8 +65,9 @@ async def test_reader_goes_on_beside_letters_that_are_not_stored(world: World) -
         world.queue_url = (await world.sqs.create_queue(QueueName=name))["QueueUrl"]
         await reaches(reader, more[-1])
 
-    assert {letter["source"]["sequenceNumber"] for letter in await world.letters()} == set(numbers[3:5])
+    assert {letter["source"]["sequenceNumber"] for letter in await world.letters()} == set(numbers[3:6])
     assert await outcomes(shard, "a-x") == ["succeeded"] * 9
+    assert await outcomes(shard, "b-x") == ["retries_exhausted"]
 
 
 async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakable_server: PostgresServer) -> None:

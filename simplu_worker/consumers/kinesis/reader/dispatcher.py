@@ -6,6 +6,7 @@ The main reader and the catch-ups send through the same lanes and lookup, so a t
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,7 +128,7 @@ class Dispatcher:
         """
         given_up: list[tuple[QueuedOperation, GiveUp, Hold]] = []
         for entry, following in batch.failing:
-            delay_s = MARKED_AGAIN_S if isinstance(following, GiveUp) else following.delay_s
+            delay_s = math.inf if isinstance(following, GiveUp) else following.delay_s
             hold = self._hold_for(delay_s, lane, batch, [entry], HoldReason.FAILING)
             if isinstance(following, GiveUp):
                 given_up.append((entry, following, hold))
@@ -136,8 +137,8 @@ class Dispatcher:
         self.pipeline.look_up_again(lane, batch.not_here)
         self._finish(batch.applied)
         self._owe_letters(batch.refused)
-        for entry, following, hold in given_up:
-            await self._give_up(lane.shard_id, entry, following, hold)
+        for entry, following, hold in given_up:  # beside the lane: the dead-letter queue may not answer
+            self.pipeline.start_task(self._give_up(lane.shard_id, entry, following, hold), f"give-up:{hold.name}")
 
     def put_back(self, returned: PutBack[QueuedOperation]) -> None:
         """Hold a shard or a tenant: its entries are read again later."""
@@ -226,6 +227,7 @@ class Dispatcher:
             outcome = await self.shard_positions.write_failure(shard_id, entry.operation)
         except RetryableError as exc:
             failing.note_letter(entry.operation)
+            hold.next_attempt_at = loop_time() + MARKED_AGAIN_S
             log.warning("operation.not_marked", shard_id=shard_id, error=str(exc), **_ids_of(entry))
             return
         failing.note_given_up(entry.operation, outcome, given_up, shard_id=shard_id, now=self._utc())
