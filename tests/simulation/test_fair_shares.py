@@ -21,14 +21,16 @@ FLOODED, OTHER = SHARD_IDS
 COST_S = 0.01
 FLOOD_S = 15
 AT_ONCE_S = 2.5
-LATE_S = 5.0
+LATE_S = 4.0
 LETTERS_S = 0.5  # of a request with dead letters
 CHAIN = Plan(replica_count=1, operation_cost_s=COST_S)
 SMALL = Plan(replica_count=1, operation_cost_s=COST_S, prefetch_max_bytes=4 * 1024 * 1024)
+MEDIUM = Plan(replica_count=1, operation_cost_s=COST_S, prefetch_max_bytes=8 * 1024 * 1024)
+LETTERS = "a reader waits for dead letters"
 SCENES = {
     "the share is by location": (CHAIN, [f"chain-{number}" for number in range(12)], FLOODED),
     "a reader waits for a lane of a shard that is behind": (SMALL, [f"f{number}-l" for number in range(6)], OTHER),
-    "a reader waits for dead letters": (SMALL, [], OTHER),
+    LETTERS: (MEDIUM, ["f0-l"], OTHER),
 }
 NO_JSON = b"?" * 1000
 
@@ -52,23 +54,24 @@ async def store_slowly(
     await store(queue, letters, stopping=stopping)
 
 
-async def longest_wait(world: World, loud: Sequence[str], quiet_shard: str) -> float:
+async def longest_wait(world: World, loud: Sequence[str], quiet_shard: str, *, is_spoiled: bool) -> float:
     """Put six times as much as the shard takes; return for how long an operation of the quiet tenant waited at most.
 
-    Without *loud* tenants the records are no JSON.
+    Of *spoiled* records half are no JSON, and half have the request id of another one.
     """
     world.replicas[0].gateway.__class__ = LaboriousGateway
-    world.shards.tenants = {one: Tenant(one, FLOODED) for one in loud} | {"quiet-l": Tenant("quiet-l", quiet_shard)}
+    loud_shard = OTHER if is_spoiled else FLOODED
+    world.shards.tenants = {one: Tenant(one, loud_shard) for one in loud} | {"quiet-l": Tenant("quiet-l", quiet_shard)}
     world.register_all()
     keys = {world.tenant_of(key): key for key in map("key-{}".format, range(200))}
     longest_s, asked = 0.0, {}
     for number in range(FLOOD_S * 10):
-        named = [keys[loud[at % len(loud)]] for at in range(60)] if loud else []
-        for at in range(0 if loud else 60):
-            world.put(f"key-{at}", [NO_JSON])
-        for at, key in enumerate([*named, keys["quiet-l"]]):
-            world.put(key, [world.operation(key, f"r-{number}-{at}", str(number))])
-        asked["quiet-l", f"r-{number}-{len(named)}"] = world.loop.time()
+        for at, key in enumerate([keys[loud[at % len(loud)]] for at in range(60)] + [keys["quiet-l"]]):
+            record = world.operation(key, f"r-{number}-{at}", str(number))
+            if is_spoiled and at < 60:
+                record = NO_JSON if at % 2 else world.operation(key, "same", f"{number}-{at}" + "x" * 1000)
+            world.put(key, [record])
+        asked["quiet-l", f"r-{number}-60"] = world.loop.time()
         await asyncio.sleep(0.1)
         asked = {name: put_at for name, put_at in asked.items() if name not in world.shards.log}
         longest_s = max([longest_s, *(world.loop.time() - put_at for put_at in asked.values())])
@@ -84,7 +87,7 @@ def test_others_are_late_only_where_the_rule_is_left_out(scene: str, monkeypatch
     waits: list[float] = []
 
     async def work(world: World) -> None:
-        waits.append(await longest_wait(world, loud, quiet_shard))
+        waits.append(await longest_wait(world, loud, quiet_shard, is_spoiled=scene == LETTERS))
 
     for make_fleet in (Fleet, WRONG_ABOUT_SHARES[scene].make_fleet):
         play(plan, work, make_fleet=make_fleet)

@@ -72,14 +72,13 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, Fl
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder, LeaseRenewer, LeaseTree
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, CheckpointTracker, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_rules import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
-from simplu_worker.consumers.kinesis.reader.letter_outbox import Rejection
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.reader.tenant_shares import TenantShares
 from simplu_worker.consumers.kinesis.recovery.reader_progress import QueuedOperation, ReaderLease, ReaderProgress
@@ -228,9 +227,8 @@ class _ByLocationDispatcher(Dispatcher):
 
 
 class _RoomyDispatcher(Dispatcher):
-    def reject(self, rejected: Sequence[Rejection], tracker: CheckpointTracker[RecordPosition]) -> None:
-        self.letters.has_room = lambda *_: True  # type: ignore[method-assign]
-        super().reject(rejected, tracker)
+    def _has_room(self, *_: object) -> bool:
+        return True
 
 
 class _WaitingShares(TenantShares):

@@ -193,7 +193,8 @@ class CatchUpReader:
             if not decoded:
                 return
             # What is decoded beyond the main reader's position is kept: it may go on before the lane keeps up.
-            if self._has_caught_up() or self._shares.paced_s(self.catch_up.holds) >= PACED_S:
+            is_enough = self._shares.paced_s(self.catch_up.holds) >= PACED_S or self._owed_letters_s() >= PACED_S
+            if self._has_caught_up() or is_enough:
                 await self._wait_for_settled(ending)
             elif await self._ask_for_residents(decoded, ending):
                 self._send_decoded(decoded)
@@ -201,6 +202,14 @@ class CatchUpReader:
             lookup = self._dispatcher.pipeline.lookup
             while lookup.is_busy and not ending.is_set():  # tenants of the main reader come first
                 await sleep_or_event(LOOKUP_WAIT_S, until=ending)
+
+    def _owed_letters_s(self) -> float:
+        """Return the seconds that its dead letters may take, where these are why it reads: those of all it has sent."""
+        if all(hold.target is not HeldTarget.LETTERS for hold in self.catch_up.holds):
+            return 0.0
+        count = len(self.catch_up.tracker)
+        size_bytes = self._access.pacing.expected_bytes(count) + count * OPERATION_OVERHEAD_BYTES
+        return self._dispatcher.letters.expected_s(size_bytes)
 
     def _is_over(self, ending: asyncio.Event) -> bool:
         return (self._has_caught_up() and self._keeps_up()) or not self.catch_up.holds or ending.is_set()
@@ -228,11 +237,11 @@ class CatchUpReader:
                 tracker.skip(position)
             if ticket is None:
                 continue
+            left_s -= letters.expected_s(len(record) + OPERATION_OVERHEAD_BYTES) if self.is_paced else 0.0
             if isinstance(operation, Operation):
                 left_s -= self._shares.cost_s(operation) if self.is_paced else 0.0
                 self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
             else:
-                left_s -= letters.expected_s(len(record) + OPERATION_OVERHEAD_BYTES)
                 rejected.append((ticket, operation, record))
         if rejected:
             self._dispatcher.reject(rejected, self.catch_up.tracker)

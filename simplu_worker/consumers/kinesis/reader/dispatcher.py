@@ -134,9 +134,10 @@ class Dispatcher:
                 given_up.append((entry, following, hold))
         for entries, wait in batch.locked:
             self._hold_for(wait.delay_s, lane, batch, entries, wait.reason)
+        refused = self._hold_refused(lane, batch)
         self.pipeline.look_up_again(lane, batch.not_here)
         self._finish(batch.applied)
-        self._owe_letters(batch.refused)
+        self._owe_letters(refused)
         for entry, following, hold in given_up:  # beside the lane: the dead-letter queue may not answer
             self.pipeline.start_task(self._give_up(lane.shard_id, entry, following, hold), f"give-up:{hold.name}")
 
@@ -195,8 +196,7 @@ class Dispatcher:
         beyond: defaultdict[str, list[Rejection]] = defaultdict(list)
         for ticket, one, record in rejected:
             tenant_id = one.tenant_id
-            is_paced = self.ownership.owner_of(tenant_id) is not None
-            if tenant_id in beyond or not (is_paced or self.letters.has_room(tenant_id, sizes[tenant_id])):
+            if tenant_id in beyond or not self._has_room(tenant_id, sizes):
                 beyond[tenant_id].append((ticket, one, record))
                 continue
             sizes[tenant_id] += len(record) + OPERATION_OVERHEAD_BYTES
@@ -205,10 +205,8 @@ class Dispatcher:
         for tenant_id, own in beyond.items():
             (first, one, _) = own[0]
             unread = Unread(tracker.position_before(first))
-            name, arrived_at = one.business_id or "", one.origin.arrived_at
-            self._hold_for_share(HeldTarget.LETTERS, name, {tenant_id: [unread]}, arrived_at)
+            self._hold_for_letters(one.business_id, {tenant_id: [unread]}, one.origin.arrived_at, len(own))
             tracker.finish([ticket for ticket, _, _ in own])
-            log.warning("business.over_share", shard_id=None, business_id=one.business_id, operations=len(own))
         self._memory.reserve(sizes.total())
 
         def finish() -> None:
@@ -217,6 +215,36 @@ class Dispatcher:
             self.has_settled.set()
 
         self.letters.add(collector.dead_letters(self._utc()), finish, sizes)
+
+    def _hold_refused(
+        self, lane: StreamLane, batch: BatchDecided[QueuedOperation]
+    ) -> list[tuple[QueuedOperation, GiveUp]]:
+        """Hold each tenant whose dead letters are too many, from there on; return the others."""
+        within, sizes = list[tuple[QueuedOperation, GiveUp]](), Counter[str]()
+        beyond: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
+        for entry, why in batch.refused:
+            tenant_id = entry.operation.tenant_id
+            if tenant_id in beyond or not self._has_room(tenant_id, sizes):
+                beyond[tenant_id].append(entry)
+            else:
+                sizes[tenant_id] += cost_bytes_of([entry])
+                within.append((entry, why))
+        for tenant_id, own in beyond.items():
+            own += [*batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
+            unread = {tenant_id: [entry.unread for entry in own]}
+            self._hold_for_letters(own[0].operation.business_id, unread, _first_arrival(own), len(own))
+            self._finish(own)
+        return within
+
+    def _has_room(self, tenant_id: str, sizes: Counter[str]) -> bool:
+        is_paced = self.ownership.owner_of(tenant_id) is not None
+        return is_paced or self.letters.has_room(tenant_id, sizes[tenant_id])
+
+    def _hold_for_letters(
+        self, business_id: str | None, unread: Mapping[str, Sequence[Unread]], arrived_at: datetime, count: int
+    ) -> None:
+        self._hold_for_share(HeldTarget.LETTERS, business_id or "", unread, arrived_at)
+        log.warning("business.over_share", shard_id=None, business_id=business_id, operations=count)
 
     async def _give_up(self, shard_id: str, entry: QueuedOperation, given_up: GiveUp, hold: Hold) -> None:
         # Where the shard does not take the row, the operation is tried again, and gets no other dead letter.
@@ -238,7 +266,11 @@ class Dispatcher:
         failed_at = self._utc()
         for entry, why in given_up:
             self._progress.unstored[id(entry)] = entry
-            self.letters.add([entry.dead_letter(why, failed_at=failed_at)], partial(self._finish_stored, entry))
+            letters, sizes = (
+                [entry.dead_letter(why, failed_at=failed_at)],
+                {entry.operation.tenant_id: cost_bytes_of([entry])},
+            )
+            self.letters.add(letters, partial(self._finish_stored, entry), sizes)
 
     def _finish_stored(self, entry: QueuedOperation) -> None:
         del self._progress.unstored[id(entry)]

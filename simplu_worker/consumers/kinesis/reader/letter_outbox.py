@@ -1,7 +1,7 @@
 """Store the dead letters of one reader beside its reading and its lanes: nothing waits for another's letter.
 
 A record is finished, and its memory free, once its letters are stored. At a stop without an answer it stays pending.
-Of each business few bytes of records that are no operations wait here: what is beyond is held, and read again.
+Of each tenant few bytes wait here: what is beyond is held, and read again. What is no operation has one for a business.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from simplu_worker.timing.waits import wait_any
 
 REQUESTS_MAX: Final = 4  # under way
 NOTHING: Final[Mapping[str, int]] = {}
-WAITING_MAX_BYTES: Final = 512 * 1024  # of businesses together: with more than its part, one is held
+WAITING_MAX_BYTES: Final = 512 * 1024  # of tenants together: with more than its part, one is held
 STORED_BYTES_PER_S: Final = 1024 * 1024  # as expected, for the pace of a catch-up
 
 Rejection: TypeAlias = tuple[int, RejectedRecord, bytes]
@@ -47,7 +47,7 @@ class LetterOutbox:
         self._dead_letters = dead_letters
         self._stopping = stopping
         self._waiting: dict[str | None, deque[tuple[DeadLetter, _Owed]]] = {}  # by business; the next one first
-        self._sizes: Counter[str] = Counter()  # bytes that wait of records that are no operations, by tenant
+        self._sizes: Counter[str] = Counter()  # bytes that wait, by tenant
         self._has_work = asyncio.Event()
         self._error: RetryableError | None = None  # since the stop
 
