@@ -25,11 +25,13 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import ReaderSet
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.rejection_notes import DeadLetterStore, RejectionNotes
 from simplu_worker.consumers.sqs.control_handler import ControlHandler
+from simplu_worker.consumers.sqs.control_messages import tenant_of_control_message
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S
-from simplu_worker.consumers.sqs.receive.receiver import Handler, PriorityGate, QueueReceiver, ReceiverSettings
+from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
+from simplu_worker.consumers.sqs.receive.slots import PriorityGate
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.feed.destinations import open_destination
@@ -292,7 +294,8 @@ async def _open_receivers(
         control = ControlHandler(
             shards.provisioner, shards.destroyer, shards.changes, queue, retries=retries, clock=utc_now
         )
-        consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
+        receiver = _receiver(settings, queue, control, consumers.rejections, tenant_of=tenant_of_control_message)
+        consumers.add(queue, control, receiver)
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
     gate: PriorityGate | None = None
     for url in (priority_url, orders_url):
@@ -306,7 +309,7 @@ async def _open_receivers(
         receiver = _receiver(settings, queue, orders, consumers.rejections, gate=gate, tenant_of=tenant_of)
         consumers.add(queue, orders, receiver)
         # Order events wait while the priority queue is busy.
-        gate = PriorityGate(receiver)
+        gate = PriorityGate(receiver.activity)
 
 
 def _receiver(
@@ -316,7 +319,7 @@ def _receiver(
     dead_letters: DeadLetterStore,
     *,
     gate: PriorityGate | None = None,
-    tenant_of: Callable[[Message], tuple[str, str] | None] = lambda _: None,
+    tenant_of: Callable[[Message], tuple[str, str] | None],
 ) -> QueueReceiver:
     # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.
     poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))

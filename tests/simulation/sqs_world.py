@@ -28,6 +28,7 @@ from simplu_local.sqs.faults import SqsFault
 from simplu_local.sqs.model import SqsAccount
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
+from simplu_worker.consumers.sqs.receive.slots import PriorityGate
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.dead_letter import DeadLetter
@@ -52,6 +53,9 @@ class World:
         self.draws = Random(seed)
         self.changed = asyncio.Event()
         self._queue_numbers = itertools.count(1)
+
+    def utc(self) -> datetime:
+        return datetime.fromtimestamp(self.now_ms() / 1000, UTC)
 
     def now_ms(self) -> int:
         return EPOCH_MS + math.floor(self.loop.time() * 1000 + 1e-6)
@@ -100,7 +104,8 @@ class World:
         queue: Queue,
         desk: Handler,
         letters: Letters | None = None,
-        gate: Callable[[], Awaitable[None]] | None = None,
+        gate: PriorityGate | None = None,
+        tenant_of: Callable[[Message], tuple[str, str] | None] = lambda _: None,
         **options: Any,
     ) -> QueueReceiver:
         return QueueReceiver(
@@ -109,8 +114,9 @@ class World:
             letters or Letters(),
             receiver_settings(**options),
             gate=gate,
+            tenant_of=tenant_of,
             clock=self.loop.time,
-            utc=lambda: datetime.fromtimestamp(self.now_ms() / 1000, UTC),
+            utc=self.utc,
             draw=self.draws.random,
         )
 

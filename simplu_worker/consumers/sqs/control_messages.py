@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.operations.dead_letter import DECODING_ERRORS, UnknownTypeError, peeked_texts, rejection_of
 from simplu_worker.operations.json_record import (
     ABSENT,
@@ -79,6 +80,12 @@ def control_type_of(control: Control) -> ControlType:
 def tenant_id_of_control(control: Control) -> str | None:
     """Return the tenant of a message; None for every tenant of a business."""
     return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
+
+
+def tenant_of_control_message(message: Message) -> tuple[str, str] | None:
+    """Return the business that a message names, and the location, if it is about one, without decoding it."""
+    names = peeked_texts(message.body.encode("utf-8", "surrogatepass"), ("businessId", "locationId"))
+    return (names[0], names[1] or "") if names[0] else None
 
 
 B = TypeVar("B", bound=msgspec.Struct)

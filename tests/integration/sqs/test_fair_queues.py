@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from operator import contains
@@ -25,8 +25,8 @@ from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.message_table import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.receiver import PriorityGate, QueueReceiver
-from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_BASE_S
+from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.slots import PUT_BACK_BASE_S, PriorityGate
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.tries import RetryRules
@@ -79,7 +79,7 @@ class World:
 
     @asynccontextmanager
     async def consuming(
-        self, queue: Queue, gate: Callable[[], Awaitable[None]] | None = None
+        self, queue: Queue, gate: PriorityGate | None = None
     ) -> AsyncIterator[tuple[Desk, QueueReceiver]]:
         gateway, letters = self._routed.gateway, await self.make_queue(is_fifo=False)
         retries, stopping = RetryRules((1, 5, 15), TENANT_WAIT), asyncio.Event()
@@ -213,7 +213,7 @@ async def test_ordinary_queue_has_turns_beside_a_full_priority_queue(world: Worl
     await send(second, "ann", [(f"low-{number}", f"l{number}") for number in range(FLOOD_COUNT // 4)])
     async with world.consuming(first) as (high, receiver):
         await until(lambda: len(high.done) > 0)
-        gate = PriorityGate(receiver)
+        gate = PriorityGate(receiver.activity)
         async with world.consuming(second, gate) as (low, _):
             await until(lambda: len(low.done) == FLOOD_COUNT // 4)
             assert len(low.done) < len(high.done) < 8 * FLOOD_COUNT

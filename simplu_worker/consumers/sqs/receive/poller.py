@@ -11,7 +11,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.consumers.sqs.receive.message_table import MessageTable, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.slot_share import PollPlan
+from simplu_worker.consumers.sqs.receive.slots import PollPlan, PriorityGate
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.instruments import RETRIES
 from simplu_worker.timing.waits import backoff_s, sleep_or_event
@@ -20,6 +20,7 @@ from simplu_worker.vocabulary import Retry, Source
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
+GATE_CHECK_S: Final = 0.05
 DEPTH_INTERVAL_S: Final = 30.0
 
 log = structlog.get_logger(__name__)
@@ -33,7 +34,7 @@ class _Poll(msgspec.Struct, eq=False):
 class Poller:
     """The polls of a queue, each of which receives once.
 
-    *gate* is awaited before a poll, and *on_messages* after it, with the time from which the messages are hidden.
+    *on_messages* is awaited after a poll, with the time from which the messages are hidden.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Poller:
         limits: SchedulerLimits,
         wait_s: int,
         on_messages: Callable[[Sequence[Message], float], Awaitable[None]],
-        gate: Callable[[], Awaitable[None]] | None,
+        gate: PriorityGate | None,
         clock: Callable[[], float],
         draw: Callable[[], float],
     ) -> None:
@@ -97,8 +98,8 @@ class Poller:
         messages: list[Message] | None = None
         error: Exception | None = None
         try:
-            if self._gate is not None:
-                await self._gate()
+            while self._gate is not None and not self._gate.lets_pass(self._clock()):  # noqa: ASYNC110  # its rule
+                await asyncio.sleep(GATE_CHECK_S)
             if not stopping.is_set():
                 messages = await self._receive(poll)
         except TimeoutError:

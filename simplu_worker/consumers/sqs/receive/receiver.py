@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, cast
 
@@ -16,7 +16,7 @@ from simplu_worker import instruments
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import keep_running, note_trouble
 from simplu_worker.consumers.rejection_notes import DeadLetterStore
-from simplu_worker.consumers.sqs.receive import slot_share
+from simplu_worker.consumers.sqs.receive import slots
 from simplu_worker.consumers.sqs.receive.message_table import LossReason, MessageTable, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, RETRY_MAX_S, AttributesWatch, Poller
 from simplu_worker.consumers.sqs.receive.queue_calls import IDS_MAX, QueueCalls
@@ -31,7 +31,7 @@ from simplu_worker.vocabulary import MessageOutcome, SourceState, TargetKind
 
 MARK_RETRY_S: Final = 5.0
 DRAIN_S: Final = 15.0
-NAMED_TENANTS: Final = 10
+NAMED_BUSINESSES: Final = 10
 IDLE_S: Final = 5.0  # how often the idle loop turns, to show that it is alive
 HEARTBEAT_MIN_PAUSE_S: Final = 0.05
 LONGEST_TURN_S: Final = POLL_WAIT_S + POLL_MARGIN_S + RETRY_MAX_S  # a dead poll, and the pause after it
@@ -64,8 +64,8 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
 class QueueReceiver:
     """Receives from *queue* and lets *handler* handle the messages.
 
-    *gate* is awaited before each poll. *tenant_of* tells the business and the location of a message; a business has its
-    share of the messages in hand while it waits.
+    *gate* lets its polls pass. *tenant_of* tells the business and the location of a message; a business has its share
+    of the messages in hand while it waits.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class QueueReceiver:
         dead_letters: DeadLetterStore,
         settings: ReceiverSettings | None = None,
         *,
-        gate: Callable[[], Awaitable[None]] | None = None,
-        tenant_of: Callable[[Message], slot_share.Tenant | None] = lambda _: None,
+        gate: slots.PriorityGate | None = None,
+        tenant_of: Callable[[Message], slots.Tenant | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         utc: UtcClock = utc_now,
         draw: Callable[[], float] = random.random,
@@ -103,7 +103,7 @@ class QueueReceiver:
         queue, limits, clock, draw = self._queue, self._limits, self._clock, self._draw
         self._table = MessageTable(limits, is_fifo=queue.is_fifo)  # each of its fields says who writes it
         self._watch = AttributesWatch(queue, on_read=self._update_attributes, draw=draw)
-        self._share = slot_share.SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
+        self._share = slots.SlotShare(limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
         self._put_back_room = 0  # how many messages may be put back until the attributes of the queue are read again
         self._poller = Poller(
             queue,
@@ -137,15 +137,10 @@ class QueueReceiver:
         """How many messages are received and not decided yet."""
         return len(self._table)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether messages are with the handler, or may be."""
-        return self._call_count > 0 or bool(self._table.ready_messages(self._clock()))
-
-    @property
-    def poll_count(self) -> int:
-        """How many polls were answered."""
-        return self._poller.answer_count
+    def activity(self) -> tuple[bool, int]:
+        """Return whether messages are with the handler, or may be, and how many polls were answered."""
+        is_busy = self._call_count > 0 or bool(self._table.ready_messages(self._clock()))
+        return is_busy, self._poller.answer_count
 
     @property
     def last_turn(self) -> float:
@@ -266,9 +261,7 @@ class QueueReceiver:
         self._extend_at = self._clock()
         policy = parse_redrive_policy(attributes.redrive_policy)
         self._share.max_receive_count = None if policy is None else policy.max_receive_count
-        self._put_back_room = min(
-            slot_share.PUT_BACK_MAX_COUNT, slot_share.HIDDEN_MAX_COUNT - attributes.in_flight_count
-        )
+        self._put_back_room = min(slots.PUT_BACK_MAX_COUNT, slots.HIDDEN_MAX_COUNT - attributes.in_flight_count)
         instruments.SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
         self._changed.set()
 
@@ -291,8 +284,8 @@ class QueueReceiver:
             return []
         now, put_back = self._clock(), list[tuple[Message, float]]()
         self._share.note_late(message.message_id for message in self._table.held_messages(now))
-        if len(self._table) >= slot_share.SHORT_RATIO * self._limits.message_count:
-            self._share.note_late(self._table.received_before(now - slot_share.LATE_AFTER_S))
+        if len(self._table) >= slots.SHORT_RATIO * self._limits.message_count:
+            self._share.note_late(self._table.received_before(now - slots.LATE_AFTER_S))
         for message in self._share.over_share(unstarted, self._table.messages(), now=now):
             if self._table.is_queued(message):  # else it left with one before it
                 put_back += [(other, 0.0) for other in self._table.take_behind(message)]
@@ -334,8 +327,8 @@ class QueueReceiver:
         self._out.remove_lost(decision.lost)
         returned = [*decision.returned, *self._take_over_share(self._table.queued_messages())]
         if begun := self._share.take_begun():
-            named = list(map("-".join, begun[:NAMED_TENANTS]))
-            log.info("queue.over_share", queue=self._queue.name, tenants=named, tenant_count=len(begun))
+            named = begun[:NAMED_BUSINESSES]
+            log.info("queue.over_share", queue=self._queue.name, businesses=named, business_count=len(begun))
         if returned:
             self._start(self._return(returned, decision.retried_count))
         if pairs := decision.dead_letters:
@@ -440,25 +433,3 @@ async def _mark(queue: Queue, message: Message, verdict: ToDeadLetter, *, draw: 
         log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
         return MARK_RETRY_S
     return None
-
-
-GATE_MAX_WAIT_S: Final = 1.0  # of one poll, so that the lower queue is never starved
-CHECK_INTERVAL_S: Final = 0.05
-POLLS_AHEAD: Final = 4  # of the other queue, before it is this one's turn
-
-
-class PriorityGate:
-    """A gate before each poll of a queue, which is shut while *prior* has work; after some polls of that it opens."""
-
-    def __init__(self, prior: QueueReceiver, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        self._prior = prior
-        self._sleep = sleep
-        self._opens_at = POLLS_AHEAD
-
-    async def __call__(self) -> None:
-        """Wait until the other queue has no work, or it is this one's turn, at most GATE_MAX_WAIT_S."""
-        for _ in range(round(GATE_MAX_WAIT_S / CHECK_INTERVAL_S)):
-            if not self._prior.is_busy or self._prior.poll_count >= self._opens_at:
-                break
-            await self._sleep(CHECK_INTERVAL_S)
-        self._opens_at = self._prior.poll_count + POLLS_AHEAD

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.aws.sqs_messages import message
 
 from simplu_worker.consumers.sqs.control_messages import (
     Control,
@@ -14,6 +15,7 @@ from simplu_worker.consumers.sqs.control_messages import (
     control_type_of,
     decode_control,
     tenant_id_of_control,
+    tenant_of_control_message,
     with_timestamp,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord
@@ -214,3 +216,17 @@ def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"businessId": "b", "locationId": "l"}', ("b", "l")),
+        ('{"businessId": "b", "action": "destroy_all"}', ("b", "")),
+        ('{"locationId": "l"}', None),
+        ("no JSON", None),
+        ('"\ud800"', None),
+    ],
+)
+def test_tenant_of_a_control_message_is_that_which_it_names(body: str, expected: tuple[str, str] | None) -> None:
+    assert tenant_of_control_message(message("m", body=body)) == expected

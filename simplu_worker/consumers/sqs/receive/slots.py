@@ -1,9 +1,9 @@
-"""Shares of the room in flight: of the polls under way, and of each tenant while its messages wait. Pure.
+"""The slots of a receiver, each for a message in hand: how many polls fill them, when, and whose messages. Pure.
 
-A slot is a place for a message in hand. A tenant waits when a tenth of its messages were held, or are in hand for a
-second while slots are short. The businesses with tenants that wait have equal parts of half of the slots, a quarter at
-most, and of its part so have its tenants. Messages beyond that return to the queue, hidden for 5 to 10 s at first and
-twice as long each time.
+A business waits when a tenth of its messages were held, or are in hand for a second while slots are short, and after a
+return for twice as long as that hides them. Those that wait have half of the slots in equal parts, each a quarter at
+most, which its locations share. Messages beyond that return to the queue, hidden for 5 to 10 s at first and twice as
+long each time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,32 @@ class PollPlan:
         self.wanted_count = 1
 
 
-WAITING_RATIO: Final = 10  # of a tenant's messages in hand to the late ones, from which on it waits
+POLLS_AHEAD: Final = 4  # of the queue that goes first
+SHUT_MAX_S: Final = 1.0
+
+
+class PriorityGate:
+    """A gate before the polls of a queue: shut while another is busy, until POLLS_AHEAD polls of that, or a second.
+
+    *activity* returns whether the other one is busy, and how many of its polls were answered.
+    """
+
+    def __init__(self, activity: Callable[[], tuple[bool, int]]) -> None:
+        self._activity = activity
+        self._opens_at = POLLS_AHEAD
+        self._shut_since: float | None = None
+
+    def lets_pass(self, now: float) -> bool:
+        """Return whether a poll may begin; the gate is shut behind it."""
+        is_busy, poll_count = self._activity()
+        since = self._shut_since = now if self._shut_since is None else self._shut_since
+        if is_busy and poll_count < self._opens_at and now - since < SHUT_MAX_S:
+            return False
+        self._shut_since, self._opens_at = None, poll_count + POLLS_AHEAD
+        return True
+
+
+WAITING_RATIO: Final = 10  # of a business's messages in hand to the late ones, from which on it waits
 LATE_AFTER_S: Final = 1.0  # in hand
 SHORT_RATIO: Final = 0.9  # of the slots in use, from which on they are short
 PUT_BACK_BASE_S: Final = 10.0
@@ -71,7 +96,7 @@ PUT_BACK_MAX_COUNT: Final = 10_000  # of one replica, between two looks at how m
 
 
 class SlotShare:
-    """The tenants of the messages in hand, once one of these is late."""
+    """The shares of businesses in the slots, once messages are late. *tenant_of* may name no location."""
 
     def __init__(self, message_count: int, tenant_of: Callable[[Message], Tenant | None], *, is_fifo: bool) -> None:
         self._half_count = message_count // 2
@@ -80,8 +105,8 @@ class SlotShare:
         self.max_receive_count: int | None = None  # of the queue: a message that has as many must not return
         self._tenants: dict[str, Tenant | None] = {}  # by message id
         self._late: set[str] = set()  # message ids: held, or in hand for long
-        self._waiting_until: dict[Tenant, float] = {}  # by tenant with messages that were put back
-        self._begun: list[Tenant] = []  # tenants that wait since the last call of `take_begun`
+        self._waiting_until: dict[str, float] = {}  # by business with messages that were put back
+        self._begun: list[str] = []  # businesses that wait since the last call of `take_begun`
 
     def is_last_receive(self, message: Message) -> bool:
         """Return whether SQS would move a message away that returned to the queue."""
@@ -102,13 +127,13 @@ class SlotShare:
             businesses[business_id] += count
         limit = max(self._half_count // max(len(businesses), 2), 1)
         excess = businesses.total() - self._half_count if len(businesses) > self._half_count else 0
-        staying = self._staying_lanes(in_hand)
+        staying = {self._lane_of(one) for one in in_hand if self.is_last_receive(one)}
         over: list[Message] = []
         for message in reversed(unstarted):  # of a group the last ones
             if (tenant := self._tenants.get(message.message_id)) is None or self._lane_of(message) in staying:
                 continue
-            is_over = businesses[tenant[0]] > (0 if excess > 0 else limit)
-            if is_over and counts[tenant] > (0 if excess > 0 else limit // location_counts[tenant[0]]):
+            most = 0 if excess > 0 else limit
+            if businesses[tenant[0]] > most and counts[tenant] > most // location_counts[tenant[0]]:
                 counts[tenant] -= 1
                 businesses[tenant[0]] -= 1
                 excess -= 1
@@ -118,37 +143,33 @@ class SlotShare:
     def put_back_s(self, message: Message, *, now: float, draw: float) -> float:
         """Note that *message* is put back; return for how long."""
         delay_s = backoff_s(message.receive_count, draw=draw, base_s=PUT_BACK_BASE_S, max_s=PUT_BACK_MAX_S)
-        if (tenant_id := self._tenants.get(message.message_id)) is not None:
-            if tenant_id not in self._waiting_until:
-                self._begun.append(tenant_id)
-            self._waiting_until[tenant_id] = max(now + 2 * delay_s, self._waiting_until.get(tenant_id, now))
+        if (tenant := self._tenants.get(message.message_id)) is not None:
+            if tenant[0] not in self._waiting_until:
+                self._begun.append(tenant[0])
+            self._waiting_until[tenant[0]] = max(now + 2 * delay_s, self._waiting_until.get(tenant[0], now))
         return delay_s
 
-    def take_begun(self) -> list[Tenant]:
-        """Return the tenants that wait since the last call."""
+    def take_begun(self) -> list[str]:
+        """Return the businesses that wait since the last call."""
         begun, self._begun = self._begun, []
         return begun
 
     def _lane_of(self, message: Message) -> str:
         return (self._is_fifo and message.group_id) or message.message_id
 
-    def _staying_lanes(self, in_hand: Iterable[Message]) -> set[str]:
-        return {self._lane_of(one) for one in in_hand if self.is_last_receive(one)}
-
     def _count(self, in_hand: Iterable[Message], now: float) -> Counter[Tenant]:
+        """Return how many messages the tenants of businesses that wait have in hand."""
         known = self._tenants
         self._tenants = {
             one.message_id: known[one.message_id] if one.message_id in known else self._tenant_of(one)
             for one in in_hand
         }
         self._late &= self._tenants.keys()
-        counts = Counter(self._tenants.values())
-        late_counts = Counter(self._tenants[message_id] for message_id in self._late)
         self._waiting_until = {one: until for one, until in self._waiting_until.items() if until > now}
-        return Counter(
-            {
-                one: count
-                for one, count in counts.items()
-                if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
-            }
-        )
+        tenants = [one for one in self._tenants.values() if one is not None]
+        late = Counter(tenant[0] for one in self._late if (tenant := self._tenants[one]) is not None)
+        sums = Counter(business_id for business_id, _ in tenants)
+        waiting = {
+            one for one, count in sums.items() if one in self._waiting_until or count <= WAITING_RATIO * late[one]
+        }
+        return Counter(tenant for tenant in tenants if tenant[0] in waiting)
