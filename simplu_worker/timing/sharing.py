@@ -26,6 +26,7 @@ class _Line(Generic[Item, Answer]):
     def __init__(self) -> None:
         self.forming: _Batch[Item, Answer] = _Batch()
         self.turn = asyncio.Lock()
+        self.began_at = 0.0  # of the batch whose turn it is
         self.caller_count = 0
 
 
@@ -35,11 +36,17 @@ class Coalescer(Generic[Key, Item, Answer]):
     So a burst of single calls costs as few requests as one call with all items, and a lone call waits for no timer.
     *run_batch* returns the answers in the order of the items; its `WorkerError` is raised to all callers of the batch.
     Any other error, or a cancellation, ends only the call that ran the batch: the next caller of the batch runs it
-    again. So an item may be run twice.
+    again. So an item may be run twice. Behind a batch that runs for *patience_s* nobody waits: `TimeoutError`.
     """
 
-    def __init__(self, run_batch: Callable[[Key, Sequence[Item]], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(
+        self,
+        run_batch: Callable[[Key, Sequence[Item]], Awaitable[Sequence[Answer]]],
+        *,
+        patience_s: float | None = None,
+    ) -> None:
         self._run_batch = run_batch
+        self._patience_s = patience_s
         self._lines: dict[Key, _Line[Item, Answer]] = {}
 
     async def submit(self, key: Key, items: Sequence[Item]) -> Sequence[Answer]:
@@ -49,14 +56,18 @@ class Coalescer(Generic[Key, Item, Answer]):
         batch.items += items
         line.caller_count += 1
         try:
-            async with line.turn:
+            await self._take_turn(line)
+            try:
                 if line.forming is batch:
                     line.forming = _Batch()
                 if batch.answers is None:
+                    line.began_at = loop_time()
                     try:
                         batch.answers = await self._run_batch(key, batch.items)
                     except WorkerError as exc:
                         batch.answers = exc
+            finally:
+                line.turn.release()
         finally:
             line.caller_count -= 1
             if not line.caller_count:
@@ -64,6 +75,20 @@ class Coalescer(Generic[Key, Item, Answer]):
         if isinstance(batch.answers, WorkerError):
             raise batch.answers
         return batch.answers[start : start + len(items)]
+
+    async def _take_turn(self, line: _Line[Item, Answer]) -> None:
+        if self._patience_s is None or not line.turn.locked():
+            await line.turn.acquire()
+            return
+        while True:
+            began_at = line.began_at
+            try:
+                async with asyncio.timeout_at(began_at + self._patience_s):
+                    await line.turn.acquire()
+                    return
+            except TimeoutError:
+                if line.began_at == began_at:  # else the turn is that of another batch
+                    raise
 
 
 class SharedAnswer(Generic[Answer]):

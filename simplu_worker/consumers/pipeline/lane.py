@@ -112,11 +112,15 @@ class Lane(Generic[results.EntryT]):
     @property
     def is_late(self) -> bool:
         """Whether the batch takes longer than other lanes should wait."""
+        return self.is_late_after(LATE_AFTER_S)
+
+    def is_late_after(self, seconds: float) -> bool:
+        """Return whether the batch takes longer than *seconds*."""
         match self.state:
             case LaneState.WAITING:
                 return self._failing_since is not None
             case LaneState.IN_FLIGHT:
-                return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
+                return self._failing_since is not None or loop_time() - self._sent_at > seconds
             case LaneState.DECIDED:
                 return True
             case _:

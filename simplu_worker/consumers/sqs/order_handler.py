@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from math import ceil, inf
 from typing import Final, assert_never
@@ -60,6 +60,8 @@ from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Retry, Source
 # Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
 # (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
 CALL_MAX_S: Final = 3.0
+# Of a batch or a call, without the answer for which others wait: these are held, one batch of the shard goes on.
+ANSWER_S: Final = 0.5
 LOCKED: Final = Locked()
 WHY_LOCKED: Final = {
     HoldReason.LOCKED: "another transaction keeps its rows locked",
@@ -151,7 +153,8 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             draw=self._draw,
             utc=self._utc,
         )
-        self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
+        self._outages: dict[str, WorkerError] = {}  # by shard that does not answer: nothing is sent to it
+        self._probes: set[str] = set()  # shards of these that are being probed
         self._awaiting_replication: dict[asyncio.Task[None], _AwaitingReplication] = {}
 
     async def run(self) -> None:
@@ -194,13 +197,15 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         call = [self._join(chains, message) for message in messages]
         for chain in chains.values():
             self._advance(chain)
-        deadline = loop_time() + CALL_MAX_S
+        began_at = loop_time()
         try:
-            for chain in chains.values():
-                await wait_any(chain.has_ended, within_s=max(0.0, deadline - loop_time()))
+            await _wait_for_all(chains.values(), until=began_at + ANSWER_S)
+            if left := [chain for chain in chains.values() if not chain.has_ended.is_set()]:
+                self._hold_behind_late(left)
+                await _wait_for_all(left, until=began_at + CALL_MAX_S)
         finally:
             for chain in chains.values():
-                self._interrupt(chain)
+                self._interrupt(chain.undecided())
         _log_deferred(self._queue.name, call)
         return [order_messages.BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
 
@@ -225,10 +230,14 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         else:
             chain.end()
 
-    def _interrupt(self, chain: order_messages.Chain) -> None:
-        undecided = chain.undecided()
+    def _interrupt(self, undecided: Sequence[order_messages.OrderMessage]) -> None:
         self._pipeline.remove(undecided)
         self._hold_unanswered(undecided)
+
+    def _hold_behind_late(self, chains: Iterable[order_messages.Chain]) -> None:
+        late = [lane for lane in self._pipeline.lanes() if lane.in_flight and lane.is_late_after(ANSWER_S)]
+        behind = {id(one) for lane in late for one in lane.queued}
+        self._interrupt([one for chain in chains for one in chain.undecided() if id(one) in behind])
 
     def _decide(self, one: order_messages.OrderMessage, verdict: verdicts.Verdict, deferral: str | None = None) -> None:
         if one.verdict is not None:
@@ -244,13 +253,32 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
     def admit(
         self, lane: OrderLane, entries: Sequence[order_messages.OrderMessage]
     ) -> Sequence[order_messages.OrderMessage]:
-        """Return all, unless the shard is late with its batch."""
+        """Return all, unless the shard is late with its batch, or does not answer: then one probe waits for it."""
         for one in entries:
             one.shard_id = lane.shard_id
-        if lane.state is LaneState.DECIDED or not lane.is_late:
+        if (cause := self._outages.get(lane.shard_id)) is not None:
+            if lane.shard_id not in self._probes:
+                self._probes.add(lane.shard_id)
+                probe = self._probe(lane.shard_id, entries[0].operation.tenant_id)
+                self._tasks.create_task(probe, name=f"orders:{lane.shard_id}:probe")
+            for one in entries:
+                self._hold_for_outage(one, cause)
+            return ()
+        if lane.state is LaneState.DECIDED or not lane.is_late_after(ANSWER_S):
             return entries
         self._hold_unanswered(entries)
         return ()
+
+    async def _probe(self, shard_id: str, tenant_id: str) -> None:
+        """Probe whether a shard is back; if not, ask Citrus again for one of its tenants."""
+        try:
+            await self._gateway.probe(shard_id)
+            self._outages.pop(shard_id, None)
+        except RetryableError:
+            with suppress(RetryableError, PermanentError):
+                await self._gateway.find_again(tenant_id)
+        finally:
+            self._probes.discard(shard_id)
 
     def _hold_unanswered(self, messages: Iterable[order_messages.OrderMessage]) -> None:
         for one in messages:
@@ -258,10 +286,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             self._hold(one, f"no answer yet {where}")
 
     async def send(self, shard_id: str, entries: Sequence[order_messages.OrderMessage]) -> list[Outcome]:
-        """Apply *entries* to a shard; after an outage, when it answers a probe."""
-        if shard_id in self._outages:
-            tenant_ids = list(dict.fromkeys(one.operation.tenant_id for one in entries))
-            await _check_shard(self._gateway, shard_id, tenant_ids[self._outages[shard_id] % len(tenant_ids)])
+        """Apply *entries* to a shard."""
         with process_span(partial(_describe, self._queue.name, shard_id, entries)) as span:
             outcomes = await self._gateway.apply(shard_id, [one.operation for one in entries])
             span.note_outcomes(outcome.disposition for outcome in outcomes)
@@ -270,7 +295,6 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
     async def settle(self, lane: OrderLane, batch: BatchDecided[order_messages.OrderMessage]) -> None:
         """Decide the messages of a batch; the applied ones once that is safe."""
         shard_id = lane.shard_id
-        self._outages.pop(shard_id, None)
         _note_late(self._queue.name, shard_id, batch.late)
         for one, given_up in batch.refused:
             self._decide(one, verdicts.verdict_of(given_up, _ids_of(one.operation)))
@@ -316,7 +340,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
     def put_back(self, returned: PutBack[order_messages.OrderMessage]) -> None:
         """Hold the messages of a lane whose shard does not answer, or of a tenant without a home."""
         if isinstance(returned, LaneEmptied):
-            self._outages[returned.shard_id] = self._outages.get(returned.shard_id, 0) + 1
+            self._outages[returned.shard_id] = returned.cause
             self._pipeline.forget_homes({one.operation.tenant_id for one in returned.entries})
             for one in returned.entries:
                 self._hold_for_outage(one, returned.cause)
@@ -327,8 +351,7 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
             match returned.reason, returned.cause:
                 case HoldReason.PAUSED, _:
                     if one.verdict is None:  # else its call has ended: it may be in hand
-                        verdict = verdicts.ReturnToQueue(ceil(self._hidden_s(one)))
-                        self._decide(one, verdict, where)
+                        self._decide(one, verdicts.ReturnToQueue(ceil(self._hidden_s(one))), where)
                 case HoldReason.UNREGISTERED, _:
                     rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
                     text = unknown_tenant_error(self._retries.tenant_wait)
@@ -378,22 +401,15 @@ class OrderHandler(EntrySource[order_messages.OrderMessage], BatchSender[order_m
         self._decide(one, verdicts.verdict_on(error, tries, ids, rules=self._retries, draw=self._draw()), deferral)
 
 
+async def _wait_for_all(chains: Iterable[order_messages.Chain], *, until: float) -> None:
+    for chain in chains:
+        await wait_any(chain.has_ended, within_s=max(0.0, until - loop_time()))
+
+
 def _ids_of(operation: Operation) -> verdicts.MessageIds:
     return verdicts.MessageIds(
         operation.business_id, operation.location_id, operation.request_id, operation.resource_id
     )
-
-
-async def _check_shard(gateway: ShardGateway, shard_id: str, tenant_id: str) -> None:
-    """Probe whether a shard that failed is back; if not, ask Citrus again for one of its tenants."""
-    try:
-        await gateway.probe(shard_id)
-    except RetryableError:
-        try:
-            await gateway.find_again(tenant_id)
-        except (RetryableError, PermanentError) as exc:
-            log.debug("orders.not_found_again", shard_id=shard_id, error=str(exc))
-        raise
 
 
 async def _give_up(

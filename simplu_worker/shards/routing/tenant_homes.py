@@ -25,6 +25,7 @@ from simplu_worker.vocabulary import TenantState
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 QUERIES_AT_ONCE: Final = 16
+ANSWER_S: Final = 0.5  # a row takes milliseconds: behind a read without an answer for so long, no other one waits
 ARRIVING_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 
 
@@ -46,7 +47,9 @@ class TenantHomes:
     def __init__(self, locator: Locator, pools: Pools) -> None:
         self._locator = locator
         self._pools = pools
-        self._row_reads: Coalescer[ShardAddress, str, dict[str, Any] | None] = Coalescer(self._read_rows)
+        self._row_reads: Coalescer[ShardAddress, str, dict[str, Any] | None] = Coalescer(
+            self._read_rows, patience_s=ANSWER_S
+        )
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
@@ -130,7 +133,10 @@ class TenantHomes:
 
     async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
         """Return a tenant's row on one shard, or None. Concurrent callers share queries."""
-        (row,) = await self._row_reads.submit(address, [tenant_id])
+        try:
+            (row,) = await self._row_reads.submit(address, [tenant_id])
+        except TimeoutError:
+            raise self._pools.ensure_pool(address).unavailable_error("no answer to the read before") from None
         return row
 
     async def _read_rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> list[dict[str, Any] | None]:

@@ -107,12 +107,12 @@ async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
 
 
 class Work:
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float | None = None) -> None:
         self.batches: list[tuple[str, list[str]]] = []
         self.begun = asyncio.Semaphore(0)
         self.permits = asyncio.Semaphore(0)
         self.error: Exception | None = None
-        self.coalescer = Coalescer(self.run_batch)
+        self.coalescer = Coalescer(self.run_batch, patience_s=patience_s)
 
     async def run_batch(self, key: str, items: Sequence[str]) -> list[str]:
         self.batches.append((key, list(items)))
@@ -171,3 +171,14 @@ async def test_error_of_ours_is_raised_to_the_whole_batch(error: Exception, expe
     work.permits.release()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(one) if isinstance(one, BaseException) else one[0] for one in results] == expected
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.01])
+async def test_nobody_waits_behind_a_batch_beyond_the_patience(patience_s: float) -> None:
+    work = Work(patience_s)
+    first, *behind = await work.submit(["a"], ["b"], ["c"])
+    assert [type(one) for one in await asyncio.gather(*behind, return_exceptions=True)] == [TimeoutError] * 2
+    work.permits.release()
+    assert await first == ["A"]
+    work.permits.release()
+    assert await work.coalescer.submit("k", ["d"]) == ["D"]
