@@ -16,7 +16,7 @@ import msgspec
 IDLE_MAX_S, HELD_MAX_S = 0.5, 2.5  # saved up by a target, and by one of which operations were held of late
 LATE_S: Final = 10.0  # until these are back, where their source is slow
 WAIT_S, WAIT_MAX_S = 0.25, 30.0  # beyond what is owed, to apply more than one; at most, as a limit may be raised
-NOTHING_S: Final = (0.0, 0.0)
+NOTHING_S, IDLE_S = (0.0, 0.0), (IDLE_MAX_S, IDLE_MAX_S)
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ NO_LIMIT: Final = Limit()
 
 
 class Buckets:
-    """The buckets of some targets, as locked for a transaction; those without a row have nothing saved up."""
+    """The buckets of some targets, as locked for a transaction; without a row nothing was sent of late."""
 
     def __init__(self, rows: Sequence[tuple[str, float, float, float | None]]) -> None:
         """*rows* have what is saved up by operations and by bytes, and since when what was held may come, in s."""
@@ -55,7 +55,7 @@ class Buckets:
 
     def take(self, limits: Collection[tuple[str, Limit]], size_bytes: int) -> float | None:
         """Take an operation out of the buckets of *limits*; or return for how many seconds it is to wait."""
-        owners = [(target, limit.spent_s(size_bytes), self._left_s.get(target, NOTHING_S)) for target, limit in limits]
+        owners = [(target, limit.spent_s(size_bytes), self._left_s.get(target, IDLE_S)) for target, limit in limits]
         owes_s = [-left for _, *one in owners for takes, left in zip(*one, strict=True) if takes and left < 0]
         wait_s = min(max(owes_s) + WAIT_S, WAIT_MAX_S) if owes_s else 0.0
         for target, spent_s, left_s in owners:
@@ -69,6 +69,6 @@ class Buckets:
         rows = [
             (target, saved_s[0] - left_s[0], saved_s[1] - left_s[1], wait_s)
             for target, wait_s in self._waits_s.items()
-            for saved_s, left_s in [(self._saved_s.get(target, NOTHING_S), self._left_s.get(target, NOTHING_S))]
+            for saved_s, left_s in [(self._saved_s.get(target, NOTHING_S), self._left_s.get(target, IDLE_S))]
         ]
         return [[str(one) for one in column] for column in zip(*rows, strict=True)]

@@ -35,7 +35,7 @@ async def test_replay_applies_each_operation_once_and_in_order(world: World) -> 
     for tenant, shard_id in (("a-x", "one"), ("b-x", "two")):
         await world.provision(tenant, shard_id)
     sink, totals = sink_of(world)
-    await world.gateway.lookups.set_business_controls("b", TenantControls(operations_per_s=100.0))  # waited for
+    await world.gateway.lookups.set_business_controls("b", TenantControls(operations_per_s=3.0))  # waited for
     await sink.send(operations_of(chain("a-x", 3) + chain("b-x", 3)))
     await sink.send(operations_of(chain("a-x", 4)))
     assert totals.outcomes == {"succeeded": 7, "duplicate": 3}

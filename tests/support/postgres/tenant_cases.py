@@ -13,6 +13,7 @@ from hypothesis import HealthCheck
 
 from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.limits import NO_LIMIT, Limit
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.apply.duplicates import DuplicateMemory
 from simplu_worker.shards.apply.write_attempt import SUCCEEDED, ShardMemory
@@ -87,13 +88,13 @@ def operation(
     return decoded
 
 
-def writer_of(pool: ShardPool, *, careful_count: int = 0) -> ShardWriter:
+def writer_of(pool: ShardPool, *, careful_count: int = 0, default_limit: Limit = NO_LIMIT) -> ShardWriter:
     """Return a writer that hardly rests between two races.
 
     It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_count*.
     """
-    duplicates = DuplicateMemory(careful_count=careful_count)
-    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, memory=ShardMemory(duplicates=duplicates))
+    memory = ShardMemory(duplicates=DuplicateMemory(careful_count=careful_count))
+    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, memory=memory, default_limit=default_limit)
 
 
 async def add_tenant(

@@ -14,7 +14,7 @@ KILOBYTE = ("b", Limit(bytes_per_s=1000))
     ("rows", "limits", "applied_count", "wait_s", "added_s"),
     [
         ([], [], 20, None, {}),
-        ([], [TEN], 1, 0.1, {"t": (0.1, 0.0)}),
+        ([], [TEN], 6, 0.1, {"t": (0.1, -0.5)}),
         ([("t", 0.25, 0.0, None)], [TEN], 3, 0.05, {"t": (0.3, 0.0)}),
         ([("t", 99.0, 0.5, LATE_S + 0.01)], [TEN], 6, 0.1, {"t": (99.1, 0.0)}),
         ([("t", 99.0, 7.0, LATE_S)], [TEN], 20, None, {"t": (98.5, 4.5)}),
@@ -22,7 +22,7 @@ KILOBYTE = ("b", Limit(bytes_per_s=1000))
         ([("t", -300.0, 0.0, -9.0)], [TEN], 0, WAIT_MAX_S - WAIT_S, {"t": (0.0, 0.0)}),
         ([("t", 0.5, -9.0, None)], [TEN], 6, 0.1, {"t": (0.6, 0.0)}),
         ([("b", -9.0, 0.5, None)], [KILOBYTE], 2, 0.3, {"b": (0.0, 0.8)}),
-        ([("b", 9.0, 0.1, None)], [TEN, KILOBYTE], 1, 0.3, {"t": (0.1, 0.0), "b": (8.5, 0.4)}),
+        ([("b", 9.0, 0.1, None)], [TEN, KILOBYTE], 1, 0.3, {"t": (-0.4, -0.5), "b": (8.5, 0.4)}),
     ],
 )
 def test_operations_go_while_no_bucket_owes(
@@ -54,6 +54,12 @@ def test_what_waits_loses_nothing_and_idleness_saves_little(limited: tuple[str, 
         *added_s, wait_s = (float(one) for (one,) in columns)
         times, held_until = [at + one for at, one in zip(times, added_s, strict=True)], now + wait_s
     assert now <= taken_s + 1e-6 <= now + IDLE_MAX_S + 0.1 + 1e-5
+
+
+def test_what_is_held_stays_noted_if_another_operation_goes() -> None:
+    buckets = Buckets([("t", -1.0, 0.5, None)])
+    assert [buckets.take([("t", limit)], 400) for _, limit in (TEN, KILOBYTE)] == [1.0 + WAIT_S, None]
+    assert buckets.changes() == [["t"], ["0.0"], ["0.4"], ["1.25"]]
 
 
 def test_without_a_limit_nothing_is_limited() -> None:
