@@ -11,6 +11,8 @@ transactions counts, the work of the operation's own does not. Once the backlog 
 the order of their operations are compared with the records that were put. Exit status 1 when the quiet tenants' p99 is
 more than 2.5 times the control's or a row differs.
 
+Of `orders`, order events take the place of records, and all must be applied in the end; without `--trouble`.
+
 With `--trouble` two workers share the stream. In the middle of each flood one is killed and replaced, and the stream is
 split to twice its stream shards; then only the rows decide the exit status.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import statistics
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,7 +35,8 @@ from rich.table import Table
 from support.load.chain_checker import QUERY_TIMEOUT_S, count_completed
 from support.load.console import open_console
 from support.load.testbed import Flow, PhaseResult, Testbed
-from support.postgres.faults import slowed
+from support.postgres.faults import frozen, slowed
+from support.rows import fetch
 
 from benchmarks.flood_plan import FloodPlan
 from benchmarks.targets import (
@@ -47,6 +51,9 @@ from benchmarks.targets import (
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until
+from simplu_local.verify.comparison import percentile
+from simplu_local.workload.order_events import OrderEvent, send_events
+from simplu_local.workload.producer import open_client
 from simplu_local.workload.workload import Tenant
 
 P99_MOST_RATIO: Final = 2.5
@@ -67,6 +74,12 @@ STATEMENT_S: Final = 0.3
 WARM_UP_S: Final = 8.0  # more than the five seconds after which a subscription may be taken
 FLOODS_WITHIN_S: Final = 30.0
 APPLIED_WITHIN_S: Final = 600.0
+ORDER_COUNT: Final = 3000
+ORDER_INTERVAL_S: Final = 0.5
+ORDERS_SQL: Final = """
+SELECT resource_id AS id, extract(epoch FROM completed_at - requested_at)::float8 AS late_s FROM operations
+WHERE source = 'sqs' AND resource_type = 'order'
+"""
 LISTS_SQL: Final = """
 SELECT count(*) FROM operations
 WHERE operation = 'list' AND jsonb_array_length(result->'items') IS DISTINCT FROM $1
@@ -200,6 +213,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         "creates of 3,000 tenants that do not exist", CREATES_CYCLE, locations=3000, is_registered=False
     ),
     "parts": _lists(spoiled="parts"),
+    "orders": Scenario("3,000 order events of 150 tenants of a shard that does not answer", (), shards=2, loud=150),
 }
 
 
@@ -264,7 +278,7 @@ async def run(arguments: argparse.Namespace) -> int:
     differences: list[str] = []
     for name in arguments.scenario:
         console.print(f"{name}: {SCENARIOS[name].what}")
-        measured, found = await measure(name, arguments)
+        measured, found = await (measure_orders if name == "orders" else measure)(name, arguments)
         runs.append(measured)
         differences += [f"{name}: {line}" for line in found]
     print_results(console, runs, differences)
@@ -317,13 +331,61 @@ async def measure(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun
     return FairnessRun(name, len(loud_tenants), control, flood, rate, *rates), differences
 
 
+async def measure_orders(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun, list[str]]:
+    """Measure order events of one tenant alone, and beside those of the tenants of a shard that does not answer."""
+    loud_count = SCENARIOS[name].loud
+    async with run_testbed(SCENARIOS[name], replicas=1, tenants=loud_count) as testbed:
+        quiet, loud = (testbed.tenants_of(testbed.server(one)) for one in (0, 1))
+        sent: dict[str, list[str]] = {"control": [], "flood": [], "loud": []}
+        async with open_client("sqs", testbed.stack.env) as sqs:
+
+            async def send(kind: str, tenants: Sequence[Tenant]) -> None:
+                events = []
+                for tenant in tenants:
+                    order_id = f"{kind}-{len(sent[kind])}"
+                    body = json.dumps({"type": "CREATE", "orderId": order_id, "data": {}})
+                    events.append(OrderEvent(tenant.tenant_id, order_id, body, tenant))
+                    sent[kind].append(order_id)
+                await send_events(sqs, testbed.stack.env["SQS_ORDER_EVENTS_QUEUE_URL"], events, on_sent=lambda *_: None)
+
+            async def measure_phase(phase: str) -> None:
+                async with testbed.phase(phase):
+                    for _ in range(int(arguments.seconds)):
+                        await send(phase, quiet[:1])
+                        await asyncio.sleep(ORDER_INTERVAL_S)
+
+            await measure_phase("control")
+            async with frozen(testbed.server(1)):
+                await send("loud", loud * (ORDER_COUNT // loud_count))
+                await measure_phase("flood")
+        done: dict[str, float] = {}
+
+        async def are_applied() -> bool:
+            done.update({row["id"]: row["late_s"] for url in testbed.urls for row in await fetch(url, ORDERS_SQL)})
+            return len(done) == sum(map(len, sent.values()))
+
+        is_applied = await poll_until(are_applied, within_s=arguments.applied_seconds)
+        results = []
+        for phase in testbed.phases:
+            late_s = sorted(done[one] for one in sent[phase.name] if one in done)
+            rate = len(late_s) / phase.seconds
+            results.append(
+                PhaseResult(phase, rate, percentile(late_s, 0.5), percentile(late_s, 0.99), late_s[-1], None)
+            )
+        await testbed.stop_workers()
+    differences = [] if is_applied else ["some order events were not applied"]
+    control, flood = results
+    rate = ORDER_COUNT / flood.phase.seconds
+    return FairnessRun(name, loud_count, control, flood, rate, rate, 0.0), differences
+
+
 @contextlib.asynccontextmanager
-async def run_testbed(scenario: Scenario, *, replicas: int) -> AsyncIterator[Testbed]:
+async def run_testbed(scenario: Scenario, *, replicas: int, tenants: int = TENANTS) -> AsyncIterator[Testbed]:
     """Run a testbed with one Postgres shard, and a stream that refuses what is beyond its quotas."""
     testbed = Testbed(
         shards=scenario.shards,
         stream_shards=scenario.stream_shards,
-        tenants_per_shard=TENANTS,
+        tenants_per_shard=tenants,
         replicas=replicas,
         worker_env={"KINESIS_READ": scenario.read},
     )
