@@ -39,8 +39,13 @@ class CommitBatch:
         self.operations = operations
         self.claims = claims
         self.spans = spans
-        self.root = root or self
+        self._root = root  # itself would be a cycle: its operations would wait for the garbage collector
         self.lock_wait_count = 0
+
+    @property
+    def root(self) -> CommitBatch:
+        """The batch that this one is a part of, or itself."""
+        return self._root or self
 
     def part(self, indexes: Sequence[int]) -> CommitBatch:
         """Return the operations at *indexes* as a batch of their own, with all claims."""

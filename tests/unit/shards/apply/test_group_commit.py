@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from support.postgres.tenant_cases import operation
@@ -89,3 +91,14 @@ async def test_readers_that_are_behind_fail_alone() -> None:
 
     assert [type(one) for one in results] == [PositionChangedError] * 3 + [list]
     assert sent == [4, 1]
+
+
+def test_a_batch_and_its_parts_are_freed_without_the_garbage_collector() -> None:
+    batch = CommitBatch([operation("delete")] * 2)
+    left = [weakref.ref(batch), weakref.ref(batch.part([0]))]
+    gc.disable()
+    try:
+        del batch
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
