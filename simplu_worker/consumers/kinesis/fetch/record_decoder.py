@@ -51,6 +51,7 @@ class RecordDecoder:
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
         self.hash_range = hash_range
+        self._arrived_at: datetime | None = None  # of the last record: one object for all of an instant
 
     def of_parent(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
         """Return the decoder of a parent of the stream shard."""
@@ -91,7 +92,13 @@ class RecordDecoder:
         yield from self._decode_ordinary(run[start:])
 
     def _decode_ordinary(self, run: Sequence[Record]) -> Iterable[DecodedRecord]:
-        arrivals = [record.arrived_at for record in run]
+        arrived_at = self._arrived_at
+        arrivals: list[datetime] = []
+        for record in run:
+            if arrived_at is None or record.arrived_at != arrived_at:
+                arrived_at = record.arrived_at
+            arrivals.append(arrived_at)
+        self._arrived_at = arrived_at
         numbers = [record.sequence_number for record in run]
         keys = [record.partition_key for record in run]
         origins = self._origins(arrivals, numbers, repeat(0), keys)
