@@ -4,7 +4,7 @@
 
 Each fleet shares the stream shards of the same local Kinesis, with leases of the default of ten seconds. Some records a
 second are put; the longest wait from a put until the record was read (given to the KCL's application, or committed by
-ours) is that of the stream shards that changed hands. `--write` puts the table into docs/aws.md.
+ours) is that of the stream shards that changed hands. `--write` puts the table into docs/engines.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ USUAL_WAIT_S: Final = 3.0  # of a record; while one waits for longer, a stream s
 WELL_FOR_S: Final = 12.0  # until an event counts as over
 EVENT_MAX_S: Final = 240.0
 STARTS_WITHIN_S: Final = 240.0
-PAGE: Final = Path(__file__).parents[1] / "docs" / "aws.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "engines.md"
 REGION: Final = re.compile(r"(<!-- figures: kcl -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -256,7 +256,7 @@ async def run(*, write: bool) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/aws.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/engines.md")
     asyncio.run(run(write=parser.parse_args().write))
 
 

@@ -2,7 +2,7 @@
 
 The generator gets a copy of docs/, and beside it the files of the repository that its pages link to: pages as pages,
 any other file as a page with its text. So every link of the site leads to a page of the site, and none to another host.
-The decisions in docs/adr/ are for maintainers, and files of the repository like any other.
+docs/architecture.md and docs/adr/ are for maintainers, and files of the repository like any other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)
 FILE_NAME = re.compile(r"[\w./-]+\.md")
 LANGUAGES = {".yaml": "yaml", ".service": "ini", ".toml": "toml", ".sql": "sql", ".py": "python"}
 OUTSIDE = "repository"  # the folder of what is not a page of the site by itself
-DECISIONS = PurePosixPath("docs/adr")
+FOR_MAINTAINERS = {PurePosixPath("docs/adr"), PurePosixPath("docs/architecture.md")}
 FENCE = "````"  # longer than any in the files
 # Elements and attributes that a browser loads or follows at once, without a click.
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
@@ -70,9 +70,9 @@ def site_files(root: Path) -> list[Path]:
 
 
 def staged_path(root: Path, path: Path) -> PurePosixPath:
-    """Return the place of a file of the repository: outside of docs/, and in docs/adr/, all are pages."""
+    """Return the place of a file of the repository: outside of docs/, and for maintainers, all are pages."""
     relative = PurePosixPath(path.relative_to(root).as_posix())
-    if relative.parts[0] == "docs" and DECISIONS not in relative.parents:
+    if relative.parts[0] == "docs" and FOR_MAINTAINERS.isdisjoint([relative, *relative.parents]):
         return relative.relative_to("docs")
     return PurePosixPath(OUTSIDE) / (relative if relative.suffix == ".md" else f"{relative}.md")
 
