@@ -51,11 +51,10 @@ def _list(name: str) -> str:
 
 def _causes() -> str:
     rows = (
-        f"| [{one.text}]({_link(one.runbook)}) (`{cause}`) | {one.severity} | {', '.join(one.alerts) or '–'} | "
-        f"{one.advice} |"
+        f"| [{one.text}]({_link(one.runbook)}) (`{cause}`) | {one.severity} | {', '.join(one.alerts) or '–'} |"
         for cause, one in CAUSES.items()
     )
-    return "\n| what is wrong | severity | alerts | what to do |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    return "\n| what is wrong | severity | alerts |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _link(runbook: str) -> str:
