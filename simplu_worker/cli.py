@@ -15,7 +15,7 @@ from simplu_worker.errors import ConfigurationError, UsageError
 
 # The commands with their modules, which are imported for the command that runs, and their first lines in `--help`.
 COMMANDS: Final = {
-    "check": ("check", "Contact every dependency once; print the answers, and everything odd about the configuration."),
+    "check": ("check", "Ask every dependency once, and print its answer and what is odd about the configuration."),
     "operations": ("stream", "Show and list the outcomes of operations; test and send operations."),
     "replay": (
         "stream",
@@ -27,10 +27,10 @@ COMMANDS: Final = {
     "dead_letters": ("dead_letters", "List dead letters, replay them, and discard them."),
     "feed": ("feed", "See how far the destinations of the feed are, send them events again, let them go on."),
     "fleet": ("fleet", "See and steer running replicas, over HTTP."),
-    "tap": ("fleet", "Print the operations of a replica as they are applied or refused, for 15 minutes at most."),
+    "tap": ("fleet", "Print the operations that a replica decides, for up to 15 minutes."),
     "top": (
         "fleet",
-        "Show a fleet in the terminal: problems with advice, replicas, stream shards, businesses that take most time.",
+        "Show the fleet in the terminal: problems and advice, replicas, stream shards, largest businesses.",
     ),
 }
 
@@ -80,7 +80,7 @@ def stack(
 def demo(
     *, operations: Count = 20_000, tenants: Count = 10, shards: Count = 3, replicas: Count = 1, hold: bool = False
 ) -> int:
-    """Show the main job on an embedded stack, and verify every row at the end.
+    """Apply operations on an embedded stack, and compare every row at the end.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
 
 
 def check(*, common: CommonOptions = NO_OPTIONS) -> int:
-    """Contact every dependency once; print the answers, and everything odd about the configuration."""
+    """Ask every dependency once, and print its answer and what is odd about the configuration."""
     from simplu_worker.commands.check.checking import check
     from simplu_worker.commands.running import run_command
 

@@ -68,7 +68,7 @@ def list_dead_letters(
     records: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Print dead letters and leave them in the queue, hidden from its other readers while this command runs.
+    """Print dead letters. They stay in the queue, hidden from other readers while the command runs.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def replay_dead_letters(
     force: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Send the records of dead letters to their source again, in order, and delete the dead letters.
+    """Send the records of dead letters to their source again, in order.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def discard_dead_letters(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Delete dead letters and with them their records: those of filters, or all.
+    """Delete dead letters with their records: those that filters name, or all.
 
     Parameters
     ----------

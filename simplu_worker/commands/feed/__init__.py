@@ -11,7 +11,7 @@ feed = App(name="feed")
 
 @feed.command(name="show")
 def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print how far each destination of the feed is, where it has stopped or waits, and what it refused last.
+    """Print each destination's lag, stops, waiting shards and latest refusals.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_O
 
 @feed.command(name="replay")
 def replay_feed(destination: str, /, *, since: str, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Send a destination events again from a time on, under the ids that they had.
+    """Send a destination all events since a time again, under the same ids.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def skip_feed(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Let a destination go on that has stopped on a shard; or pass an event that it cannot take.
+    """Continue a destination that has stopped, or skip an event that it cannot take.
 
     The event that it refused is tried once more, and is kept as refused if it is refused again.
 
@@ -69,7 +69,7 @@ def skip_feed(
 
 @feed.command(name="forget")
 def forget_feed(destination: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Delete what the shards keep of a destination that no replica has in its FEED_FILE any more.
+    """Delete what shards keep for a destination that has left every FEED_FILE.
 
     Parameters
     ----------

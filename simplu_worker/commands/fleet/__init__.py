@@ -28,7 +28,7 @@ def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
 
 @fleet.command(name="retry")
 def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
-    """Have every replica try its held targets now, and not after their back-off.
+    """Have every replica try its held targets now.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def tap(
     url: Url = None,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Print the operations of a replica as they are applied or refused, for 15 minutes at most.
+    """Print the operations that a replica decides, for up to 15 minutes.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def tap(
 
 
 def top(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
-    """Show a fleet in the terminal: problems with advice, replicas, stream shards, businesses that take most time."""
+    """Show the fleet in the terminal: problems and advice, replicas, stream shards, largest businesses."""
     from simplu_worker.commands.fleet.actions import show_top
 
     return common.run(show_top, url, as_json=common.as_json)

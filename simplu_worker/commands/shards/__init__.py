@@ -22,7 +22,7 @@ shards = App(name="shards")
 
 @shards.command(name="list")
 def list_shards(*, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print the health and the usage of every known shard."""
+    """Print health and usage of every known shard."""
     from simplu_worker.commands.shards.show import list_shards
 
     return common.run(list_shards)
@@ -40,7 +40,7 @@ def query_shards(
     timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=3600))] = 30,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Ask all shards one question in SQL, as the role READER_USERNAME, which can only read.
+    """Run one SQL query on all shards, as the role READER_USERNAME, which can only read.
 
     With --json each row is a line.
 
@@ -72,7 +72,7 @@ def query_shards(
 
 @shards.command(name="upgrade")
 def upgrade_shards(*shard: str, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Upgrade the schema of shards while workers run, or create it on an empty shard that is named.
+    """Upgrade the schema of shards while workers run, or create it on a named empty shard.
 
     An upgrade that was interrupted is completed.
 
@@ -88,7 +88,7 @@ def upgrade_shards(*shard: str, apply: Apply = False, common: CommonOptions = NO
 
 @shards.command(name="route")
 def route_keys(*keys: str, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print on which shard the shard map or Citrus places tenants; exit with 1 if one has none.
+    """Print on which shards the map or Citrus places tenants.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def accept_gap(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Let a shard go on although the stream no longer has all records since its backup: these are lost for it.
+    """Continue a shard without the records that have left the stream since its backup.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def accept_gap(
 
 @shards.command(name="raise-numbers")
 def raise_numbers(shard: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Let a shard go on whose database was restored into another server, such as from a dump.
+    """Continue a shard that was restored into another server, such as from a dump.
 
     Its log then has numbers of transactions that the new server has yet to reach.
     """
@@ -145,7 +145,7 @@ def rebalance_shards(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Move tenants so that shards are about equally full; with a shard map, to where it places them now.
+    """Move tenants so that shards are equally full, or to where the map places them.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def drain_shard(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Move all tenants of a shard to the others, and print whether it can be removed.
+    """Move all tenants of a shard to others, and print whether it can be removed.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def adopt_shard(
     leave_faulty: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Adopt a shard that another program has written: the table resources of the TypeScript worker.
+    """Take over a shard of the TypeScript worker.
 
     Parameters
     ----------

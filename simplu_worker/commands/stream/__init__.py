@@ -105,7 +105,7 @@ def list_operations(
     options: OperationListOptions = ALL_OPERATIONS,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Print the decided operations of one tenant, newest first; those of one batch in no order."""
+    """Print a tenant's decided operations, newest first; a batch's in no order."""
     from simplu_worker.commands.stream.show import list_operations
 
     return common.run(list_operations, business, location, options.parse())
@@ -123,7 +123,7 @@ def send_operations(
     priority: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Put operations, one JSON object a line, on the stream; or order events into their queue.
+    """Send operations, one JSON object a line, or order events.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def preview_operations(
     orders: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Show the next step of a worker with each record, one JSON object a line; nothing is sent or applied.
+    """Show what a worker would do with each record, one JSON object a line. Nothing is sent.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def list_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
 
 @tenants.command(name="show")
 def show_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print the rows that the shards have of one tenant, and the shard it is routed to."""
+    """Print a tenant's rows on all shards, and where it is routed."""
     from simplu_worker.commands.tenants.show import show_tenant
 
     return common.run(show_tenant, business, location)
@@ -51,7 +51,7 @@ def provision_tenant(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Register a tenant and create it on its shard, unless it exists; or do so for all that business-info lists.
+    """Register a tenant and create it on its shard, or all that business-info lists.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def pause_tenant(
     duration: Annotated[str, Parameter(name="--for")] = "4h",
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Have operations and order events of a tenant, or of a business, wait in the stream and the queues, for a time.
+    """Have the operations and order events of a tenant or business wait for a time.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def pause_tenant(
 
 @tenants.command(name="resume")
 def resume_tenant(business: str, location: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """End the pause of a tenant, or that of a business."""
+    """End the pause of a tenant or business."""
     from simplu_worker.commands.tenants.controls import set_controls
     from simplu_worker.shards.types import TenantControls
 
@@ -130,7 +130,7 @@ def weigh_tenant(
     to: Annotated[float, Parameter(validator=validators.Number(gte=0.1, lte=10))],
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Give a tenant, or a business, more or less of a shard's time than the others, where they wait for each other.
+    """Give a tenant or business more or less of a shard's time than others.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def limit_tenant(
     none: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Limit what a tenant, or a business on each shard, may send: what is beyond waits in the stream and the queues.
+    """Limit the operations of a tenant or business; what is beyond waits.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def tenant_usage(
     as_csv: Annotated[bool, Parameter(name="--csv", negative="")] = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Print what tenants used, of all shards together: operations, bytes, time of Postgres, and what is stored.
+    """Print what tenants used: operations, bytes, time of Postgres, storage.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def tenant_usage(
 
 @tenants.command(name="verify")
 def verify_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since."""
+    """Compare a moved tenant with the unchanged rows that it left behind."""
     from simplu_worker.commands.moves import verify_tenant
 
     return common.run(verify_tenant, (business, location))
@@ -231,7 +231,7 @@ def rollback_tenant(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Delete the copy of a move that has not ended, or move a tenant back to the shard it left.
+    """Delete an unfinished move's copy, or move the tenant back.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def rollback_tenant(
 def clean_up_tenants(
     *, older_than: str = "7d", differing: Flag = False, apply: Apply = False, common: CommonOptions = NO_OPTIONS
 ) -> int:
-    """Delete the rows that tenants have left on their former shards. A rollback then copies everything.
+    """Delete the rows that moved tenants left behind. A rollback then copies everything.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def restore_tenant(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Put one tenant back to a backup of its shard, the database at BACKUP_URL, while workers run.
+    """Restore one tenant from a backup of its shard while workers run.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def restore_tenant(
 
 @tenants.command(name="audit")
 def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
-    """Compare business-info, Citrus and the tenants of all shards; print the differences."""
+    """Print the differences between business-info, Citrus and all shards."""
     from simplu_worker.commands.tenants.inventory import audit_tenants
 
     return common.run(audit_tenants)
@@ -367,7 +367,7 @@ def erase_resource(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Erase a person's resource: its row, and what results in the log and dead letters have of it."""
+    """Erase a person's resource from its shards, results and dead letters."""
     from simplu_worker.commands.tenants.erasing import erase_resource
     from simplu_worker.transfers.erasing import Erasure
 

@@ -21,7 +21,7 @@ def apply_types(
     remove: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Write business types to all shards while workers run, each from a file NAME.json of a folder.
+    """Write the business types of a folder to all shards while workers run.
 
     Types without a file are left alone.
 
@@ -37,7 +37,7 @@ def apply_types(
 
 @types.command(name="show")
 def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print the business types of all shards, and where they differ; or the files of one type."""
+    """Print the business types of all shards and their differences, or one type's file."""
     from simplu_worker.commands.types.business_types import show_types
 
     return common.run(show_types, name)
@@ -45,7 +45,7 @@ def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS
 
 @types.command(name="check")
 def check_types(folder: Path, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Check the files of a folder, and count the resources on all shards that they do not know or would refuse."""
+    """Check the files of a folder against the resources on all shards."""
     from simplu_worker.commands.types.business_types import check_types
 
     return common.run(check_types, folder)
