@@ -36,8 +36,8 @@ SUBJECTS = {
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
     "move and failover": "a tenant that moves between shards that lose commits",
     "restore": "a tenant that is put back to a backup, with two restorers, on a shard that loses commits",
-    "import": "a tenant whose source goes on while it is copied and followed, on a shard that loses commits",
-    "adopt": "a table of another program, which goes on while it is copied, on a shard that loses commits",
+    "import": "a tenant whose source changes while it is copied and followed, on a shard that loses commits",
+    "adopt": "a table of another program, which changes while it is copied, on a shard that loses commits",
     "erase": "a person's rows and results that are erased beside batches, movers and failovers",
     "put back": "messages of a FIFO group that return to their queue, on two shards that lose commits",
 }
