@@ -116,7 +116,7 @@ HELD_AGE = Gauge(
 )
 HELD_RETENTION = Gauge(
     "simplu_held_retention_ratio",
-    "Age of the oldest held operation of a stream shard over the stream's retention; at 1 the operation is lost.",
+    "Age of the oldest held operation of a stream shard, divided by the stream's retention; at 1 it is lost.",
     ["stream_shard"],
 )
 CATCH_UP_LAG = Gauge(
@@ -129,13 +129,13 @@ PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Limit of simplu_prefetc
 
 KINESIS_LAG = Gauge(
     "simplu_kinesis_lag_seconds",
-    "Age of the first record that the main reader of a stream shard has in memory, else its distance from the tip. "
-    "Held operations do not count.",
+    "Age of the oldest record that the main reader of a stream shard has in memory, or its distance from the tip,"
+    " without held operations.",
     ["stream_shard"],
 )
 KINESIS_LAG_RETENTION = Gauge(
     "simplu_kinesis_lag_retention_ratio",
-    "Lag of the main reader of a stream shard over the stream's retention; at 1 records are lost unread.",
+    "Lag of the main reader of a stream shard, divided by the stream's retention; at 1 records are lost.",
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
@@ -161,7 +161,7 @@ KINESIS_STREAM_SHARD_RECORDS = Counter(
 )
 KINESIS_WRONG_KEYS = Counter(
     "simplu_kinesis_wrong_partition_keys_total",
-    "Operations with a wrong partition key. They are applied, perhaps not in order.",
+    "Operations with a wrong partition key: applied, perhaps not in order.",
 )
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
@@ -172,13 +172,13 @@ SQS_QUEUE_DEPTH = Gauge(
 )
 SQS_OLDEST_MESSAGE = Gauge(
     "simplu_sqs_oldest_message_age_seconds",
-    "Time since the oldest message was sent, of those in flight or received in the last two minutes; 0 without one.",
+    "Age of the oldest message in flight or received in the last two minutes; 0 without one.",
     ["queue"],
 )
 REPETITIONS_LATE = Counter(
     "simplu_repetitions_late_total",
-    "Order events dropped because an event sent over five minutes before used their deduplicationId; redeliveries and "
-    "replays do not count.",
+    "Order events dropped because an event sent over five minutes before had their deduplicationId;"
+    " without redeliveries and replays.",
 )
 
 SHARD_RESPONSE = Histogram(
@@ -195,18 +195,19 @@ SHARD_BACKFILLS = Counter(
 )
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
 SHARD_HEALTHY = Gauge(
-    "simplu_shard_healthy", "1 while a Postgres shard takes operations, by its last use or probe, else 0.", ["shard_id"]
+    "simplu_shard_healthy",
+    "1 while a Postgres shard takes operations, by its last use or probe, otherwise 0.",
+    ["shard_id"],
 )
 SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants on a Postgres shard, counted each minute.", ["shard_id"])
 SHARD_USAGE = Gauge(
     "simplu_shard_usage_ratio",
-    "Businesses on a Postgres shard, as Citrus counts them, over the number that Citrus allows; absent without such a "
-    "limit.",
+    "Businesses on a Postgres shard, divided by the number that Citrus allows; absent without such a limit.",
     ["shard_id"],
 )
 SHARD_CONNECTIONS_RATIO = Gauge(
     "simplu_shard_connections_ratio",
-    "Connections of all clients to a Postgres shard over the nearest limit: of server, database or role.",
+    "Connections of all clients to a Postgres shard, divided by the nearest limit of server, database or role.",
     ["shard_id"],
 )
 SHARD_BUSINESS_SECONDS = Gauge(
@@ -217,13 +218,13 @@ SHARD_BUSINESS_SECONDS = Gauge(
 )
 SHARD_REPLICATION_LAG = Gauge(
     "simplu_shard_replication_lag_seconds",
-    "Lag of the slowest standby, or of the Postgres shard if it is one; only where pg_monitor lets the worker see it.",
+    "Lag of the slowest standby, or of the shard if it is a standby; needs pg_monitor.",
     ["shard_id"],
 )
 SHARD_PROBLEMS = Gauge("simplu_shard_problems", "Postgres shards with a problem, as last seen.", ["problem"])
 SHARD_COMMIT_SAFETY = Gauge(
     "simplu_shard_commit_safety",
-    "1 for the safety of the last commit for which SQS messages were deleted, else 0.",
+    "1 for the safety of the last commit for which SQS messages were deleted, otherwise 0.",
     ["shard_id", "safety"],
 )
 SHARD_COMMIT_WAIT = Histogram(
@@ -248,24 +249,22 @@ DYNAMODB_REQUEST = Histogram(
 SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE at a SIGHUP.", ["outcome"])
 FEED_FILE_RELOADS = Counter("simplu_feed_file_reloads_total", "Reloads of FEED_FILE at a SIGHUP.", ["outcome"])
 PROVISIONING = Counter("simplu_provisioning_total", "Tries to create a tenant on a Postgres shard.", ["outcome"])
-TENANTS_SPLIT = Gauge(
-    "simplu_tenants_split", "Tenants that two Postgres shards call their own, as this replica found them."
-)
+TENANTS_SPLIT = Gauge("simplu_tenants_split", "Tenants that this replica found on two Postgres shards.")
 # Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
 MOVES = Counter(
     "simplu_moves_total",
-    "Moves of tenants that ended. Every replica counts all of them: use max, not sum.",
+    "Moves of tenants that ended. Every replica counts all: use max, not sum.",
     ["outcome"],
 )
 MOVE_PAUSE = Histogram(
     "simplu_move_pause_seconds",
-    "Time from the fence to the activation of a moving tenant, of moves that one command took to their end.",
+    "Time from the fence to the activation of a moving tenant, for moves by one command.",
     buckets=SHARD_BUCKETS_S,
 )
 MOVE_ROWS = Counter("simplu_move_rows_total", "Rows copied by these moves.")
 MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
-    "Time since the last progress of the unfinished move that has stood still longest; 0 without one.",
+    "Time since the last progress of the slowest unfinished move; 0 without one.",
 )
 
 CACHE_INVALIDATIONS = Counter(
@@ -277,7 +276,7 @@ CACHE_UNREACHABLE = Gauge(
 )
 FEED_LAG = Gauge(
     "simplu_feed_lag_seconds",
-    "Age of the oldest event that the destination does not have, of the shards that this replica publishes.",
+    "Age of the oldest event that the destination lacks, on the shards that this replica publishes.",
     ["destination"],
 )
 FEED_DELIVERIES = Counter(
@@ -292,7 +291,7 @@ INTERNAL_ERRORS = Counter(
     "simplu_internal_errors_total", "Defects of the worker that stopped a target, by its kind.", ["target"]
 )
 UNREADY = Gauge(
-    "simplu_unready", "1 for the reason for which this replica does no work, as `/readyz` tells it; else 0.", ["reason"]
+    "simplu_unready", "1 for the reason in `/readyz` why this replica does no work, otherwise 0.", ["reason"]
 )
 CERTIFICATE_END = Gauge(
     "simplu_http_certificate_end_seconds",
@@ -301,7 +300,7 @@ CERTIFICATE_END = Gauge(
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, measured twice a second.")
 LOG_LINES_DROPPED = Counter(
     "simplu_log_lines_dropped_total",
-    "Lines that stdout or stderr did not take: the disk is full, the pipe closed, or too much unread.",
+    "Log lines that stdout or stderr did not take: disk full, pipe closed, or too much unread.",
     ["stream"],
 )
 

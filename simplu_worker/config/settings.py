@@ -35,11 +35,11 @@ class Settings(BaseSettings):
     )
 
     aws_region: values.Region | None = None
-    """Region of every AWS client; else `AWS_DEFAULT_REGION`, that in a queue's URL, the profile's."""
+    """Region of every AWS client; by default `AWS_DEFAULT_REGION`, the region in a queue's URL, or the profile's."""
     dynamodb_endpoint: values.ServerUrl | None = None
     """Endpoint of DynamoDB (business-info and leases); wins over the standard overrides."""
     aws_access_key_id: values.SecretToken | None = None
-    """Standard AWS credentials; without them profiles and roles are tried, as by every AWS client."""
+    """Standard AWS credentials; without them profiles and roles are tried."""
     aws_secret_access_key: values.SecretToken | None = None
     """The secret of `AWS_ACCESS_KEY_ID`."""
     aws_session_token: values.SecretToken | None = None
@@ -54,27 +54,31 @@ class Settings(BaseSettings):
     kinesis_application_name: values.TableName = "simplu-worker"
     """Name of the DynamoDB lease table, as with the Kinesis Client Library."""
     kinesis_read: Literal["polling", "fan-out"] = "polling"
-    """How new records are read: `polling` (GetRecords), or `fan-out` (a consumer is registered, and Kinesis pushes
-    records to it); see [aws.md](aws.md#enhanced-fan-out)."""
+    """How new records are read: `polling` (GetRecords), or [`fan-out`](aws.md#enhanced-fan-out) (Kinesis pushes them
+    to a registered consumer).
+    """
     kinesis_consumer_name: values.ConsumerName | None = None
     """Name of the registered consumer of `fan-out`; unset: `KINESIS_APPLICATION_NAME`."""
     kinesis_coordinator_table: values.Table | None = None
-    """Coordinator table of a KCL 3.x application on the same lease table, where it has another name; unset:
-    `KINESIS_APPLICATION_NAME` with `-CoordinatorState`."""
+    """Coordinator table of a KCL 3.x application on the same lease table; unset: `KINESIS_APPLICATION_NAME` with
+    `-CoordinatorState`.
+    """
     kinesis_worker_metrics_table: values.Table | None = None
-    """The same for its table of worker metrics; unset: `KINESIS_APPLICATION_NAME` with `-WorkerMetricStats`."""
+    """Its table of worker metrics; unset: `KINESIS_APPLICATION_NAME` with `-WorkerMetricStats`."""
     kinesis_kcl_follower: bool = False
-    """With a leader of the KCL 3.x on the same lease table: report metrics to it, and read the stream shards that it
-    assigns."""
+    """[Follow](engines.md#the-kcl-as-leader) a KCL 3.x leader on the same lease table: report metrics to it, and
+    read what it assigns.
+    """
     kinesis_initial_position: values.Position = "TRIM_HORIZON"
-    """Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or a time of RFC 3339."""
+    """Where a stream shard without a checkpoint begins: `TRIM_HORIZON`, `LATEST` or a time by RFC 3339."""
     kinesis_lease_duration_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
-    """A lease not renewed for this long can be taken by another replica."""
+    """Another replica can take a lease that was not renewed for this long."""
     kinesis_partition_key: Literal["resource-type", "tenant", "any"] = "resource-type"
-    """Partition key that producers have to use: `resource-type` (`{businessId}-{locationId}-{resourceType}`), `tenant`
-    (`{businessId}-{locationId}`) or `any`; see [sending.md](sending.md#order)."""
+    """[Partition key](sending.md#order) of producers: `resource-type` (`{businessId}-{locationId}-{resourceType}`),
+    `tenant` (`{businessId}-{locationId}`) or `any`.
+    """
     prefetch_max_bytes: Annotated[int, Field(ge=1_048_576, le=68_719_476_736)] = 67_108_864
-    """Bytes read ahead and not yet applied, per replica; see [holding.md](holding.md#memory)."""
+    """[Memory](holding.md#memory) of a replica for operations that are not yet applied."""
 
     sqs_shard_creation_queue_url: values.QueueUrl | None = None
     """The control queue; unset: off."""
@@ -87,13 +91,15 @@ class Settings(BaseSettings):
     order_events_location_id: values.Name | None = None
     """Location of order events that name no tenant; with `ORDER_EVENTS_BUSINESS_ID`."""
     order_deduplication_seconds: Annotated[float, Field(ge=300, le=3_153_600_000)] | None = None
-    """How long a `deduplicationId` is one order event, from message to message as they were sent; unset: as long as
-    the log has it (`OPERATION_RETENTION_HOURS`)."""
+    """How long after a message a `deduplicationId` still names [the same order event](queues.md#order-events);
+    unset: `OPERATION_RETENTION_HOURS`.
+    """
     sqs_dead_letter_queue_url: values.QueueUrl | None = None
-    """Queue that dead letters are sent to. Unset: the control queue's name with `-dead-letters`, created at the start
-    with 14 days' retention; required without a control queue."""
+    """Queue for dead letters. Unset: [made from the control queue's name](dead-letters.md#the-queue); required
+    without a control queue.
+    """
     sqs_retry_delays_seconds: values.Delays = (1, 5, 15)
-    """Delay after each failure of an operation itself, of the stream's too; after one more it is a dead letter."""
+    """Delay after each failure of an operation or message itself; after one more failure it becomes a dead letter."""
 
     citrus_server_url: values.ServerUrl | None = None
     """Address of the shard manager."""
@@ -104,10 +110,11 @@ class Settings(BaseSettings):
     citrus_retry_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     """Tries in all, backing off with jitter."""
     shard_map_file: Path | None = None
-    """Static routing by jump consistent hash instead of Citrus; not together with `CITRUS_SERVER_URL`. Reloaded on
-    SIGHUP."""
+    """[Static map](shards.md#the-static-map) instead of Citrus; not together with `CITRUS_SERVER_URL`. Reloaded on
+    SIGHUP.
+    """
     database_host: values.DatabaseHost | None = None
-    """The only shard, when neither Citrus nor a map file is set; `DATABASE_*` is ignored beside either."""
+    """The only shard; `DATABASE_*` is ignored if Citrus or a map is set."""
     database_port: values.Port = 5432
     """Port of the only shard."""
     database_username: values.Text | None = None
@@ -117,17 +124,18 @@ class Settings(BaseSettings):
     database_name: values.Text | None = None
     """Database at the only shard."""
     database_allowed_hosts: values.HostPatterns = ()
-    """Comma-separated host patterns that a connection string may name; others are refused. Unset: any."""
+    """Comma-separated patterns of hosts that a connection string may name. Unset: any."""
     database_pool_size: Annotated[int, Field(ge=1, le=1000)] = 4
     """Most connections to one shard, per replica."""
     database_max_connections: Annotated[int, Field(ge=1, le=100_000)] = 200
-    """Most connections in all, per replica; idle pools give theirs back."""
+    """Most connections in all, per replica."""
 
     dynamodb_business_info_table: values.Table = "business-info"
     """Table of business metadata, key `id`."""
     provision_on_first_use: bool = False
-    """Provision a tenant that Citrus knows and no shard has at its first operation. Its type is that of
-    business-info."""
+    """Create a tenant that Citrus knows and no shard has [at its first
+    operation](tenants.md#at-the-first-operation).
+    """
     tenant_wait_seconds: Annotated[float, Field(gt=0, le=31_536_000)] = 900.0
     """How long operations of an unregistered tenant are held."""
     tenant_operations_per_second: Annotated[float, Field(ge=0.01, le=1_000_000)] | None = None
@@ -137,8 +145,9 @@ class Settings(BaseSettings):
     tenant_destroy_grace_hours: Annotated[float, Field(ge=0, le=876_000)] = 168.0
     """Time between `SHARD_DESTRUCTION` and the deletion of the tenant's rows."""
     operation_retention_hours: Annotated[float, Field(ge=1, le=876_000)] = 360.0
-    """How long rows of `operations` are kept, the de-duplication window; raised to the longest retention of any source
-    plus 24 hours."""
+    """How long rows of `operations` are kept and repetitions dropped; at least the longest retention of a source
+    plus 24 hours.
+    """
     operation_max_bytes: Annotated[int, Field(ge=1, le=67_108_864)] = 10_485_760
     """A larger record is a dead letter `too_large`."""
     list_result_limit: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -148,53 +157,51 @@ class Settings(BaseSettings):
     """Cache in which changed resources are invalidated; unset: off."""
 
     feed_file: Path | None = None
-    """JSON file with the destinations of the change feed, see [feed.md](feed.md); unset: off. Reloaded on SIGHUP."""
+    """JSON file with the destinations of the [change feed](feed.md); unset: off. Reloaded on SIGHUP."""
     feed_allowed_hosts: values.HostsAndNetworks = ()
-    """Hosts of webhooks and notifications; others are refused. Patterns of names, and addresses or networks, without
-    which no name leads to an address outside of the public internet. Unset: any public host, over https."""
+    """Hosts of webhooks and notifications: patterns of names, and addresses or networks, which are needed for
+    addresses that are not public. Unset: any public host, over https.
+    """
 
     http_host: values.Host | None = None
-    """Address that health, metrics and status listen on; unset: all addresses, of IPv4 and IPv6."""
+    """Address to listen on; unset: all addresses, of IPv4 and IPv6."""
     http_port: values.PortOrAny = 8080
-    """Port of health, metrics and status, for 100 connections at most; 0: any free one."""
+    """Port of health, metrics and status; 0: any free one."""
     http_tls_cert_file: Path | None = None
     """Certificate chain for HTTPS instead of HTTP; read again on SIGHUP."""
     http_tls_key_file: Path | None = None
     """Its private key, without a password."""
     http_behind_tls: bool = False
-    """A proxy in front of `HTTP_PORT` does HTTPS: producers' tokens are accepted without it."""
+    """A proxy in front of `HTTP_PORT` does HTTPS: producers' tokens are accepted over HTTP."""
     api_token: values.SecretToken | None = None
-    """Bearer token of operators for the protected pages; unset: they answer 403."""
+    """Bearer token of operators; unset: protected paths answer 403."""
     api_viewer_token: values.SecretToken | None = None
-    """Another one, of viewers: they see no results, records or error texts, and change nothing."""
+    """Bearer token of viewers, who see no results, records or error texts, and change nothing."""
     api_tokens_file: Path | None = None
-    """JSON file with further tokens by their SHA-256, each with a role, a producer's with its tenants; read again on
-    SIGHUP. See [security.md](security.md#tokens)."""
+    """JSON file with [further tokens](security.md#tokens); read again on SIGHUP."""
     api_open_reads: bool = False
     """Show counts and states of `/status`, `/shards` and the monitoring points without a token."""
     runbook_url: values.ServerUrl | None = None
-    """Address of the documentation site: the status page and `/status` then link runbooks there."""
+    """Address of the documentation site, for links from the status page and `/status`."""
     allow_destructive_http: bool = False
-    """Lets the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."""
+    """Let the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."""
 
     backup_url: values.SecretText | None = None
-    """Connection string of a restored backup: of `tenants restore` alone."""
+    """Connection string of a restored backup, for `tenants restore`."""
     import_source_url: values.SecretText | None = None
-    """Connection string of the database that `tenants import` reads; nothing else uses it."""
+    """Connection string of the database that `tenants import` reads."""
 
     reader_username: values.Text | None = None
-    """Role that `shards query` logs in as at every shard; it may only read: see
-    [reading.md](reading.md#one-question-to-all-shards)."""
+    """Read-only role of [`shards query`](reading.md#one-question-to-all-shards) on every shard."""
     reader_password: values.SecretText | None = None
-    """Its password. Unset: by IAM, a client certificate or a password file, as a shard's connection string has it."""
+    """Its password. Unset: IAM, a client certificate or a password file, as in the shard's connection string."""
 
     log_level: values.Level = "info"
-    """Lowest level that is logged, of `debug`, `info`, `warning` and `error`; `debug` shows each call of AWS."""
+    """Lowest level that is logged: `debug` (with each call of AWS), `info`, `warning` or `error`."""
     log_format: Literal["json", "console"] = "json"
     """`json` for machines, `console` for people."""
     traces: bool = False
-    """Export traces by OTLP, as the standard variables `OTEL_*` have it; needs the extra `tracing`; see
-    [tracing.md](tracing.md)."""
+    """Export [traces](tracing.md) by OTLP, as the standard variables `OTEL_*` say; needs the extra `tracing`."""
     shutdown_grace_seconds: Annotated[float, Field(gt=0, le=3600)] = 25.0
     """Time to drain at SIGTERM."""
 

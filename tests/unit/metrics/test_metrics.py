@@ -231,9 +231,9 @@ def test_page_has_the_number_of_series() -> None:
 
     counts = {by or "replica": most(by) for by in (None, *BY_INSTANCE)}
     text = (
-        f"at most {counts['replica']:,} series, and {counts['shard_id']} for each Postgres shard, {counts['queue']} "
-        f"for each queue, {counts['stream_shard']} for each stream shard that it reads and {counts['destination']} for "
-        "each destination of the feed"
+        f"at most {counts['replica']:,} series, and {counts['shard_id']} more for each Postgres shard, "
+        f"{counts['queue']} for each queue, {counts['stream_shard']} for each stream shard that it reads and "
+        f"{counts['destination']} for each destination of the feed"
     )
     assert text in " ".join(MONITORING_PAGE.read_text(encoding="utf-8").split())
 
