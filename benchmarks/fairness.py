@@ -242,7 +242,7 @@ class FairnessRun:
         """The target of the scenario."""
         if self.read == "fan-out":  # here the control's p99 is a few milliseconds
             return PerformanceTarget(
-                f"{self.name}: p99 of quiet tenants", self.flood.p99_s, "s", most=PUSHED_P99_MOST_S
+                f"{self.name}: p99 of quiet tenants", self.flood.p99_s, PUSHED_P99_MOST_S, unit="s"
             )
         return PerformanceTarget(f"{self.name}: p99 of quiet tenants ÷ control's", self.p99_ratio, most=P99_MOST_RATIO)
 
