@@ -1,7 +1,6 @@
 """Write the lists of closed sets in docs/ from `simplu_worker.vocabulary`: `python -m support.vocabulary_lists`.
 
-A list of bare words stands between `<!-- NameOfEnum -->` and `<!-- end -->`, and is made; so is the table of causes, at
-`<!-- Causes -->`. Where each word has its own
+A list of bare words stands between `<!-- NameOfEnum -->` and `<!-- end -->`, and is made. Where each word has its own
 explanation, `<!-- each NameOfEnum -->` stands in or directly above the row or table, which must name all of them.
 """
 
@@ -17,7 +16,6 @@ from support.requires import ROOT
 
 from simplu_worker import vocabulary
 from simplu_worker.status import words
-from simplu_worker.status.causes import CAUSES
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
 _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")
@@ -44,21 +42,7 @@ def unexplained(page: str) -> Iterator[str]:
 
 
 def _list(name: str) -> str:
-    if name == "Causes":
-        return _causes()
     return ", ".join(f"`{word}`" for word in _words(name))
-
-
-def _causes() -> str:
-    rows = (
-        f"| [{one.text}]({_link(one.runbook)}) (`{cause}`) | {one.severity} | {', '.join(one.alerts) or '–'} |"
-        for cause, one in CAUSES.items()
-    )
-    return "\n| what is wrong | severity | alerts |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _link(runbook: str) -> str:
-    return runbook.removeprefix("docs/").removeprefix("monitoring.md")
 
 
 def _words(name: str) -> list[str]:
