@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,19 @@ def test_images_are_used_and_have_a_text() -> None:
         if words
     }
     assert shown == {path.resolve() for path in (DOCS / "images").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["demo.svg", "fleet.svg", "status-1280-light.webp"])
+def test_recorded_pictures_are_younger_than_half_a_year(name: str) -> None:
+    """Record them anew: `cd tests && ../.venv/bin/python -m support.pictures`; that of the page as its head says."""
+
+    def last_change(*paths: str) -> date:
+        command = ["git", "log", "-1", "--format=%as", "HEAD", "--", *paths]
+        return date.fromisoformat(
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        )
+
+    assert last_change() - last_change(f"docs/images/{name}") < timedelta(days=180)
 
 
 (GROUP,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
