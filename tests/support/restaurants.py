@@ -1,20 +1,19 @@
 """The reference's single database of restaurants, as a source of an import: its tables, its queries, and rows.
 
 seed-002 names the tables, and that each has `restaurant_id` and `deleted_at`; the other columns are the usual ones of
-such a system, of all kinds of types. The queries are those of docs/importing.md.
+such a system, of all kinds of types. The queries are those of docs/examples/restaurants.sql.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from support.page_examples import page_examples
 from support.postgres.databases import execute
 from support.requires import ROOT
 
 from simplu_local.postgres.server import PostgresServer
 
-PAGE: Final = ROOT / "docs" / "importing.md"
+QUERIES: Final = ROOT / "docs" / "examples" / "restaurants.sql"
 TABLES: Final = """
 CREATE TYPE order_status AS ENUM ('open', 'paid', 'cancelled');
 CREATE TABLE restaurants (
@@ -107,8 +106,7 @@ ANALYZE;
 
 
 def queries_text() -> str:
-    (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.sql"))
-    return text
+    return QUERIES.read_text(encoding="utf-8")
 
 
 async def make_restaurants(server: PostgresServer, name: str, *, restaurants: int, orders: int) -> str:

@@ -124,10 +124,9 @@ def operations_in_package() -> set[str]:
 
 
 @pytest.mark.slow(3)
-def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
+def test_policy_as_a_file_is_the_template_s(account: Account) -> None:
     account.create("access", {})
-    page = PAGE.read_text(encoding="utf-8")
-    (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    text = (TEMPLATES / "worker-policy.json").read_text(encoding="utf-8")
     shown = json.loads(text.replace("REGION", REGION).replace("ACCOUNT", ACCOUNT_ID))
     assert shown == account.documents("access")["WorkerPolicy"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
+from support.requires import ROOT
 from support.restaurants import queries_text
 
 from simplu_worker.errors import ConfigurationError
@@ -28,6 +30,7 @@ from simplu_worker.transfers.importing.queries import (
     sum_rows,
 )
 
+PAGE = ROOT / "docs" / "importing.md"
 TYPES = {
     "business_id": "int4",
     "location_id": "text",
@@ -41,7 +44,12 @@ SINCE = datetime(2026, 1, 2, tzinfo=UTC)
 ONE = RowSelection(QUERY, "orders", ("it's", "main"), "bar", SINCE)
 
 
-def test_queries_of_the_page_have_names_and_no_semicolons() -> None:
+def test_queries_of_the_page_are_those_of_the_example() -> None:
+    (shown,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert [query for query in shown.strip().split("\n\n") if query not in queries_text()] == []
+
+
+def test_queries_of_the_example_have_names_and_no_semicolons() -> None:
     queries = parse_queries(queries_text().encode())
 
     names = ["restaurant", "product", "category", "order", "order_item", "theme", "user", "analytics_event"]
