@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.page_examples import page_examples
 from support.requires import ROOT, required_program
 
 from simplu_worker.shards.routing.shard_map import parse_shard_map
@@ -42,6 +42,9 @@ func main() {
 """
 
 
+EXAMPLES = ROOT / "docs" / "examples"
+
+
 def worker_place(case: dict[str, Any]) -> int:
     shards = [
         {"shardId": f"{place}", "connectionString": f"postgresql://u@h/{place}", "retired": place in case["retired"]}
@@ -51,13 +54,12 @@ def worker_place(case: dict[str, Any]) -> int:
 
 
 @pytest.mark.peers(10)
-def test_go_of_the_page_finds_the_workers_shard(tmp_path: Path) -> None:
-    examples = {what: text for what, _, text in page_examples(ROOT / "docs" / "routing.md")}
-    cases = json.loads(examples["vectors"]) + [
+def test_go_of_the_examples_finds_the_workers_shard(tmp_path: Path) -> None:
+    cases = json.loads((EXAMPLES / "static_map_vectors.json").read_text(encoding="utf-8")) + [
         {"key": f"café-{number}", "shards": number, "retired": list(range(0, number - 1, 3))}
         for number in range(1, 300)
     ]
-    (tmp_path / "place.go").write_text(examples["go"], encoding="utf-8")
+    shutil.copy(EXAMPLES / "static_map.go", tmp_path / "place.go")
     (tmp_path / "main.go").write_text(MAIN, encoding="utf-8")
     go = required_program("go", how="install Go 1.26")
     ran = subprocess.run(

@@ -105,7 +105,9 @@ def test_lists_are_made_from_the_vocabulary(path: Path) -> None:
 
 
 EXAMPLES: Final = {(what, name): text for what, name, text in page_examples(ROOT / "docs" / "routing.md")}
-VECTORS: Final[list[dict[str, Any]]] = json.loads(EXAMPLES["vectors", "static map"])
+VECTORS: Final[list[dict[str, Any]]] = json.loads(
+    (ROOT / "docs" / "examples" / "static_map_vectors.json").read_text(encoding="utf-8")
+)
 # Texts that are ids too: neither a lone surrogate nor U+0000.
 IDS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
