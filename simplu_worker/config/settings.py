@@ -190,6 +190,8 @@ class Settings(BaseSettings):
     """Connection string of a restored backup, for `tenants restore`."""
     import_source_url: values.SecretText | None = None
     """Connection string of the database that `tenants import` reads."""
+    export_target_url: values.SecretText | None = None
+    """Connection string of the database that `tenants export` writes."""
 
     reader_username: values.Text | None = None
     """Read-only role of [`shards query`](reading.md#one-question-to-all-shards) on every shard."""

@@ -127,9 +127,9 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
 
 
 async def read_log(
-    pool: ShardPool, token: str, behind: types.Place, limit: int, through: types.Place
+    pool: ShardPool, token: str | None, behind: types.Place, limit: int, through: types.Place
 ) -> list[events.LogRow]:
-    """Return at most *limit* rows of the log behind *behind* up to *through*."""
+    """Return at most *limit* rows of the log behind *behind* up to *through*; with None for who publishes nothing."""
     async with pool.connection() as connection:
         batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id)
     rows = (row for batch in batches for row in events.LogBatch(*batch).rows())

@@ -356,6 +356,28 @@ def import_tenants(
     return common.run(import_tenants, queries, options, apply=apply, follow=follow)
 
 
+@tenants.command(name="export")
+def export_tenants(
+    mapping: Path, /, *, follow: Flag = False, verify: Flag = False, common: CommonOptions = NO_OPTIONS
+) -> int:
+    """Write what changes to another database, compare it, or tell how far it is behind. EXPORT_TARGET_URL names it.
+
+    Parameters
+    ----------
+    mapping
+        The file of an import, with two further statements for each resource type: `-- upsert:` and `-- delete:`.
+    follow
+        Make the target's rows of all tenants those of the shards, and write what changes, until Ctrl-C.
+    verify
+        Compare all rows, and change nothing: without an export, its plan.
+    """
+    from simplu_worker.commands.tenants.exporting import follow_shards, show_lag, verify_target
+
+    if follow and verify:
+        raise UsageError("tenants export: expected one of --follow and --verify, or none")
+    return common.run(follow_shards if follow else verify_target if verify else show_lag, mapping)
+
+
 @tenants.command
 def erase_resource(
     business: str,

@@ -38,7 +38,7 @@ from simplu_worker.transfers.importing.importer import (
     ImportShards,
     discard_tenants,
 )
-from simplu_worker.transfers.importing.queries import FILE_MAX_BYTES, SourceQuery, parse_queries
+from simplu_worker.transfers.importing.queries import FILE_MAX_BYTES, parse_queries
 from simplu_worker.transfers.importing.rules import TROUBLES, ImportState, RefusedRow, TenantReport
 from simplu_worker.transfers.importing.source import ImportSource
 from simplu_worker.vocabulary import TransferKind
@@ -64,7 +64,7 @@ async def import_tenants(
         refused_count += 1
         refused.extend([row] if refused_count <= TABLE_MAX else ())
 
-    queries, address = read_queries(path), given_address(settings, SOURCE, "the database to import")
+    queries, address = parse_queries(read_file(path)), given_address(settings, SOURCE, "the database to import")
     async with AsyncExitStack() as stack:
         progress = stack.enter_context(CountProgress("rows copied" if apply else "rows read", 0))
         callbacks = CopyCallbacks(refuse, progress.begin, progress.add, WAIT)
@@ -136,14 +136,13 @@ async def _follow(importer: Importer) -> ImportResult:
             loop.remove_signal_handler(number)
 
 
-def read_queries(path: Path) -> list[SourceQuery]:
-    """Return the queries in a file. Raises `ConfigurationError`."""
+def read_file(path: Path) -> bytes:
+    """Return a file of queries. Raises `ConfigurationError`."""
     try:
         with path.open("rb") as file:
-            text = file.read(FILE_MAX_BYTES + 1)
+            return file.read(FILE_MAX_BYTES + 1)
     except OSError as exc:
         raise ConfigurationError(f"queries: expected a readable file at {path}, got: {exc.strerror}") from None
-    return parse_queries(text)
 
 
 def _counts(reports: Iterable[TenantReport]) -> dict[str, int]:

@@ -20,13 +20,13 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
+from simplu_worker.shards.log import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
 from simplu_worker.shards.settling import RowKey, SupersededError
-from simplu_worker.shards.tenants.control_rules import DEFAULT_ROW, timestamp_text
+from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.provisioning import describe_drained
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
@@ -304,9 +304,9 @@ class TargetTenant:
         async with self._pool.transaction() as connection:
             await self._lock(connection)
             times = [timestamp_text(imported_at)]
-            added = await connection.fetch(QUERIES["add_default_rows"], [self._tenant_id], [self._business_type], times)
-            await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
+            await connection.execute(QUERIES["add_default_rows"], [self._tenant_id], [self._business_type], times)
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
+            await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)  # followers read it from now on
             await self.journal.note(connection, TransferStep.DONE, certificate)
             server = await note_server(connection)
             self._check_server(server, verified_on)

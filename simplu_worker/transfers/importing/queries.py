@@ -21,8 +21,10 @@ from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.postgres.statement_timeouts import FORMATS, TRANSACTION_TIMEOUT_SINCE, Isolation, set_all
 
 FILE_MAX_BYTES: Final = 1024 * 1024
+EXPORT_PAGE: Final = "docs/runbook/export.md"
+_WRITING: Final = {"upsert": ("INSERT", "MERGE"), "delete": ("DELETE", "UPDATE")}
 DUPLICATES_MAX: Final = 100_000  # ids with several rows that an import remembers for one tenant
-_HEADING: Final = re.compile(r"^-- name:(.*)$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^-- (name|upsert|delete):(.*)$", re.MULTILINE)
 _KEYS: Final = ("text", "varchar", "uuid", "int8", "int4", "int2")
 _TIMES: Final = ("timestamptz", "timestamp")
 COLUMN_TYPES: Final[Mapping[str, Sequence[str]]] = {
@@ -67,18 +69,60 @@ class QueriesRefusedError(PermanentError):
         super().__init__("\n".join(problems))
 
 
+class WriteStatements(msgspec.Struct, frozen=True):
+    """What writes rows of *resource_type* to the database of *query*; each reads the rows in `changed`."""
+
+    query: SourceQuery
+    upsert: str
+    delete: str
+
+
 def parse_queries(text: bytes) -> list[SourceQuery]:
-    """Return the queries in a file; raise `ConfigurationError` with every problem."""
+    """Return the queries in a file, without what an export needs beside them.
+
+    Raises `ConfigurationError` with every problem.
+    """
+    before, parts = _parts_of(text)
+    queries = [SourceQuery(name, sql) for kind, name, sql in parts if kind == "name"]
+    _refuse(_problems_of(before, queries), "docs/importing.md")
+    return queries
+
+
+def parse_mapping(text: bytes) -> list[WriteStatements]:
+    """Return the queries in a file with the statements that write; raise `ConfigurationError` with every problem."""
+    before, parts = _parts_of(text)
+    queries = [SourceQuery(name, sql) for kind, name, sql in parts if kind == "name"]
+    found = {(kind, name): sql for kind, name, sql in parts}
+    problems = list(_problems_of(before, queries))
+    names = {query.resource_type for query in queries}
+    problems += [f"{name}: there is no `-- name: {name}`" for name in sorted({name for _, name, _ in parts} - names)]
+    for kind, verbs in _WRITING.items():
+        for name in sorted(names):
+            first_word = found.get((kind, name), "").partition(" ")[0].partition("\n")[0].upper()
+            if first_word not in verbs:
+                problems.append(f"{name}: expected `-- {kind}: {name}`, and below it {' or '.join(verbs)} …")
+    if len(found) < len(parts):
+        problems.append("two statements have the same heading")
+    _refuse(problems, EXPORT_PAGE)
+    return [
+        WriteStatements(one, found["upsert", one.resource_type], found["delete", one.resource_type]) for one in queries
+    ]
+
+
+def _parts_of(text: bytes) -> tuple[str, list[tuple[str, str, str]]]:
     if len(text) > FILE_MAX_BYTES:
         raise ConfigurationError(f"queries: expected a file of at most {FILE_MAX_BYTES} bytes, got {len(text)}")
     try:
         before, *parts = _HEADING.split(text.decode())
     except UnicodeDecodeError:
         raise ConfigurationError("queries: the file is not in UTF-8; save it as UTF-8") from None
-    queries = [SourceQuery(name.strip(), _statement_of(sql)) for name, sql in zip(parts[::2], parts[1::2], strict=True)]
-    if problems := list(_problems_of(_statement_of(before), queries)):
-        raise ConfigurationError(*(f"queries: {problem}; docs/importing.md has an example" for problem in problems))
-    return queries
+    found = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return _statement_of(before), [(kind, name.strip(), _statement_of(sql)) for kind, name, sql in found]
+
+
+def _refuse(problems: Iterable[str], page: str) -> None:
+    if found := list(problems):
+        raise ConfigurationError(*(f"queries: {problem}; {page} has an example" for problem in found))
 
 
 def _statement_of(part: str) -> str:
@@ -210,6 +254,17 @@ def sum_rows(selections: Sequence[RowSelection]) -> SourceStatement:
     )
 
 
+def hash_documents(selection: RowSelection) -> SourceStatement:
+    """Read the ids of rows with a hash of the document, as `hash_exported` of a shard."""
+    arguments: list[str] = []
+    return SourceStatement(
+        f"SELECT taken.resource_id, {_DOCUMENT_HASH} AS hash FROM (SELECT {_ids(selection, arguments)}, source.data "  # noqa: S608  # the query is the user's
+        f"FROM {_derived(selection.query)} WHERE {_selected(selection, arguments)}) AS taken "
+        "WHERE taken.data IS NOT NULL AND taken.resource_id IS NOT NULL",
+        arguments,
+    )
+
+
 def list_duplicates(selections: Sequence[RowSelection]) -> SourceStatement:
     """List the types and ids that several rows of a tenant have, deleted ones included."""
     arguments: list[str] = []
@@ -232,6 +287,12 @@ _HASH: Final = (
     "pg_catalog.hashtextextended(pg_catalog.concat_ws(pg_catalog.chr(1), "
     + ", ".join(f"taken.{name}" for name in _HASHED)
     + ') COLLATE pg_catalog."C", 0)'
+)
+# As `document_hash` in exporting.sql.
+_DOCUMENT_HASH: Final = (
+    "pg_catalog.hashtextextended(pg_catalog.concat_ws(pg_catalog.chr(1), taken.resource_type, taken.resource_id, "
+    "pg_catalog.jsonb_hash_extended(pg_catalog.jsonb_strip_nulls(taken.data), 0)::pg_catalog.text) "
+    'COLLATE pg_catalog."C", 0)'
 )
 
 

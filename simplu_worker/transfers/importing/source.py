@@ -77,22 +77,23 @@ class SourceFacts(msgspec.Struct, frozen=True):
 
 
 class SourceReader:
-    """A connection within the snapshot."""
+    """A connection within a transaction of the database that the variable *name* names."""
 
-    def __init__(self, connection: ShardConnection) -> None:
+    def __init__(self, connection: ShardConnection, name: str) -> None:
         self._connection = connection
+        self._name = name
 
     async def fetch_all(self, statement: SourceStatement) -> list[Row]:
         """Return all rows of a statement."""
-        with _errors_translated():
+        with errors_translated(self._name):
             return list(await self._connection.fetch(statement.sql, *statement.arguments))
 
     async def read_pages(self, statement: SourceStatement, size: int = PAGE_MAX_ROWS) -> AsyncIterator[list[Row]]:
         """Yield the rows of a statement, at most *size* at a time."""
-        with _errors_translated():
+        with errors_translated(self._name):
             cursor = await self._connection.cursor(statement.sql, *statement.arguments)
         while True:
-            with _errors_translated():
+            with errors_translated(self._name):
                 page = list(await cursor.fetch(size))
             if page:
                 yield page
@@ -103,7 +104,7 @@ class SourceReader:
         """Return the queries with the types of their columns. Raises `QueriesRefusedError` with every problem."""
         described, problems = [], []
         for query in queries:
-            with _errors_translated():
+            with errors_translated(self._name):
                 await self._connection.execute("SAVEPOINT described")
                 try:
                     statement = await self._connection.prepare(describe_query(query), name="")
@@ -152,7 +153,7 @@ class SourceSnapshot(msgspec.Struct, frozen=True):
     async def open_reader(self) -> AsyncIterator[SourceReader]:
         """Open another connection within the snapshot."""
         async with self.source.connect_to(self.place, snapshot_id=self.id) as connection:
-            yield SourceReader(connection)
+            yield SourceReader(connection, self.source.name)
 
 
 class ImportSource:
@@ -160,24 +161,25 @@ class ImportSource:
 
     def __init__(self, address: ShardAddress) -> None:
         self._address = address
+        self.name = address.shard_id
 
     @contextlib.asynccontextmanager
     async def open_snapshot(self) -> AsyncIterator[SourceSnapshot]:
         """Take a snapshot of the first host that answers, until the end of the context."""
         async with contextlib.AsyncExitStack() as stack:
             place, connection = await self._connect_to_first(stack)
-            with _errors_translated():
+            with errors_translated(self.name):
                 found = await connection.fetchrow(DESCRIBE_SOURCE)
                 snapshot_id = await connection.fetchval(EXPORT_SNAPSHOT)
                 may_identify = await connection.fetchval(MAY_IDENTIFY)
                 server = await connection.fetchval(IDENTIFY) if may_identify else self._address.place
             if found["version"] < VERSION_MIN or found["encoding"] != "UTF8":
                 raise SourceRefusedError(
-                    "IMPORT_SOURCE_URL: expected a database of PostgreSQL 11 or newer with encoding UTF8, got version"
+                    f"{self.name}: expected a database of PostgreSQL 11 or newer with encoding UTF8, got version"
                     f" {found['version'] // 10000} with {found['encoding']}; restore a dump of it on such a server"
                 )
             facts = SourceFacts(self._address.place, f"{found['database']} of {server}", found["taken_at"])
-            yield SourceSnapshot(self, place, SourceReader(connection), facts, snapshot_id)
+            yield SourceSnapshot(self, place, SourceReader(connection, self.name), facts, snapshot_id)
 
     async def _connect_to_first(self, stack: contextlib.AsyncExitStack) -> tuple[HostPort, ShardConnection]:
         error: Exception | None = None
@@ -186,12 +188,12 @@ class ImportSource:
                 return place, await stack.enter_async_context(self.connect_to(place))
             except SourceUnavailableError as exc:
                 error = exc
-        raise error or SourceUnavailableError("IMPORT_SOURCE_URL: expected a host")
+        raise error or SourceUnavailableError(f"{self.name}: expected a host")
 
     @contextlib.asynccontextmanager
     async def connect_to(self, place: HostPort, *, snapshot_id: str | None = None) -> AsyncIterator[ShardConnection]:
         """Open a read-only transaction: of the given snapshot, or of one of its own."""
-        with _errors_translated():
+        with errors_translated(self.name):
             connection: ShardConnection = await asyncpg.connect(
                 **connect_options(self._address, place),
                 timeout=CONNECT_S,
@@ -199,44 +201,44 @@ class ImportSource:
                 connection_class=ShardConnection,
             )
         try:
-            with _errors_translated():
+            with errors_translated(self.name):
                 await connection.execute(begin(connection.get_server_version().major))
                 if snapshot_id is not None:
-                    await _import_snapshot(connection, snapshot_id)
+                    await _import_snapshot(connection, snapshot_id, self.name)
             yield connection
         finally:
             connection.terminate()  # nothing is to be committed
 
 
-async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> None:
+async def _import_snapshot(connection: ShardConnection, snapshot_id: str, name: str) -> None:
     if not _SNAPSHOT_ID.fullmatch(snapshot_id):
-        raise SourceRefusedError("IMPORT_SOURCE_URL: expected the id of a snapshot of Postgres, got another text")
+        raise SourceRefusedError(f"{name}: expected the id of a snapshot of Postgres, got another text")
     try:
         await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot_id}'")
     except asyncpg.PostgresError as exc:  # 42704 or 22023, which otherwise mean a wrong query or row
         raise SourceUnavailableError(
-            f"IMPORT_SOURCE_URL: the snapshot of this run is gone ({exc.sqlstate}): its connection has ended, or"
+            f"{name}: the snapshot of this run is gone ({exc.sqlstate}): its connection has ended, or"
             " another server answers; run it again"
         ) from exc
 
 
 @contextlib.contextmanager
-def _errors_translated() -> Iterator[None]:
-    """Translate errors by code, since messages of the source may quote rows."""
+def errors_translated(name: str) -> Iterator[None]:
+    """Translate errors of the database *name* by code, since its messages may quote rows."""
     try:
         yield
     except asyncpg.PostgresError as exc:
         error = state_words(exc.sqlstate).removesuffix(f"; {SEE_UPGRADE}")
         if meaning_of(exc.sqlstate or "") is ErrorMeaning.DATA:
-            raise QueryFailedError(f"a query fails at a row of the source: {error}; correct the query") from exc
+            raise QueryFailedError(f"a query fails at a row: {error}; correct the query") from exc
         if (exc.sqlstate or "").startswith(_OF_QUERY):
             problem = f"it writes ({READ_ONLY})" if exc.sqlstate == READ_ONLY else error
             raise SourceRefusedError(
-                f"IMPORT_SOURCE_URL: the source does not take a query: {problem}; correct it, or the role's rights"
+                f"{name}: the database does not take a query: {problem}; correct it, or the role's rights"
             ) from exc
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error}") from exc
+        raise SourceUnavailableError(f"{name}: {error}") from exc
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error_words(exc)}") from exc
+        raise SourceUnavailableError(f"{name}: {error_words(exc)}") from exc
     except (ValueError, ArithmeticError, LookupError) as exc:
         # Of the libraries, over the address; not chained, as such an error may quote it.
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error_words(exc)}") from None
+        raise SourceUnavailableError(f"{name}: {error_words(exc)}") from None

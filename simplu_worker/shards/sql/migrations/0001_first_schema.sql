@@ -382,7 +382,7 @@ CREATE TABLE public.feed_refusals (
 );
 CREATE INDEX feed_refusals_refused_at ON public.feed_refusals (refused_at);
 
--- Up to which batch the retention has deleted batches while the shard had a feed: a cursor before it has a gap.
+-- Up to which batch the retention has deleted batches: a cursor before it has a gap.
 CREATE TABLE public.log_forgotten (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     batch_id bigint NOT NULL,

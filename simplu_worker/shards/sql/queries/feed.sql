@@ -155,10 +155,13 @@ RETURNING feed_cursors.destination;
 -- name: read_feed
 -- The batches of the log from $2 to $5, with about $4 rows at most: those behind the row $3 of the batch $2, in their
 -- order, by column. With what tells how safe they are, and what the retention has deleted by then. None if the token is
--- not $1 any more.
+-- not $1 any more; without $1 whoever publishes.
 -- The batch $2 costs nothing: a move may have dropped its rest, and whoever gets no row takes that for the end.
 WITH mine AS MATERIALIZED (
-    SELECT :replication_facts, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
+    SELECT :replication_facts, :forgotten_columns
+    WHERE
+        $1::pg_catalog.uuid IS NULL
+        OR EXISTS (SELECT FROM public.feed_shards WHERE feed_shards.token = $1::pg_catalog.uuid)
 ), horizon AS MATERIALIZED (
     SELECT :feed_horizon AS batch_id
 ), found AS MATERIALIZED (

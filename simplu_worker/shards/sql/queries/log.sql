@@ -128,7 +128,7 @@ WHERE tenants.id = $2;
 -- that a later transaction could take for its own. Locked batches are skipped: another replica is deleting them.
 -- None completed before $3: until a vacuum the index has the entries of deleted batches too, and while a transaction may
 -- still see these, each statement that begins with the oldest would pass by all of them.
--- Nor those that `usage` has not counted. Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
+-- Nor those that `usage` has not counted. The highest of them is noted: a cursor before it has a gap.
 -- Return how many operations there were, the time of the newest, and what the statement took, for which it reads the
 -- clock once all rows are deleted: what no other part refers to would be deleted after that.
 -- `is_last` if there are no more.
@@ -160,7 +160,7 @@ WITH due AS MATERIALIZED (
     INSERT INTO public.log_forgotten AS known (batch_id, completed_at)
     SELECT batch_id, completed_at
     FROM batches
-    WHERE batch_id > 0::bigint AND EXISTS (SELECT FROM public.feed_cursors)
+    WHERE batch_id > 0::bigint
     ORDER BY batch_id DESC
     LIMIT 1
     ON CONFLICT (only_row) DO UPDATE
