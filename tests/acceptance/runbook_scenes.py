@@ -9,7 +9,7 @@ from typing import Final
 from support.postgres.databases import execute
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import fetch
-from support.restaurants import fill_restaurants, queries_text
+from support.restaurants import fill_restaurants, mapping_text, queries_text
 from support.runbook.scene import Scene
 
 from simplu_local.aws_server.server import send_commands
@@ -143,6 +143,16 @@ async def import_tenants(scene: Scene) -> None:
     await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
 
 
+async def export_tenants(scene: Scene) -> None:
+    """Import the old server's restaurants, and write the mapping."""
+    await import_tenants(scene)
+    scene.write("mapping.sql", mapping_text())
+    command = "simplu-worker tenants import restaurants.sql --business-type restaurant --apply --env-file worker.env"
+    url = "IMPORT_SOURCE_URL=postgresql://postgres@old-db:5432/pos"
+    status, output = await scene.run_lines(f"simplu-worker shards upgrade --env-file worker.env\n{url} {command}")
+    assert status == 0, output
+
+
 async def two_shards(scene: Scene) -> None:
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
@@ -170,6 +180,7 @@ async def region_loss(scene: Scene) -> None:
 SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
     "business-types": two_shards,
+    "export": export_tenants,
     "import": import_tenants,
     "move-tenant": two_shards,
     "poisoned-producer": poisoned_producer,

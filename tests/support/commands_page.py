@@ -34,6 +34,7 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "tap": "outcomes.md#the-tap",
     "tenants": "tenants.md",
     "tenants cleanup": "moving.md",
+    "tenants export": "runbook/export.md",
     "tenants import": "importing.md",
     "tenants limit": "holding.md#limits",
     "tenants move": "moving.md",

@@ -36,6 +36,7 @@ from simplu_worker.transfers.exporting.rules import (
     Position,
     digest_of_mapping,
     in_statements,
+    may_be_of,
     plan_round,
 )
 from simplu_worker.transfers.exporting.target import RowsRefusedError, TargetDatabase, TargetSession
@@ -266,7 +267,11 @@ class Exporter:
         self, session: TargetSession, tenant: FeedTenant, name: str, stored: str
     ) -> dict[str, int]:
         found: dict[str, int] = {}
-        selection = RowSelection(session.queries[name], stored, (tenant.business_id, tenant.location_id))
+        query, names = session.queries[name], (tenant.business_id, tenant.location_id)
+        columns = query.types["business_id"], query.types["location_id"]
+        if not all(may_be_of(one, of) for one, of in zip(names, columns, strict=True)):
+            return {}  # a comparison with the column would fail
+        selection = RowSelection(query, stored, names)
         async with session.reading() as reader:
             async for page in reader.read_pages(hash_documents(selection), HASHES_MAX):
                 for row in page:

@@ -6,6 +6,7 @@ several changes that are read together are one write.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -26,6 +27,9 @@ _CHANGED: Final = """WITH changed AS (
     ) AS sent (business_id, location_id, resource_id, data, date, updated)
 )
 """
+_INTEGER_BITS: Final = {"int2": 16, "int4": 32, "int8": 64}
+_INTEGER: Final = re.compile("-?[0-9]{1,19}")
+_UUID: Final = re.compile("[0-9a-fA-F]{8}(-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}")
 MAKE_POSITIONS: Final = """
 CREATE TABLE public.simplu_export (
     shard_id pg_catalog.text PRIMARY KEY,
@@ -141,6 +145,13 @@ def statement_of(
     values = [(*name, one.document, one.created, one.changed) for name, one in zip(names, rows, strict=True)]
     sql = statements.delete if rows[0].document is None else statements.upsert
     return _CHANGED + sql, [list(column) for column in zip(*values, strict=True)]
+
+
+def may_be_of(text: str, column_type: str) -> bool:
+    """Return whether a column of this type can have the value *text*."""
+    if column_type in _INTEGER_BITS:
+        return _INTEGER.fullmatch(text) is not None and abs(int(text)) < 2 ** (_INTEGER_BITS[column_type] - 1)
+    return column_type != "uuid" or _UUID.fullmatch(text) is not None
 
 
 def all_statements(one: WriteStatements) -> list[str]:
