@@ -115,6 +115,13 @@ def test_program_finds_no_difference(name: str) -> None:
 
 
 @pytest.mark.slow(40)
+def test_way_back_is_equal_after_kills_a_move_and_a_fail_over() -> None:
+    require_standbys()
+    small = "--operations 600 --restaurants 3 --rate 60 --kill-every 2"
+    assert "differences: none" in run_program("acceptance.exporting", *small.split())
+
+
+@pytest.mark.slow(40)
 def test_feed_is_complete_through_moves_kills_and_fail_overs() -> None:
     require_standbys()
     small = "--moves 2 --fail-overs 1 --shards 2 --rate 30 --kill-every 10 --hang-every 0 --outage 2"

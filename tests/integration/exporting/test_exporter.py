@@ -16,13 +16,12 @@ from support.postgres.tenant_cases import TENANT, fetch
 from support.rows import fetch as fetch_from
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.transfers.exporting.exporter import Exporter, ExportShards
 from simplu_worker.transfers.exporting.target import TargetDatabase, TargetRefusedError, TargetSession
-from simplu_worker.transfers.importing.queries import QueriesRefusedError, parse_mapping, parse_queries
+from simplu_worker.transfers.importing.queries import QueriesRefusedError, parse_mapping
 
 TABLES = """
 CREATE TABLE patients (
@@ -294,26 +293,3 @@ async def test_statements_that_the_target_does_not_take_are_listed(case: Case) -
     )
     with pytest.raises(QueriesRefusedError, match=r'upsert of visit: relation "visit" does not exist.*\n.*delete of'):
         await case.export()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "problem"),
-    [
-        ("-- delete: visit", "-- delete: visits", "visits: there is no `-- name: visits`"),
-        ("-- upsert: visit\n", "", "visit: expected `-- upsert: visit`, and below it INSERT or MERGE"),
-        (
-            "DELETE FROM visits USING",
-            "SELECT 1 --",
-            "visit: expected `-- delete: visit`, and below it DELETE or UPDATE",
-        ),
-    ],
-)
-def test_file_needs_both_statements_of_each_type(old: str, new: str, problem: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        parse_mapping(MAPPING.replace(old, new).encode())
-    assert any(problem in one for one in caught.value.problems)
-
-
-def test_import_reads_the_queries_of_the_same_file() -> None:
-    assert [one.resource_type for one in parse_queries(MAPPING.encode())] == ["patient", "visit"]
-    assert all("INSERT" not in one.sql for one in parse_queries(MAPPING.encode()))
