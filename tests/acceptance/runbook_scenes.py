@@ -9,7 +9,7 @@ from typing import Final
 from support.postgres.databases import execute
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import fetch
-from support.restaurants import fill_restaurants, mapping_text, queries_text
+from support.restaurants import fill_restaurants, queries_text, writing_text
 from support.runbook.scene import Scene
 
 from simplu_local.aws_server.server import send_commands
@@ -144,9 +144,9 @@ async def import_tenants(scene: Scene) -> None:
 
 
 async def export_tenants(scene: Scene) -> None:
-    """Import the old server's restaurants, and write the mapping."""
+    """Import the old server's restaurants."""
     await import_tenants(scene)
-    scene.write("mapping.sql", mapping_text())
+    scene.write("restaurants-export.sql", writing_text())
     command = "simplu-worker tenants import restaurants.sql --business-type restaurant --apply --env-file worker.env"
     url = "IMPORT_SOURCE_URL=postgresql://postgres@old-db:5432/pos"
     status, output = await scene.run_lines(f"simplu-worker shards upgrade --env-file worker.env\n{url} {command}")

@@ -104,59 +104,14 @@ $fill$;
 ANALYZE;
 """
 
-# Of each resource type: its table, the type of its ids, and the columns that a document has.
-WRITTEN: Final = {
-    "restaurant": ("restaurants", "integer", "name address opened created_at updated_at deleted_at"),
-    "user": ("users", "uuid", "email created_at updated_at deleted_at"),
-    "category": ("categories", "bigint", "name position created_at updated_at deleted_at"),
-    "product": (
-        "products",
-        "bigint",
-        "category_id name price tags photo weight created_at updated_at deleted_at",
-    ),
-    "order": ("orders", "bigint", "status total note details created_at updated_at deleted_at"),
-    "theme": ("themes", "integer", "settings dark created_at updated_at deleted_at"),
-    "analytics_event": ("analytics_events", "bigint", "type payload duration created_at deleted_at"),
-}
-# A document has the row as JSON; of a user all but the hash of the password.
-WRITE: Final = """
--- upsert: {name}
-INSERT INTO {table}
-SELECT made.*
-FROM changed, jsonb_populate_record(
-    NULL::{table},
-    data || jsonb_build_object('id', resource_id, 'restaurant_id', business_id, 'password_hash', '')
-) AS made
-ON CONFLICT (id) DO UPDATE SET ({columns}) = ROW({excluded});
-
--- delete: {name}
-DELETE FROM {table} USING changed WHERE {table}.id = changed.resource_id::{id_type};
-"""
-WRITE_ITEMS: Final = """
--- upsert: order_item
-INSERT INTO order_items
-SELECT made.*
-FROM changed, jsonb_populate_record(
-    NULL::order_items,
-    data || jsonb_build_object('line', split_part(resource_id, ':', 2), 'restaurant_id', business_id)
-) AS made
-ON CONFLICT (order_id, line) DO UPDATE
-SET (product_id, quantity, price, updated_at, deleted_at)
-= ROW(excluded.product_id, excluded.quantity, excluded.price, excluded.updated_at, excluded.deleted_at);
-
--- delete: order_item
-DELETE FROM order_items USING changed WHERE concat(order_id, ':', line) = changed.resource_id;
-"""
-
 
 def mapping_text() -> str:
     """Return the queries with the statements by which an export writes the same tables."""
-    parts = [queries_text(), WRITE_ITEMS]
-    for name, (table, id_type, columns) in WRITTEN.items():
-        names = columns.split()
-        excluded = ", ".join(f"excluded.{one}" for one in names)
-        parts.append(WRITE.format(name=name, table=table, id_type=id_type, columns=", ".join(names), excluded=excluded))
-    return "".join(parts)
+    return queries_text() + writing_text()
+
+
+def writing_text() -> str:
+    return QUERIES.with_name("restaurants-export.sql").read_text(encoding="utf-8")
 
 
 def queries_text() -> str:
