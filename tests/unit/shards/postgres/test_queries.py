@@ -108,6 +108,19 @@ def test_no_query_is_built_in_python() -> None:
             "describe_query(query)",
             "size",  # of a page of a cursor
         },
+        # The same: the statements of a mapping, and the table of positions there; exporting/rules.py has them.
+        "transfers/exporting/target.py": {
+            "sql",
+            "HAS_POSITIONS",
+            "MAKE_POSITIONS",
+            "READ_POSITIONS",
+            "TAKE_POSITION",
+            "LOCK_POSITION",
+            "NOTE_POSITION",
+            "'SELECT pg_catalog.pg_is_in_recovery()'",
+            "'SAVEPOINT described'",
+            "'ROLLBACK TO SAVEPOINT described'",
+        },
         "shards/postgres/connector.py": {
             "query",  # of the SQL files, prepared without a name
             "at_home(query, self.home)",  # the same, for the schema of the shard's tables
