@@ -202,7 +202,7 @@ class Trial:
     async def _differences(self) -> list[str]:
         answer = await self._ask("--verify")
         differences = [
-            f"{one['tenant']}: {one['checksum']} and {one['targetChecksum']}: {one['names']}"
+            f"{one['tenantId']}: {one['checksum']} and {one['targetChecksum']}: {one['names']}"
             for one in answer["tenants"]
             if one["differing"] or one["checksum"] != one["targetChecksum"]
         ]

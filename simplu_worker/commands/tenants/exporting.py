@@ -43,7 +43,7 @@ async def verify_target(settings: Settings, path: Path) -> Answer:
     columns = ("tenant", "shard", "rows", "in the target", "checksum", "in the target", "differing", "such as")
     rows = [
         (
-            f"{one.tenant.business_id} {one.tenant.location_id}",
+            f"{one.business_id} {one.location_id}",
             one.shard_id,
             one.rows,
             one.target_rows,

@@ -76,7 +76,9 @@ class _LogEnd(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     """A tenant on its shard and in the target: rows, their checksums, and what differs; types that are not exported."""
 
-    tenant: FeedTenant
+    tenant_id: str
+    business_id: str
+    location_id: str
     shard_id: str
     rows: int
     target_rows: int
@@ -253,14 +255,16 @@ class Exporter:
             if is_written and left:
                 await self._write(session, pool, left, _reader(pool))
         return Comparison(
-            tenant,
-            pool.address.shard_id,
-            own.row_count,
-            of_target.row_count,
-            own.digest,
-            of_target.digest,
-            count,
-            names,
+            tenant_id=tenant_id,
+            business_id=tenant.business_id,
+            location_id=tenant.location_id,
+            shard_id=pool.address.shard_id,
+            rows=own.row_count,
+            target_rows=of_target.row_count,
+            checksum=own.digest,
+            target_checksum=of_target.digest,
+            differing=count,
+            names=names,
         )
 
     async def _hashes_of_target(
@@ -325,7 +329,7 @@ class Exporter:
                     one = await self._compare(session, pool, tenant["id"], is_written=False)
                     if one is not None:
                         found.append(msgspec.structs.replace(one, not_exported=await self._not_exported(pool, one)))
-            known = {f"{one.tenant.business_id} {one.tenant.location_id}" for one in found}
+            known = {f"{one.business_id} {one.location_id}" for one in found}
             others: set[str] = set()
             async with session.reading() as reader:
                 for query in session.queries.values():
@@ -334,10 +338,10 @@ class Exporter:
         return found, sorted(others - known)
 
     async def _not_exported(self, pool: ShardPool, one: Comparison) -> dict[str, int]:
-        _, _, stored_names = await _find_tenant(pool, one.tenant.tenant_id)
+        _, _, stored_names = await _find_tenant(pool, one.tenant_id)
         stored = [stored_names.get(name, name) for name in self._types]
         async with pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["count_not_exported"], one.tenant.tenant_id, stored)
+            rows = await connection.fetch(QUERIES["count_not_exported"], one.tenant_id, stored)
         return {row["resource_type"]: row["row_count"] for row in rows}
 
     async def read_lag(self) -> list[ShardLag]:
