@@ -104,19 +104,16 @@ def plan_round(rows: Iterable[ReadRow], resource_types: Iterable[str]) -> RoundP
     keys: dict[ExportKey, None] = {}
     for event in (event for row in rows for event in row.events):
         tenant = event.tenant
-        if tenant is None:
-            continue
-        if event.kind not in RESOURCE_KINDS:
+        stored_type, resource_id = event.resource_type, event.resource_id
+        if tenant is not None and event.kind not in RESOURCE_KINDS:
             tenants[tenant.tenant_id] = tenant
+        if tenant is None or stored_type is None or resource_id is None:
             continue
-        names = (event.resource_type or "", *event.other_types)
-        resource_type = next((name for name in names if name in known), None)
-        if resource_type is None:
-            continue
-        key = ExportKey(tenant, resource_type, names[0], event.resource_id or "")
-        if event.kind is FeedKind.RESOURCE_DELETED:
-            keys.pop(key, None)
-        keys[key] = None
+        for resource_type in known.intersection((stored_type, *event.other_types)):
+            key = ExportKey(tenant, resource_type, stored_type, resource_id)
+            if event.kind is FeedKind.RESOURCE_DELETED:
+                keys.pop(key, None)
+            keys[key] = None
     return RoundPlan([key for key in keys if key.tenant.tenant_id not in tenants], list(tenants.values()))
 
 

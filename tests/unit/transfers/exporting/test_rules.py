@@ -12,6 +12,7 @@ from simplu_worker.feed.types import FeedEvent, FeedTenant, Place
 from simplu_worker.transfers.exporting.rules import (
     ExportKey,
     ExportRow,
+    all_statements,
     digest_of_mapping,
     in_statements,
     may_be_of,
@@ -41,7 +42,7 @@ UPDATE visits SET deleted = true;
 
 
 def row(
-    kind: str, resource: str | None = None, *, tenant: FeedTenant = TENANT, other_types: tuple[str, ...] = ()
+    kind: str, resource: str | None = None, *, tenant: FeedTenant | None = TENANT, other_types: tuple[str, ...] = ()
 ) -> ReadRow:
     resource_type, _, resource_id = (resource or "").partition(" ")
     event = FeedEvent(
@@ -84,7 +85,10 @@ def test_type_may_be_mapped_under_another_name() -> None:
 
 
 def test_types_without_statements_and_rows_without_events_are_left_out() -> None:
-    assert names(row("resource.created", "invoice 1"), ReadRow(Place(1, 1))) == []
+    known = row("resource.created", "visit 1")
+    assert names(row("resource.created", "invoice 1"), ReadRow(Place(1, 1)), row("reset", tenant=None), known) == [
+        "visit 1"
+    ]
 
 
 @pytest.mark.parametrize("kind", ["tenant.created", "tenant.moved", "tenant.replaced", "tenant.destroyed"])
@@ -116,6 +120,12 @@ def test_statement_reads_its_rows_from_columns() -> None:
     sql, columns = statement_of([ExportRow(key("visit 1")), ExportRow(key("visit 2"))], mapping)
     assert sql.endswith("UPDATE visits SET deleted = true")
     assert columns[2:4] == [["1", "2"], [None, None]]
+
+
+def test_both_statements_are_looked_at_as_they_are_sent() -> None:
+    mapping = {one.query.resource_type: one for one in parse_mapping(MAPPING.encode())}
+    sent = [statement_of([ExportRow(key("visit 1"), document)], mapping)[0] for document in ("{}", None)]
+    assert all_statements(mapping["visit"]) == sent
 
 
 def test_key_names_the_resource_and_its_tenant() -> None:
