@@ -25,7 +25,7 @@ COMMANDS: Final = {
     "shards": ("shards", "Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps."),
     "types": ("types", "Write business types to all shards from files, show and check them."),
     "dead_letters": ("dead_letters", "List dead letters, replay them, and discard them."),
-    "feed": ("feed", "See how far the destinations of the feed are, send them events again, let them go on."),
+    "feed": ("feed", "See how far the destinations of the feed are, send them events again, continue them."),
     "fleet": ("fleet", "See and steer running replicas, over HTTP."),
     "tap": ("fleet", "Print the operations that a replica decides, for up to 15 minutes."),
     "top": (

@@ -69,7 +69,7 @@ DIFFERS: Final = (
     "its rows differ from those on its former shard, where they stay; run: simplu-worker tenants verify, correct what "
     "differs, then this move again"
 )
-GOES_ON: Final = "a command has begun this move, and not ended it: it goes on"
+GOES_ON: Final = "a command has started this move, and not ended it: it continues"
 TYPES_SHOWN: Final = 12  # resource types of a comparison on the screen; `--json` has all of them
 SUM_COLUMNS: Final = ("resource type", "rows", "bytes", "checksum")
 PLANNED_AT_ONCE: Final = 8  # tenants
@@ -193,7 +193,7 @@ async def wait_for_killed(
             raise RetryableError(f"{tenant_id}: another command {VERBS[kind]} it; run this again once that has ended")
         if not is_told:
             print_note(
-                f"{tenant_id}: another command has begun to {VERBS[kind].removesuffix('s')} it, and counts as killed "
+                f"{tenant_id}: another command has started to {VERBS[kind].removesuffix('s')} it, and counts as killed "
                 f"once it has written nothing for {assessment.RUNNING_S:.0f} s: waiting for that"
             )
             is_told = True
@@ -253,7 +253,7 @@ class MoveRunner:
             return MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc))
         except Exception as exc:  # a bug: the other tenants go on
             log.exception("move.crashed", tenant_id=tenant_id)
-            error = f"{type(exc).__name__}: a bug, which the log has; run the same command again to go on"
+            error = f"{type(exc).__name__}: a bug, which the log has; run the same command again to continue"
             return MoveResult(tenant_id, MoveOutcome.FAILED, certificate, error)
         outcome = MoveOutcome.MOVED if certificate.comparison.is_equal else MoveOutcome.DIFFERS
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
@@ -275,7 +275,7 @@ class MoveRunner:
                 if isinstance(locator, CitrusClient):
                     if not await locator.move(tenant_id, shard_id):
                         return (
-                            f"Citrus has no PUT /api/shard/{tenant_id}, or does not know the tenant: it goes on naming "
+                            f"Citrus has no PUT /api/shard/{tenant_id}, or does not know the tenant: it still names "
                             f"the old shard, which leads to shard {shard_id}; keep the old shard"
                         )
                 elif isinstance(locator, StaticMap) and self._settings.shard_map_file is not None:
@@ -436,7 +436,9 @@ async def rollback_tenant(
         runner = MoveRunner(settings, shards, bounds, as_json=as_json)
         status = await runner.run([MoveRequest(*tenant, way.back_to)])
     if status:
-        print_note(f"{tenant_id}: run the command again to go on, or with --stay to leave the tenant on shard {home}")
+        print_note(
+            f"{tenant_id}: run the command again to continue, or with --stay to leave the tenant on shard {home}"
+        )
     return status
 
 

@@ -261,7 +261,7 @@ class TransferProgress(ProgressLine):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.text = f"{self._describe()}; the same command goes on"
+        self.text = f"{self._describe()}; the same command continues"
         super().__exit__(kind, error, trace)
 
     def show(self, name: str, step: str, row_count: int, row_total: int = 0) -> None:

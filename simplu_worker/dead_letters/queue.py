@@ -310,8 +310,8 @@ class DeadLetterBrowser:
             return max(behind, 1)  # the count of the queue is an estimate
         if behind:
             self.note(
-                f"{behind} dead letters may be behind those that stay in their groups: a FIFO queue shows at most ten "
-                "of a group until these are deleted"
+                f"{behind} dead letters may be behind the letters that stay in their groups: a FIFO queue shows at "
+                "most ten of a group until these are deleted"
             )
         return behind
 

@@ -123,7 +123,7 @@ async def skip(pool: ShardPool, destination: str, event_id: str | None = None, *
                 await connection.execute(QUERIES["take_feed"])
             row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
         if row is None:
-            raise PermanentError(f"{destination} has not begun on this shard; run: simplu-worker feed show")
+            raise PermanentError(f"{destination} has not started on this shard; run: simplu-worker feed show")
         if (problem := skip_problem(_stop(row["stopped"]), event_id)) is not None:
             raise PermanentError(problem)
         if apply:

@@ -75,7 +75,7 @@ def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | No
         if standing.is_leaving or standing.state not in AT_REST:
             what = "a mover runs" if standing.is_leaving else f"its row is {standing.state}"
             return (
-                f"{erasure.tenant_id}: a move, an import or a restore has begun: {what} on shard {shard_id}; nothing "
+                f"{erasure.tenant_id}: a move, an import or a restore has started: {what} on shard {shard_id}; nothing "
                 "was erased; let it end, or take it back (simplu-worker tenants rollback --stay --apply), and run this "
                 "command again"
             )
@@ -169,5 +169,5 @@ async def erase_on_shard(
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:
     return RetryableError(
         f"{erasure.tenant_id}: its row on shard {shard.address.shard_id} has changed: a move, a restore or a "
-        "destruction has begun; run the command again once it has ended"
+        "destruction has started; run the command again once it has ended"
     )

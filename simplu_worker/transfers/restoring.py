@@ -100,7 +100,7 @@ def beginning_of(
     if tenant is None:
         raise TransferRefusedError("the shard has no row of the tenant; run: simplu-worker tenants show")
     if journal is not None and journal.token not in {*own_runs, earlier_run}:
-        raise SupersededError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
+        raise SupersededError(f"{tenant.id}: another restore has started since; it continues, and this one has ended")
     if tenant.state is TenantState.ACTIVE:
         is_own = journal is not None and journal.token in own_runs and journal.step == TransferStep.DONE
         return Beginning.ENDED if is_own else Beginning.NEW
@@ -112,7 +112,7 @@ def beginning_of(
         return Beginning.NEW
     if (begun := journal.detail["mode"]) != mode:
         raise TransferRefusedError(
-            f"{tenant.id}: expected --{begun}, which an earlier command has begun with, got --{mode}"
+            f"{tenant.id}: expected --{begun}, which an earlier command has started with, got --{mode}"
         )
     return Beginning.GO_ON
 
@@ -280,12 +280,12 @@ class Restorer(TransferEngine[RestoreCertificate]):
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
         if self._step is TransferStep.OPEN:
-            return "nothing was overwritten, and the tenant goes on within seconds; run the same command again"
+            return "nothing was overwritten, and the tenant continues within seconds; run the same command again"
         if self.is_released:
             return (
-                "the tenant was released and goes on, but the shard's standbys have not confirmed that: do not restore "
-                "it again, which would undo what it has applied since. After a failover, the same command without "
-                "--apply tells whether the restore has to go on"
+                "the tenant was released and continues, but the shard's standbys have not confirmed that: do not "
+                "restore it again, which would undo what it has applied since. After a failover, the same command "
+                "without --apply tells whether the restore has to continue"
             )
         return "the tenant's operations wait until the same command has ended: run it again"
 

@@ -54,7 +54,7 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
                 "without end",
             )
         for problem in redrive_problems(queue, facts.redrive_targets.get(name), rules):
-            yield Finding(name, problem, "change the queue's settings, or those of the worker")
+            yield Finding(name, problem, "change the queue's settings, or the worker's")
 
 
 def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:

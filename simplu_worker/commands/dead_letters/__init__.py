@@ -29,11 +29,11 @@ class FilterOptions:
     source
         Only those from Kinesis, or from SQS.
     tenant
-        Only those of this business and location.
+        Only dead letters of this business and location.
     since
-        Only those that failed at this time or later, by RFC 3339; no offset means UTC.
+        Only dead letters that failed at this time or later, by RFC 3339; no offset means UTC.
     until
-        Only those that failed before this time.
+        Only dead letters that failed before this time.
     message
         Only the one in this message of the queue, by the `messageId` of `list --json`; may be given several times.
     """
@@ -114,7 +114,7 @@ def discard_dead_letters(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Delete dead letters with their records: those that filters name, or all.
+    """Delete dead letters with their records: the ones that filters name, or all.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ async def discard_dead_letters(settings: Settings, request: LettersRequest) -> A
     note = (
         f"{answer['discarded']} dead letters were deleted, with their records"
         if request.apply
-        else "nothing was deleted; --apply deletes these letters, and their records are then nowhere else"
+        else "nothing was deleted; --apply deletes these letters, and nothing else then has their records"
     )
     table = Table(("letters", "reason", "tenant"), rows)
     return Answer(answer, [table, note], is_failed=_is_failed(answer, request))
@@ -94,4 +94,4 @@ def _describe_outcomes(outcomes: Sequence[service.ReplayOutcome], request: Lette
         for (status, source, name, reason, why), count in alike.items()
     ]
     table = Table(("letters", "reason", "source", "outcome" if request.apply else "plan", "why", ""), rows)
-    return [table, None if request.apply else "nothing was sent; --apply sends those that would be sent"]
+    return [table, None if request.apply else "nothing was sent; --apply sends the letters that would be sent"]

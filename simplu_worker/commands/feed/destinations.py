@@ -33,12 +33,12 @@ async def replay_feed(settings: Settings, destination: str, since: datetime, *, 
     """
     answers, silent = await ask_shards(settings, lambda pool: replay(pool, destination, since, apply=apply))
     note = (
-        "begun: the events come within ten seconds, and the lag of the destination grows until they are sent"
+        "started: the events come within ten seconds, and the lag of the destination grows until they are sent"
         if apply
         else "nothing was changed; with --apply these events are sent again, under the same ids"
     )
     if any(one is not None and one.stopped is not None for one in answers.values()):
-        note += "; a destination that has stopped goes on after `simplu-worker feed skip`"
+        note += "; a destination that has stopped continues after `simplu-worker feed skip`"
     return _answer(destination, answers, silent, REPLAY_COLUMNS, note, apply=apply)
 
 
@@ -67,9 +67,9 @@ async def skip_feed(
     """
     async with open_shard(settings, shard_id) as pool:
         stopped = await skip(pool, destination, event_id, apply=apply)
-    effect = "the feed goes on where it was; an event that it refused is tried once more, then kept as refused"
+    effect = "the feed continues where it was; an event that it refused is tried once more, then kept as refused"
     if event_id is not None:
-        effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
+        effect = "the event is tried once more, kept as refused if that fails for any reason, and the feed continues"
     members: dict[str, Any] = {
         "destination": destination,
         "shardId": shard_id,
@@ -91,7 +91,7 @@ async def forget_destination(settings: Settings, destination: str, *, apply: boo
     answers, silent = await ask_shards(settings, lambda pool: forget(pool, destination, apply=False))
     if is_done := apply and not silent:
         answers, silent = await ask_shards(settings, lambda pool: forget(pool, destination, apply=True))
-    note = "the destination begins anew if a file has it again"
+    note = "the destination starts anew if a file has it again"
     note = f"done: {note}" if is_done else f"nothing was changed; with --apply this is deleted, and {note}"
     return _answer(destination, answers, silent, FORGET_COLUMNS, note, apply=is_done)
 

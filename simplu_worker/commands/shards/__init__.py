@@ -176,7 +176,7 @@ def drain_shard(
     Parameters
     ----------
     undo
-        Let the shard take tenants again; those that have left it stay where they are.
+        Let the shard take tenants again; tenants that have left it stay where they are.
     """
     from simplu_worker.commands.shards.rebalance import drain_shard, undo_drain
 

@@ -19,8 +19,10 @@ COLUMNS: Final = {
     "position": "lacks records after",
     "foundAt": "found at",
 }
-ACCEPTED: Final = "accepted: workers go on within seconds, with the oldest record that the stream has"
-PLANNED: Final = "nothing was changed; with --apply the records after these positions count as lost, and workers go on"
+ACCEPTED: Final = "accepted: workers continue within seconds, with the oldest record that the stream has"
+PLANNED: Final = (
+    "nothing was changed; with --apply the records after these positions count as lost, and workers continue"
+)
 NONE_FOUND: Final = "expected a shard that is held for a gap, got none; `simplu-worker shards list` shows the problems"
 
 
@@ -61,7 +63,7 @@ async def raise_numbers(settings: Settings, shard_id: str, *, apply: bool) -> An
     if not raised.is_behind:
         note = "the shard's numbers are above those in its log: there is nothing to raise"
     elif apply:
-        note = "raised: workers go on within seconds"
+        note = "raised: workers continue within seconds"
     else:
         note = "the log is ahead of the server: workers hold the shard; run this again with --apply"
     facts = Facts({"shard": shard_id, "offset of its numbers": raised.offset})

@@ -245,7 +245,7 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     for shard_id in sorted(shown.survey.drained):
         print_note(describe_drained(shard_id))
     if begun:
-        print_note(f"{len(begun)} of these moves have begun and go on first")
+        print_note(f"{len(begun)} of these moves have started, and continue first")
     moved = {one.tenant.tenant_id for one in (*begun, *shown.plan)} - shown.refused.keys()
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if moved and not apply:
@@ -272,8 +272,8 @@ def _members(one: balance.PlannedTransfer) -> dict[str, Any]:
 
 def _describe_stuck(stuck: Iterable[balance.PlannedTransfer]) -> dict[str, str]:
     return {
-        one.tenant.tenant_id: f"its move to shard {one.target_id} has begun and cannot go on; once no command works on "
-        "it, run: simplu-worker tenants rollback --stay --apply"
+        one.tenant.tenant_id: f"its move to shard {one.target_id} has started and cannot continue; once no command "
+        "works on it, run: simplu-worker tenants rollback --stay --apply"
         for one in stuck
     }
 
@@ -362,7 +362,9 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
             print_removal(shard_id, kept_by)
         is_whole = not (status or kept_by)
         if not is_whole:
-            print_note("this was not all: run the command again to go on, or with --undo to have it take tenants again")
+            print_note(
+                "this was not all: run the command again to continue, or with --undo to have it take tenants again"
+            )
         return 0 if is_whole else 1
 
 

@@ -35,17 +35,17 @@ class OperationListOptions:
     Parameters
     ----------
     resource_type
-        Only those of resources of this type.
+        Only operations on resources of this type.
     resource_id
-        Only those of resources with this id.
+        Only operations on resources with this id.
     since
-        Only those that were decided at this time or later, by RFC 3339; no offset means UTC.
+        Only operations that were decided at this time or later, by RFC 3339; no offset means UTC.
     until
-        Only those that were decided before this time.
+        Only operations that were decided before this time.
     status
         Only those with this status.
     error
-        Only those that failed with this error.
+        Only operations that failed with this error.
     limit
         Print at most this many, up to 500.
     after

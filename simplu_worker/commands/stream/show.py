@@ -188,7 +188,7 @@ def describe_page(page: OperationPage, limit: int) -> Iterator[Part]:
         return
     if len(page.operations) < limit and page.searched_to is not None:
         yield f"searched back to {page.searched_to.isoformat()}; narrow the time with --since and --until, or"
-    yield f"go on with --after {page.next}"
+    yield f"continue with --after {page.next}"
 
 
 def _cells(operation: ListedOperation) -> tuple[object, ...]:

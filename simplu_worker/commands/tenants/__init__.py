@@ -80,7 +80,7 @@ def move_tenant(
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Move a tenant to another shard while workers run. A move that was interrupted goes on."""
+    """Move a tenant to another shard while workers run. An interrupted move continues."""
     from simplu_worker.commands.moves import MoveRequest, move_tenant
 
     request = MoveRequest(business, location, to)
@@ -336,7 +336,7 @@ def import_tenants(
     discard
         Give up: delete the tenants of imports that are not active yet, with their rows; takes --apply and --source.
     source
-        With --discard: only those of the source with this name, as a refusal and the plan print it.
+        With --discard: only tenants of the source with this name, as a refusal and the plan print it.
     """
     from simplu_worker.commands.tenants.importing import discard_imports, import_tenants
     from simplu_worker.transfers.importing.importer import ImportOptions
@@ -367,7 +367,7 @@ def export_tenants(
     mapping
         The file of an import, with two further statements for each resource type: `-- upsert:` and `-- delete:`.
     follow
-        Make the target's rows of all tenants those of the shards, and write what changes, until Ctrl-C.
+        Copy the rows of all tenants from the shards, then write what changes, until Ctrl-C.
     verify
         Compare all rows, and change nothing: without an export, its plan.
     """

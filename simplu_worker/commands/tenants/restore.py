@@ -173,7 +173,9 @@ async def _judge_stream(
     if refusal is not None:
         if not goes_on:
             raise PermanentError(f"{tenant_id}: {refusal}")
-        print_note(f"{refusal}. The restore goes on; workers may then hold the shard: simplu-worker shards accept-gap")
+        print_note(
+            f"{refusal}. The restore continues; workers may then hold the shard: simplu-worker shards accept-gap"
+        )
     return round(max(ages.values(), default=timedelta()).total_seconds(), 1)
 
 
@@ -211,7 +213,7 @@ def _describe_plan(plan: Mapping[str, Any]) -> Iterator[Part]:
             "after the restore run: simplu-worker tenants erase-resource"
         )
     if plan["goesOn"]:
-        yield "an earlier command has begun to overwrite the tenant's rows; the restore goes on"
+        yield "an earlier command has started to overwrite the tenant's rows; the restore continues"
     if plan["repeats"] is not None:
         yield f"--apply is refused: {plan['repeats']}"
 

@@ -309,7 +309,7 @@ def refusal_of_repetition(journal: Transfer | None, mode: RestoreMode, export: P
         return None
     return (
         f"expected a tenant that was not restored within {_hours(REPEATED_WITHIN)} h, got one that was restored with "
-        f"--{mode} {_hours(age)} h ago, and goes on: a second restore undoes what it has applied since. If you want "
+        f"--{mode} {_hours(age)} h ago, and continues: a second restore undoes what it has applied since. If you want "
         f"that, name another file than {journal.export} with --export"
     )
 

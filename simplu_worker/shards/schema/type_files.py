@@ -176,7 +176,7 @@ def _base_problems(one: ResourceType) -> Iterator[str]:
         if name != default and not _SQL_NAME.fullmatch(name):
             yield f"{member}: expected {default}, or a-z or _, then up to 62 of a-z, 0-9, _, got {name[:64]!r}"
     if len(set(one.base_columns)) < len(one.base_columns):
-        yield "tenantColumn, idColumn: expected two names other than those of the columns data and date"
+        yield "tenantColumn, idColumn: expected two names other than data and date"
 
 
 def _schema_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[str]:

@@ -253,7 +253,7 @@ class Upgrader:
                     raise ShardUnavailableError(
                         f"shard {shard_id}: expected a lock within {self._patience_s:.0f} s, got none "
                         f"for: {title}{blocked_by}; end the session that holds it, or run the command again later: "
-                        "it goes on where it stopped"
+                        "it continues where it stopped"
                     ) from exc
             await asyncio.sleep(backoff_s(tries, draw=self._draw(), base_s=PAUSE_MIN_S, max_s=PAUSE_MAX_S))
 

@@ -53,7 +53,7 @@ function controlOf(path, name, tenant) {
   const { shardId, state, resources, weight, pausedUntil, held } = tenant;
   const facts = withoutNothing({ tenant: name, shardId, state, resources: resources && count(resources), weight, pausedUntil, held: held ? held.reason : "no" });
   const [title, note, verb] = pausedUntil
-    ? ["Resume", "Its operations go on, those that wait first.", "resume"]
+    ? ["Resume", "Its operations continue, the waiting ones first.", "resume"]
     : ["Pause for 4 hours", "Its operations wait in the stream and in the queues, in order; nothing is lost within their retention.", "pause"];
   return {
     title, subject: name,

@@ -116,7 +116,7 @@ class Exporter:
     async def follow(self) -> None:
         """Write what changes, until cancelled: that ends at any moment without a loss, or a write that comes twice.
 
-        Raises `PermanentError` if the target refuses a statement, or another export has begun since.
+        Raises `PermanentError` if the target refuses a statement, or another export has started since.
         """
         failure_count = 0
         while True:

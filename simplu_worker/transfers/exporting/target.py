@@ -154,7 +154,7 @@ class TargetSession:
             await self._connection.send("BEGIN; SET CONSTRAINTS ALL DEFERRED")
             if await self._connection.fetchrow(LOCK_POSITION, shard_id, self._token) is None:
                 await self._connection.send("ROLLBACK")
-                raise TargetRefusedError(f"shard {shard_id}: another export has begun since; end one of the two")
+                raise TargetRefusedError(f"shard {shard_id}: another export has started since; end one of the two")
         try:
             yield
             with self._refusals("the rows of a transaction"):
@@ -191,7 +191,7 @@ class TargetSession:
                 at = f" by {constraint}" if constraint else ""
                 raise TargetRefusedError(
                     f"{self._name}: the target refuses {what}: {state_words(code)}{at}; correct its rows or the"
-                    " mapping, and run this again: it goes on there"
+                    " mapping, and run this again: it continues there"
                 ) from exc
 
 

@@ -394,7 +394,7 @@ class ImportEngine(TransferEngine[TenantReport]):
         if (found := await self._compare(taken)) != taken.types:
             differing = describe_difference(Comparison(taken.types, found))
             raise RetryableError(
-                f"shard {self._target.shard_id}: its rows differ from those of the source: {differing}; run this again,"
+                f"shard {self._target.shard_id}: its rows differ from the source's: {differing}; run this again,"
                 " which copies the tenant again"
             )
         return taken

@@ -239,5 +239,5 @@ async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str
     if not is_left or left is None or home is None or left.epoch != home.epoch:
         raise PermanentError(
             f"{tenant_id}: shard {arrival.place} does not have its rows as of the move any more: a cleanup "
-            "or a move back has begun, or the tenant was made again since; compare with a backup"
+            "or a move back has started, or the tenant was made again since; compare with a backup"
         )

@@ -251,7 +251,7 @@ class Mover(TransferEngine[Certificate]):
         if not comparison.is_equal:
             raise TransferRefusedError(
                 f"{self._tenant_id}: the rows on both shards differ: "
-                f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
+                f"{describe_difference(comparison)}; the tenant stays on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback --stay --apply"
             )
 

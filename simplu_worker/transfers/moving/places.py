@@ -72,7 +72,7 @@ class TenantPlaces(msgspec.Struct, frozen=True):
             return home
         left = [shard_id for shard_id, to in self._departures().items() if to == target_id]
         if not left:
-            where = f"its home is shard {target_id} already" if home else "it is on its way to another shard"
+            where = f"its home is shard {target_id} already" if home else "it moves to another shard"
             raise PermanentError(f"{self.tenant_id}: it cannot move to shard {target_id}: {where}")
         return left[-1]
 

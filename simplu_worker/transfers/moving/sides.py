@@ -127,7 +127,7 @@ class MoveSource:
         self._last_barrier = None
         raise TransferRefusedError(
             f"{self._move.tenant_id}: the clock of shard {self._move.source_id} was set back, and the move "
-            f"was stopped; the tenant goes on on shard {self._move.source_id}; "
+            f"was stopped; the tenant stays on shard {self._move.source_id}; "
             "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
         )
 
@@ -279,7 +279,7 @@ class MoveTarget:
 
 
 def _superseded(move: Move) -> SupersededError:
-    return SupersededError(f"{move.tenant_id}: another mover has begun since; run: simplu-worker tenants show")
+    return SupersededError(f"{move.tenant_id}: another mover has started since; run: simplu-worker tenants show")
 
 
 def _check_names(move: Move, source: MovingTenant, target: MovingTenant | None) -> None:
@@ -371,7 +371,7 @@ class MoveUndo(TransferEngine[int]):
 
     def describe_state(self) -> str:
         """Return the state, which is that of before."""
-        return "the tenant goes on on its shard; run the same command again to delete the rest of its copy"
+        return "the tenant stays on its shard; run the same command again to delete the rest of its copy"
 
     async def go_on(self) -> int:
         """Stop the mover, and delete what it has copied; return the rows deleted."""
@@ -411,13 +411,13 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
     async with target.transaction() as connection:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
-            raise SupersededError(f"{tenant_id}: another mover has begun since; run this again once it has ended")
+            raise SupersededError(f"{tenant_id}: another mover has started since; run this again once it has ended")
         await connection.execute(
             QUERIES["drop_transfer"], tenant_id, TransferKind.ARRIVAL
         )  # no mover may go on from its rest
     count = await drop_rows(target, tenant_id, token, TenantState.INCOMING)
     if count is None:
-        raise SupersededError(f"{tenant_id}: another mover has begun since; run this again once it has ended")
+        raise SupersededError(f"{tenant_id}: another mover has started since; run this again once it has ended")
     async with target.transaction() as connection:
         await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
     return count

@@ -52,17 +52,17 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
 
     *has_left*: its home was no longer the source when the mover began.
     """
-    source_id, target_id, again = move.source_id, move.target_id, "run the same command again to go on"
+    source_id, target_id, again = move.source_id, move.target_id, "run the same command again to continue"
     match phase:
         case MovePhase.FENCE | MovePhase.LAST_DELTA | MovePhase.COMMIT:
-            return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
+            return f"the tenant is on shard {source_id} or is leaving it, and workers continue; {again}"
         case MovePhase.ACTIVATE:
             return f"the tenant has left shard {source_id}: workers activate it; {again}"
         case MovePhase.CERTIFY | MovePhase.PUBLISH:
             return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
     if has_left:
         return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
-    return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback --stay --apply to delete the copy"
+    return f"the tenant stays on shard {source_id}; {again}, or tenants rollback --stay --apply to delete the copy"
 
 
 class PauseTooLongError(TransferRefusedError):

@@ -83,7 +83,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
         assert {(one["left"], one["rows"]) for one in answer_of(capsys)["tenants"]} == expected
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
-    with pytest.raises(PermanentError, match="a cleanup or a move back has begun"):
+    with pytest.raises(PermanentError, match="a cleanup or a move back has started"):
         await show(verify_tenant(settings, TENANT), as_json=True)
     assert await roll_back(settings) == 0
     there = answer_of(capsys)

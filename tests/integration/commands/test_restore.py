@@ -90,7 +90,7 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     settings = backed(tmp_path, *shards)
 
     assert await show(restore(settings, apply=False), as_json=False) == 0
-    assert "an earlier command has begun to overwrite" in capsys.readouterr().err
+    assert "an earlier command has started to overwrite" in capsys.readouterr().err
     assert await show(restore(settings), as_json=True) == 0
     told = capsys.readouterr()
     assert "to restore it, and counts as killed once it has written nothing for 4 s: waiting for that" in told.err
@@ -113,7 +113,7 @@ async def test_restore_that_was_not_confirmed_is_not_repeated(
         with pytest.raises(asyncio.CancelledError):
             await show(restore(settings), as_json=False)
     printed = capsys.readouterr().err
-    assert "the tenant was released and goes on" in printed
+    assert "the tenant was released and continues" in printed
     assert "the cache was not cleared" in printed
     before = await ask(shards[0], "SELECT *, ctid FROM tenants")
 

@@ -237,7 +237,7 @@ async def test_earlier_export_ends_where_another_has_begun(case: Case) -> None:
         await case.apply(("create", "r1", {"n": 1}))
         await case.export()
         await case.apply(("update", "r1", {"n": 2}))
-        with pytest.raises(TargetRefusedError, match="another export has begun"):
+        with pytest.raises(TargetRefusedError, match="another export has started"):
             await earlier.run_once(session)
     assert await case.patients() == {"r1": (1, 1)}
 

@@ -265,7 +265,7 @@ async def test_move_is_undone_before_its_commit(world: World, monkeypatch: pytes
     await MoveUndo(world.pools, TENANT_ID, "a", "b").run()
     is_undone.set()
 
-    with pytest.raises(PermanentError, match="another mover has begun since"):
+    with pytest.raises(PermanentError, match="another mover has started since"):
         await run
     assert await world.states() == {"a": "active"}
     assert await world.case("b").resources() == {}

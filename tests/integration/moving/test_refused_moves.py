@@ -35,9 +35,7 @@ async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     )
     await fetch(pool, f"CREATE TRIGGER fail BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION fail()")
 
-    with pytest.raises(
-        RetryableError, match=rf"({trouble}).*the tenant goes on on shard a; run the same command again"
-    ):
+    with pytest.raises(RetryableError, match=rf"({trouble}).*the tenant stays on shard a; run the same command again"):
         await world.move()
     assert (await world.states())["a"] == "active"
 
@@ -59,7 +57,7 @@ VALUES ('clinic-main', 'clinic-main', '', 'dental', 'destroyed', now(), now())
 @pytest.mark.parametrize(
     ("shard_id", "statements", "error"),
     [
-        ("b", REFUSED_DATA, "the tenant goes on on shard a; run the same command again to go on, or tenants rollback"),
+        ("b", REFUSED_DATA, "the tenant stays on shard a; run the same command again to continue, or tenants rollback"),
         ("a", "UPDATE tenants SET state = 'fenced'", "is being restored: .* run: simplu-worker tenants restore"),
         ("a", "UPDATE tenants SET state = 'destroyed'", "the tenant is destroyed; run: simplu-worker tenants rollback"),
         ("b", OTHER_TENANT, "has this id for business clinic-main at location ; the tenant stays on shard a; run: "),

@@ -227,7 +227,7 @@ async def test_restorer_that_wakes_up_late_writes_nothing(world: World, monkeypa
     after = await world.case.everything()
     going_on.set()
 
-    with pytest.raises(SupersededError, match="another restore has begun since"):
+    with pytest.raises(SupersededError, match="another restore has started since"):
         await running
     assert await world.case.everything() == after
 
@@ -344,7 +344,9 @@ async def test_release_that_is_never_confirmed_is_told_as_one(
     monkeypatch.setattr(restorer, "_release", release)
     monkeypatch.setattr(world.commits, "wait_for_transaction", never)
 
-    with pytest.raises(RetryableError, match=r"not confirmed; the tenant was released and goes on, .* do not restore"):
+    with pytest.raises(
+        RetryableError, match=r"not confirmed; the tenant was released and continues, .* do not restore"
+    ):
         await restorer.run()
 
     assert await world.tenant() == ("active", 2)

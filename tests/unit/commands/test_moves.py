@@ -38,7 +38,7 @@ class Clock:
 
 def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     for error, text in (
-        (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows; the same command goes on"),
+        (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows; the same command continues"),
         (ValueError(), ""),
     ):
         with contextlib.suppress(type(error)), TransferProgress(2):

@@ -41,7 +41,7 @@ def test_source(found: TenantPlaces, source: str) -> None:
     [
         (places(a="active", c="active"), PermanentError, "it has a home on a and on c"),
         (places(b="active"), PermanentError, "its home is shard b already"),
-        (places(a="moved:c", c="ready"), PermanentError, "it is on its way to another shard"),
+        (places(a="moved:c", c="ready"), PermanentError, "it moves to another shard"),
         (places(a="active", c="incoming"), PermanentError, "has left a copy on c; the tenant stays on shard a; run"),
         (places(a="destroyed"), PermanentError, "destroyed on a$"),
         (places(a="destroying", b="incoming"), PermanentError, "destroyed on a; run: simplu-worker tenants rollback"),

@@ -135,7 +135,7 @@ def test_way_back_is_warm(
 
 
 MOVE = Move("clinic-main", "a", "b")
-AGAIN = "run the same command again to go on"
+AGAIN = "run the same command again to continue"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ AGAIN = "run the same command again to go on"
         (
             (MovePhase.PREPARE, MovePhase.COPY, MovePhase.CATCH_UP, MovePhase.VERIFY, MovePhase.REHEARSE),
             False,
-            f"the tenant goes on on shard a; {AGAIN}, or tenants rollback --stay --apply to delete the copy",
+            f"the tenant stays on shard a; {AGAIN}, or tenants rollback --stay --apply to delete the copy",
         ),
         (
             (MovePhase.PREPARE, MovePhase.COPY),
@@ -154,7 +154,7 @@ AGAIN = "run the same command again to go on"
         (
             (MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT),
             False,
-            f"the tenant is on shard a or on its way, and workers go on; {AGAIN}",
+            f"the tenant is on shard a or is leaving it, and workers continue; {AGAIN}",
         ),
         ((MovePhase.ACTIVATE,), True, f"the tenant has left shard a: workers activate it; {AGAIN}"),
         (

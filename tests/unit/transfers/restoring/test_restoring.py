@@ -46,7 +46,12 @@ def test_restorer_begins_where_the_rows_are(state: TenantState, found: Transfer 
 @pytest.mark.parametrize(
     ("state", "found", "error", "text"),
     [
-        (TenantState.ACTIVE, journal(TransferStep.DONE, "another"), SupersededError, "another restore has begun since"),
+        (
+            TenantState.ACTIVE,
+            journal(TransferStep.DONE, "another"),
+            SupersededError,
+            "another restore has started since",
+        ),
         (TenantState.FENCED, None, RetryableError, "being moved"),
         (TenantState.FENCED, journal(TransferStep.DONE), RetryableError, "being moved"),
         (TenantState.FENCED, journal(TransferStep.REPLACING, token=2), RetryableError, "being moved"),
