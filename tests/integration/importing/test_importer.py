@@ -551,7 +551,7 @@ async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -
 
     report = report_of(result, "1 main")
     assert report.state is ImportState.FAILED
-    assert "its rows differ from those of the source" in (report.detail or "")
+    assert "its rows differ from the source's" in (report.detail or "")
     assert sorted(states(result).values()) == ["failed"] + ["imported"] * (RESTAURANTS - 1)
 
 
