@@ -76,7 +76,8 @@ class FloodPlan(ChainPlan, frozen=True, tag=True):
             case "type":
                 return json.dumps(message | {"resourceType": 0}).encode()
             case "parts":
-                own = (message | {"requestId": f"{message['requestId']}-{one}"} for one in range(PARTS_COUNT))
+                ids = {name: message[name] for name in ("requestId", "resourceId") if name in message}
+                own = (message | {name: f"{id_}-{part}" for name, id_ in ids.items()} for part in range(PARTS_COUNT))
                 return aggregate([(key, None, json.dumps(one).encode()) for one in own])
             case _:
                 return json.dumps(message).encode()
