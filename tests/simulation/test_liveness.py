@@ -8,6 +8,7 @@ from simulation.sqs_world import Desk, World, virtually
 from simplu_local.sqs.faults import SqsFault
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.consumers.sqs.receive.slots import PriorityGate
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import FLEET_TURN_MAX_S, ReplicaStatus
 
@@ -23,27 +24,32 @@ def replica_of(stopping: asyncio.Event, **receivers: QueueReceiver) -> ReplicaSt
     return ReplicaStatus("r", stopping, monitoring=Monitoring(receivers=receivers))
 
 
+class DefectiveGate(PriorityGate):
+    """A gate that may stay shut for longer than a gate does."""
+
+    is_stuck = False
+
+    def lets_pass(self, now: float) -> bool:
+        """Return whether a poll may begin."""
+        return not self.is_stuck and super().lets_pass(now)
+
+
 @virtually
 async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
-    gate = asyncio.Event()
-    gate.set()
-
-    async def pass_gate() -> None:
-        await gate.wait()
-
+    gate = DefectiveGate(lambda: (False, 0))
     async with (
         world.receiving(world.queue(), Desk()) as fine,
-        world.receiving(world.queue(), Desk(), gate=pass_gate) as stuck,
+        world.receiving(world.queue(), Desk(), gate=gate) as stuck,
     ):
         replica = replica_of(asyncio.Event(), fine=fine.receiver, stuck=stuck.receiver)
         await asyncio.sleep(1000)
         assert replica.liveness_problem() is None
-        gate.clear()
+        gate.is_stuck = True
         await asyncio.sleep(2 * LONGEST_TURN_S + 20)
         reason = replica.liveness_problem() or ""
         assert "queue stuck" in reason
         assert "fine" not in reason
-        gate.set()
+        gate.is_stuck = False
         await asyncio.sleep(10)
         assert replica.liveness_problem() is None
 
