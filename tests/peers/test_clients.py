@@ -151,8 +151,11 @@ def test_packages_have_their_client_alone(tmp_path: Path) -> None:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
         metadata = wheel.read("simplu_client-0.1.0.dist-info/METADATA").decode()
     folder = CLIENTS / "python"
-    files = {path for path in (folder / "simplu_client").iterdir() if path.is_file()}
+    packages = ("simplu_client", "simplu_router")
+    files = {path for name in packages for path in (folder / name).iterdir() if path.is_file()}
     assert names == {path.relative_to(folder).as_posix() for path in files}
-    assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == [
-        "Requires-Dist: boto3>=1.35"
+    assert [line for line in metadata.splitlines() if line.startswith(("Requires-Dist", "Provides-Extra"))] == [
+        "Requires-Dist: boto3>=1.35",
+        "Provides-Extra: router",
+        "Requires-Dist: asyncpg>=0.32; extra == 'router'",
     ]
