@@ -44,6 +44,8 @@ _AWAY: Final = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.OperatorInterventionError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a server's farewell that came between two statements
 )
 
 
@@ -123,7 +125,12 @@ class Router:
             raise ValueError("A replica may be behind: name in `seen` the requestId that the answer has to include.")
         async with AsyncExitStack() as stack:
             visit = await self._find(stack, _Tenant(business, location, seen), replica=replica)
-            yield visit.connection
+            try:
+                yield visit.connection
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
+                if not _is_lost(visit.connection) and not isinstance(exc, asyncpg.AdminShutdownError):
+                    raise
+                raise ShardUnavailableError(f"Shard {visit.shard_id} went away during the read: repeat it.") from exc
 
     async def _find(self, stack: AsyncExitStack, tenant: _Tenant, *, replica: bool) -> _Visit:
         await self._refresh()
@@ -132,7 +139,7 @@ class Router:
         try:
             visit = await self._follow(stack, tenant)
         except ShardUnavailableError:
-            await _leave(stack)
+            await stack.aclose()
             self._homes.pop(tenant.key, None)
             await self._refresh(at_once=True)
             visit = await self._follow(stack, tenant)
@@ -167,7 +174,7 @@ class Router:
             return None
         if visit.state in IS_HOME and visit.has_seen and not visit.is_restored:
             return visit
-        await _leave(visit.stack)
+        await visit.stack.aclose()
         return None
 
     async def _follow(self, stack: AsyncExitStack, tenant: _Tenant) -> _Visit:
@@ -181,9 +188,9 @@ class Router:
                 return visit
             following = await self._visit(stack, visit.moved_to or "", tenant)
             if following.state in IS_ARRIVING and following.epoch == visit.epoch:
-                await _leave(following.stack)
+                await following.stack.aclose()
                 return visit
-            await _leave(visit.stack)
+            await visit.stack.aclose()
             visit = following if following.state in MAY_LEAD else await self._search(stack, tenant)
         raise ShardUnavailableError(f"The tenant {tenant.key} moves faster than it is followed: try again later.")
 
@@ -204,7 +211,7 @@ class Router:
             if visit.state == "moved" and (left is None or (visit.epoch or 0) > (left.epoch or 0)):
                 left, other = visit, left
             if other is not None:
-                await _leave(other.stack)
+                await other.stack.aclose()
         if left is not None:
             return left
         raise missing or TenantUnknownError(f"No shard has the tenant {tenant.key}.")
@@ -223,15 +230,14 @@ class Router:
                 continue
             if not visit.is_standby:
                 return visit
-            await _leave(visit.stack)
+            await visit.stack.aclose()
         raise unavailable
 
     async def _visit_at(self, outer: AsyncExitStack, shard_id: str, url: str, tenant: _Tenant) -> _Visit:
         stack = await outer.enter_async_context(AsyncExitStack())
         try:
             pool = await self._pool(url)
-            connection = await stack.enter_async_context(pool.acquire(timeout=self._timeout_s))
-            await stack.enter_async_context(connection.transaction(isolation="repeatable_read", readonly=True))
+            connection = await stack.enter_async_context(_transaction(pool, self._timeout_s))
             await connection.execute("SELECT pg_catalog.set_config('simplu.tenant', $1, true)", tenant.key)
             row = await connection.fetchrow(
                 _STANDING, tenant.key, tenant.business, tenant.location, tenant.seen, timeout=self._timeout_s
@@ -239,7 +245,7 @@ class Router:
         except asyncpg.UndefinedTableError:  # a shard without tenants has no tables yet
             return _Visit(shard_id, connection, stack)
         except _AWAY as exc:
-            await _leave(stack)
+            await stack.aclose()
             raise ShardUnavailableError(f"Shard {shard_id} does not answer ({type(exc).__name__}).") from exc
         visit = _Visit(shard_id, connection, stack, **dict(row or {}))
         if not visit.is_restricted:
@@ -261,7 +267,27 @@ class Router:
         return pool
 
 
-async def _leave(stack: AsyncExitStack) -> None:
-    """End a transaction that is not needed; one whose connection is lost has ended."""
-    with suppress(*_AWAY, asyncpg.InterfaceError):
-        await stack.aclose()
+@asynccontextmanager
+async def _transaction(pool: asyncpg.Pool[Any], timeout_s: float) -> AsyncIterator[PoolConnectionProxy[Any]]:
+    """Give a connection in a transaction, whose end is no error if the server went away: it only read."""
+    connection = await pool.acquire(timeout=timeout_s)
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    try:
+        await transaction.start()
+        yield connection
+    finally:
+        try:
+            await transaction.rollback()
+        except (*_AWAY, asyncpg.PostgresError):
+            with suppress(asyncpg.InterfaceError):  # it is no longer the pool's
+                connection.terminate()
+        finally:
+            with suppress(*_AWAY, asyncpg.PostgresError):
+                await pool.release(connection)
+
+
+def _is_lost(connection: PoolConnectionProxy[Any]) -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:  # so lost that the pool has taken it back
+        return True

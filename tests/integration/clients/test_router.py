@@ -20,6 +20,7 @@ from simplu_router import (
     TenantUnknownError,
 )
 from support.citrus.cases import silent
+from support.clients.readers import READER, drop_reader, make_reader
 from support.moves.failpoints import POINTS, set_failpoint
 from support.moves.world import ROWS, TENANT_ID, World, open_world
 from support.postgres.databases import ShardMaker, copy_shard
@@ -34,21 +35,8 @@ from simplu_worker.shards.postgres.pool import ShardPool
 
 pytestmark = pytest.mark.slow
 
-READER = "router_reader"
 COUNT = "SELECT count(*) FROM resources WHERE id = $1"
 ROW_COUNT = 300
-
-
-async def make_reader(pools: list[ShardPool]) -> None:
-    await fetch(pools[0], f"CREATE ROLE {READER} LOGIN")
-    for pool in pools:
-        await fetch(pool, f"GRANT SELECT ON resources, operations, tenants TO {READER}")
-
-
-async def drop_reader(pools: list[ShardPool]) -> None:
-    for pool in pools:
-        await fetch(pool, f"DROP OWNED BY {READER}")
-    await fetch(pools[0], f"DROP ROLE {READER}")
 
 
 @dataclass
@@ -75,7 +63,7 @@ async def readers(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[Reade
         pools = list(world.shard_pools.values())
         await fetch(pools[0], ROWS, TENANT_ID, ROW_COUNT)
         write_map(path, *(pool.address for pool in pools), pins={TENANT_ID: "a"})
-        await make_reader(pools)
+        await make_reader(*pools)
         async with Router(MapFile(path), user=READER) as router:
             yield Readers(world, path, router)
         await drop_reader(pools)
@@ -199,7 +187,7 @@ async def test_router_reads_standbys_and_follows_a_promotion(pair: Pair, tmp_pat
     pool = ShardPool(address, size=2)
     case = TenantCase(pool, TENANT)
     await add_tenant(pool)
-    await make_reader([pool])
+    await make_reader(pool)
     first, second = (case.operation("create", name, {}) for name in ("r1", "r2"))
     await case.apply(first)
     await pair.standby.catch_up()
