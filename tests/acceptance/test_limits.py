@@ -11,7 +11,7 @@ from support.load import testbed as load
 from support.load.operation_chains import ChainPlan
 from support.rows import fetch
 
-from simplu_worker.operations.limits import HELD_MAX_S, LATE_S
+from simplu_worker.operations.limits import HELD_MAX_S, IDLE_MAX_S, LATE_S
 
 LIMITS = {"--operations": ("40/s", 40), "--bytes": ("20kB/s", 20_000)}
 SENT_PER_S = {"--operations": 80.0, "--bytes": 100.0}  # of 400 bytes in the mean
@@ -26,9 +26,11 @@ def check_limit(rows: list[tuple[float, float]]) -> None:
     """Check *rows*, the time of each transaction, and the seconds that it took of a limit, beyond which more waits."""
     times, spent_s = zip(*rows, strict=True)
     sums = list(accumulate(spent_s))
-    points = list(zip(times, sums, strict=True))
-    assert max(more - some for at, some in points for then, more in points if at <= then <= at + 10) <= 10.5
     waits_s = [after - before for before, after in pairwise(times)]  # what a slow machine takes longer is lost
+    for at, some in zip(times, sums, strict=True):
+        longest_s = max(one for begin, one in zip(times, waits_s, strict=False) if at - LATE_S <= begin <= at + 10)
+        saved_s = min(max(longest_s, IDLE_MAX_S), HELD_MAX_S)  # what a reader was late with may come at once
+        assert max(more for then, more in zip(times, sums, strict=True) if at <= then <= at + 10) - some <= 10 + saved_s
     assert sums[-1] - sums[0] >= 0.95 * sum(min(one, HELD_MAX_S) for one in waits_s if one < LATE_S)
 
 
