@@ -23,6 +23,7 @@ COMMANDS: Final = {
     ),
     "tenants": ("tenants", "Show, create, move, import, restore and audit tenants."),
     "shards": ("shards", "Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps."),
+    "resources": ("resources", "Show resources as they are and were: their versions, at any time of their history."),
     "types": ("types", "Write business types to all shards from files, show and check them."),
     "dead_letters": ("dead_letters", "List dead letters, replay them, and discard them."),
     "feed": ("feed", "See how far the destinations of the feed are, send them events again, continue them."),

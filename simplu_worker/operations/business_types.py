@@ -6,7 +6,7 @@ A type is one JSON file (`types apply`), and one row on each shard, which holds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,6 +25,21 @@ class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     also_at: Sequence[Sequence[str]] = ()
 
 
+ALL_MEMBERS: Final = "all"
+
+
+class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of the versions of resources: *members* are those of documents that are kept, or `all`."""
+
+    keep: Literal["forever"]
+    members: str | Sequence[str] = ALL_MEMBERS
+
+    @property
+    def kept_members(self) -> list[str] | None:
+        """The members; None for all."""
+        return None if isinstance(self.members, str) else sorted(self.members)
+
+
 class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Resources that are sent as *name* or one of *also_named*, and stored as *name*.
 
@@ -40,6 +55,7 @@ class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     schema: dict[str, Any] | None = None
     date: str | None = None
     filtered: Sequence[str] = ()
+    history: History | None = None
     tenant_column: str = "id"
     id_column: str = "resourceId"
 
@@ -71,6 +87,11 @@ class BusinessType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     default_settings: dict[str, Any]
     staff_resource_type: str
     resource_types: Sequence[ResourceType] = ()
+
+    @property
+    def histories(self) -> Mapping[str, History]:
+        """The histories of resource types by name."""
+        return {one.name: one.history for one in self.resource_types if one.history is not None}
 
     @property
     def stored_names(self) -> Mapping[str, str]:

@@ -242,6 +242,11 @@ class BulkOrigin(StrEnum):
     END = "end"  # the last of a destroyed tenant
 
 
+async def name_change(connection: Connection, origin: MarkOrigin | BulkOrigin) -> None:
+    """Say why this transaction changes resources, for their histories."""
+    await connection.execute(QUERIES["name_change"], origin)
+
+
 async def mark_changes(
     connection: Connection, resources: Iterable[ChangedResource], origin: MarkOrigin = MarkOrigin.CONTROL
 ) -> None:

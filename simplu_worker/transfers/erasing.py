@@ -17,8 +17,9 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.health.assessment import RUNNING_S
-from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes, name_change
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling import read_tenant, read_transfer
@@ -87,12 +88,16 @@ LOCK_TRIES: Final = 10
 
 
 class ErasedOnShard(msgspec.Struct, frozen=True):
-    """The number of rows and of results in the log with the resource."""
+    """The number of rows, of results in the log with the resource, and of versions whose documents are kept.
+
+    Without `--apply` of versions a page at most.
+    """
 
     shard: str
     state: TenantState
     resources: int
     results: int
+    versions: int
 
 
 async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
@@ -130,16 +135,20 @@ async def erase_on_shard(
     Raises `RetryableError` without an answer, or if the tenant's row has changed.
     """
     ids = [erasure.resource_id] * len(standing.names)
-    results, after = 0, ""
+    results, versions, after = 0, 0, ""
 
     async def delete_row() -> tuple[int, Server]:
+        nonlocal versions
+        versions = 0
         async with shard.transaction(budget=StatementBudget.PAUSE, is_rehearsal=not apply) as connection:
             tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
             found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
             if found != (standing.state, standing.epoch, standing.move_token):
                 raise _changed_error(shard, erasure)
+            await name_change(connection, MarkOrigin.ERASURE)
             deleted = await connection.fetch(QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids)
             keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
+            await erase_versions_in(connection, PAGE_ROWS)  # with the one that the deletion has made
             await mark_changes(connection, keys, MarkOrigin.ERASURE)
             return len(keys), await note_server(connection)
 
@@ -159,11 +168,23 @@ async def erase_on_shard(
         after = page["last_key"]
         return int(page["row_count"])
 
+    async def erase_versions_in(connection: Connection, limit: int) -> int:
+        nonlocal versions
+        key = key_of_id(erasure.resource_id)
+        status = await connection.execute(QUERIES["erase_versions"], erasure.tenant_id, standing.names, key, limit)
+        versions += affected_count(status)
+        return affected_count(status)
+
+    async def erase_versions(limit: int) -> int:
+        async with shard.transaction() as connection:
+            return await erase_versions_in(connection, limit)
+
     resources, server = await run_until_won(delete_row, tries=LOCK_TRIES)
     await run_in_pages(erase_page, limit=PAGE_ROWS)
     if apply:
+        await run_in_pages(erase_versions, limit=PAGE_ROWS)
         await commits.wait_for_transaction(shard.address.shard_id, server)
-    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
+    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results, versions)
 
 
 def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:

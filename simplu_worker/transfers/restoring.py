@@ -24,7 +24,7 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
+from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change, name_change
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
@@ -536,6 +536,7 @@ class Restorer(TransferEngine[RestoreCertificate]):
         """Open a transaction on the live shard, which counts only as the next one of this run."""
         async with self._shard.transaction(budget=budget) as connection:
             await self._note(connection, step, detail)
+            await name_change(connection, BulkOrigin.RESTORE)
             yield connection
         self._writes += 1
 

@@ -14,7 +14,7 @@ from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.schema.type_files import view_statements
 from simplu_worker.transfers import ADOPTION
 
-BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)
+BODY = re.compile(r"\$(\w*)\$.*?\$\1\$", re.DOTALL)
 TEXT = re.compile(r"'(?:[^']|'')*'")
 COMMENT = re.compile(r"--[^\n]*")
 CLOSED = "SET search_path = pg_catalog, pg_temp"

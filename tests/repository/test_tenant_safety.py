@@ -23,6 +23,7 @@ TENANT_COLUMNS = {
     "log_outcomes": "tenant_no",
     "transfers": "tenant_id",
     "rejections": "tenant_id",
+    "resource_versions": "tenant_no",
 }
 # Of views, and of rows that belong to a row of another table.
 OTHER_COLUMNS = {"operations": ("tenant_id",), "log_outcomes": ("tenant_no", "position")}
@@ -35,6 +36,8 @@ OF_NO_TENANT = {
     "feed_refusals": "of a destination: what it refused, whosever it is",
     "feed_shards": "the shard's own",
     "log_forgotten": "the shard's own",
+    "history_names": "names of resource types and of sources",
+    "history_types": "what is kept of each resource type",
     "schema_migrations": "the shard's own",
     "shard_meta": "the shard's own",
     "position_merges": "of the stream: tokens of the rows of `stream_positions`",
@@ -57,6 +60,7 @@ NOT_OF_ONE_TENANT = {
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "times alone, of a backup",
+    "begin_history": "marks for each tenant of a business type, without its rows",
     "forget_controls": "what is set for businesses without tenants on the shard",
     "set_business_controls": "whether the business has tenants on the shard",
     "find_adopted_shard": "docs/adopting.md: the id of the shard, which the row has in place of a tenant's",

@@ -22,6 +22,7 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "operations send": "sending.md",
     "operations test": "sending.md",
     "replay": "operating.md#reading-the-stream-again",
+    "resources": "tenants.md#histories",
     "run": "operating.md#start-and-stop",
     "shards": "shards.md",
     "shards accept-gap": "failover.md#a-gap",

@@ -58,6 +58,7 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
         return {
             "resources": sum(one.resources for one in self.shards),
             "results": sum(one.results for one in self.shards),
+            "versions": sum(one.versions for one in self.shards),
             "letters": 0 if self.letters is None else self.letters.deleted,
         }
 
@@ -149,8 +150,8 @@ async def _find(shards: Shards, erasure: Erasure) -> tuple[dict[str, Standing], 
 
 
 def _describe(report: ErasureReport, *, applied: bool) -> Iterator[Part]:
-    rows = [(one.shard, one.state, one.resources, one.results) for one in report.shards]
-    yield Table(("shard", "tenant", "resources", "results in the log"), rows)
+    rows = [(one.shard, one.state, one.resources, one.results, one.versions) for one in report.shards]
+    yield Table(("shard", "tenant", "resources", "results in the log", "versions"), rows)
     if report.letters_error is not None:
         yield f"dead letters: {report.letters_error}"
     elif (letters := report.letters) is None:

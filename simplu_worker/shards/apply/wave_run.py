@@ -439,9 +439,6 @@ class WaveRun:
     async def finish(self) -> None:
         """Send the last waves."""
         await self._send()
-        if self._refused:
-            await self._connection.fetchmany(QUERIES["fail_operation"], self._refused)
-            self.failures += [(place, failure) for _, place, failure, _ in self._refused]
 
     def _take_merged(self, wave: dict[int, Operation], place: int, merged: str | UnmergeableError | None) -> None:
         patch, failure, result = wave[place], Failure.INVALID_DATA, None
@@ -459,6 +456,11 @@ class WaveRun:
         del wave[place]
 
     async def _send(self) -> None:
+        """Send the waves; before them what was refused, which histories would take for the cause of a later change."""
+        if self._refused:
+            await self._connection.fetchmany(QUERIES["fail_operation"], self._refused)
+            self.failures += [(place, failure) for _, place, failure, _ in self._refused]
+            self._refused = []
         waiting, self._waiting = self._waiting, []
         if waiting:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from simplu_worker.errors import RetryableError
+from simplu_worker.operations.business_types import History
 from simplu_worker.shards.postgres.errors import foreign_numbers_error, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, sql_files
@@ -60,6 +61,7 @@ async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> 
             row["tenant_count"],
             [] if stored is None else list(stored.views),
             {} if stored is None else index_statements(stored.type),
+            {} if stored is None else stored.type.histories,
         )
     views = sorted({view for file in files for view in file.views})
     found = await connection.fetch(QUERIES["read_relations"], connection.home, views) if views else []
@@ -101,7 +103,17 @@ async def write_types(
         )
         for statement in view_statements(file.type, server_version=version):
             await connection.execute(statement)
+    for name in plan.to_write:
+        await _write_histories(connection, name, files[name].type.histories)
     return plan
+
+
+async def _write_histories(connection: Connection, business_type: str, histories: Mapping[str, History]) -> None:
+    """Begin those of *histories* that have not begun, for all tenants of the type that are here."""
+    for name, history in histories.items():
+        if not await connection.fetchval(QUERIES["has_history"], business_type, name):
+            await connection.execute(QUERIES["make_history_triggers"])
+            await connection.execute(QUERIES["begin_history"], business_type, name, history.kept_members)
 
 
 _MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
+from simplu_worker.operations.business_types import ALL_MEMBERS, BusinessType, History, ResourceType, ViewColumn
 from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.schema_judge import Schema, find_schema_problem
 from simplu_worker.shards.postgres.queries import quote_name
@@ -153,6 +153,7 @@ def _resource_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[
         yield f"columns: expected at most {COLUMNS_MAX}, got {len(one.columns)}"
     yield from _schema_problems(one, settings)
     yield from _list_problems(one)
+    yield from _history_problems(one)
     yield from _base_problems(one)
     seen = set(one.base_columns)
     for column in one.columns:
@@ -168,6 +169,14 @@ def _list_problems(one: ResourceType) -> Iterator[str]:
             yield f"date, filtered: expected 1 to {PATH_MAX} members with dots between, got {name[:64]!r}"
     if len(one.filtered) > FILTERED_MAX:
         yield f"filtered: expected at most {FILTERED_MAX} members, got {len(one.filtered)}: each costs every write"
+
+
+def _history_problems(one: ResourceType) -> Iterator[str]:
+    if one.history is None:
+        return
+    members = one.history.members
+    if members != ALL_MEMBERS and (isinstance(members, str) or not members or not all(map(_MEMBER.fullmatch, members))):
+        yield f"history: members: expected all, or a list of members of {_MEMBER_TEXT}"
 
 
 def _base_problems(one: ResourceType) -> Iterator[str]:
@@ -297,6 +306,7 @@ class StoredType(msgspec.Struct, frozen=True):
     tenant_count: int = 0
     views: Sequence[str] = ()
     indexes: Mapping[str, str] = msgspec.field(default_factory=dict)  # `index_statements`
+    histories: Mapping[str, History] = msgspec.field(default_factory=dict)
 
 
 class ShardTypes(msgspec.Struct, frozen=True):
@@ -387,9 +397,22 @@ def _refusals(
                 yield f"type {name}: {view} is there, and no view of a business type; give the view another name"
             elif is_there and (problem := _view_problem(shard.relations[view], resource)) is not None:
                 yield f"type {name}: view {view}: {problem}"
+        if name in shard.types:
+            yield from _history_refusals(shard.types[name], file)
     for name in sorted(remove):
         if name in shard.types and (count := shard.types[name].tenant_count):
             yield f"type {name}: expected no tenant of a type to remove, got {count}; move or destroy them first"
+
+
+def _history_refusals(stored: StoredType, file: TypeFile) -> Iterator[str]:
+    for name, history in stored.histories.items():
+        wanted = file.type.histories.get(name)
+        if wanted is None or wanted.kept_members != history.kept_members:
+            members = ", ".join(history.kept_members or [ALL_MEMBERS])
+            yield (
+                f"type {stored.name}: the history of {name} has begun, with the members {members}; leave it in the "
+                "file: without it versions would be missing"
+            )
 
 
 def _view_problem(columns: Columns | None, resource: ResourceType) -> str | None:

@@ -33,7 +33,7 @@ from simplu_worker.shards.log import (
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
@@ -144,9 +144,10 @@ class TenantDeleter:
                 if rows:
                     await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id)
                 keys += (ResourceKey(tenant_id, row["resource_type"], row["resource_id"]) for row in rows)
+                status = await connection.execute(QUERIES["delete_versions"], tenant_id, limit - len(rows))
         finally:  # after an unknown outcome too: if the commit succeeded, no later turn finds these rows
             self._on_change(keys)
-        return len(keys)
+        return len(keys) + affected_count(status)
 
     async def _end(self, pool: ShardPool, tenant_id: str) -> bool:
         # In a transaction of its own: two replicas that share the lock of `lock_deletion` would block each other.

@@ -31,7 +31,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log import MarkOrigin, mark_changes
+from simplu_worker.shards.log import MarkOrigin, mark_changes, name_change
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
@@ -85,6 +85,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             }
             for row in await connection.fetch(QUERIES["find_not_taken"], [one.tenant_id for one in wanted]):
                 refused.setdefault(row["id"], RetryableError(describe_drained(pool.address.shard_id)))
+            await name_change(connection, MarkOrigin.CREATION)
             made, changed = await _make_tenants(connection, [one for one in wanted if one.tenant_id not in refused])
             await mark_changes(
                 connection, [(tenant_id, *control_rules.DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION

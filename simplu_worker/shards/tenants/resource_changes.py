@@ -22,7 +22,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
 from simplu_worker.shards.apply.wave_run import ResourceId, UnmergeableError, merge_into_row
-from simplu_worker.shards.log import MarkOrigin, mark_changes
+from simplu_worker.shards.log import MarkOrigin, mark_changes, name_change
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -156,6 +156,7 @@ class ResourceChanges:
             raise id_taken_error(tenant_id)
         match TenantState(row["state"]):
             case TenantState.ACTIVE:
+                await name_change(connection, MarkOrigin.CONTROL)
                 return await change(connection, shard_id)
             case TenantState.DESTROYING | TenantState.DESTROYED:
                 return ChangeResult.TENANT_DESTROYED
@@ -260,6 +261,7 @@ async def _store(pool: ShardPool, tenant_id: str, name: str, stored_as: str) -> 
             (tenant,) = await connection.fetch(QUERIES["lock_tenants_for_control"], [tenant_id]) or (None,)
             if tenant is None or tenant["state"] != TenantState.ACTIVE:
                 return count
+            await name_change(connection, MarkOrigin.RENAME)
             rows = await connection.fetch(QUERIES["store_under_name"], tenant_id, name, stored_as, last, PAGE_ROWS)
             ids = sorted(row["resource_id"] for row in rows)
             await mark_changes(connection, [(tenant_id, one, id_) for id_ in ids for one in (name, stored_as)])

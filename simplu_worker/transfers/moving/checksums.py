@@ -20,8 +20,10 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Chunk, ChunkPace, Walker
 from simplu_worker.transfers.moving.copying import (
+    CLOCK_MARGIN,
     OPERATIONS,
     RESOURCES,
+    VERSIONS,
     CopiedTable,
     ResourceKey,
     find_end,
@@ -35,6 +37,7 @@ Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the targ
 RANGE_S: Final = 0.02  # of both servers at once, for the rows that are compared by one statement
 DIFFERENCES_MAX: Final = 1000  # that are named
 LOG: Final = "operations"  # in place of a resource type, for the rows of the log
+HISTORY: Final = "versions"  # the same for those of histories
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
@@ -79,7 +82,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def row_count(self) -> int:
         """The number of resources compared on the source."""
-        return sum(one.row_count for name, one in self.source.items() if name != LOG)
+        return sum(one.row_count for name, one in self.source.items() if name not in {LOG, HISTORY})
 
     @property
     def byte_count(self) -> int:
@@ -106,11 +109,12 @@ async def compare_shards(
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
                 sums, differing = await _compare_resources(pair, tenant_id, keys, walker)
                 logs = await _sum_logs(pair, tenant_id, (since - log_kept, since), requests, walker)
+                versions = await _sum_versions(pair, tenant_id, since - CLOCK_MARGIN, walker)
         except StatementFailedError:
             continue  # in smaller ranges
         of_both = [
-            {name: one for name, one in resources.items() if one.row_count} | {LOG: log}
-            for resources, log in zip(sums, logs, strict=True)
+            {name: one for name, one in {**resources, HISTORY: history}.items() if one.row_count} | {LOG: log}
+            for resources, log, history in zip(sums, logs, versions, strict=True)
         ]
         return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(keys))
 
@@ -173,6 +177,21 @@ async def _sum_logs(
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
 
     await _walk_both(walker, OPERATIONS, pair, tenant_id, [(key, "") for key in requests], add)
+    return sums
+
+
+async def _sum_versions(pair: Pair, tenant_id: str, until: datetime, walker: Walker) -> list[TypeSum]:
+    """Return the sums of the versions applied before *until*: a version that is written changes no more."""
+    sums = [TypeSum(), TypeSum()]
+
+    async def add(after: RowKey, end: RowKey | None, _: Sequence[RowKey]) -> None:
+        nonlocal sums
+        keys = (tenant_id, *after, *(end or (None, None)), until)
+        rows = await _of_both([one.fetchrow(QUERIES["checksum_versions"], *keys) for one in pair])
+        parts = [TypeSum(row["row_count"], 0, int(row["checksum"])) for row in rows]
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+
+    await _walk_both(walker, VERSIONS, pair, tenant_id, (), add)
     return sums
 
 

@@ -37,7 +37,6 @@ class CopiedTable(msgspec.Struct, frozen=True):
     name: str
     boundary_query: str
     parts: tuple[_CopiedColumns, ...]
-    have_places: bool = False
 
 
 RESOURCES: Final = CopiedTable(
@@ -66,9 +65,22 @@ OPERATIONS: Final = CopiedTable(
             "copy_log_rows",
         ),
     ),
-    have_places=True,
 )
-TABLES: Final = (RESOURCES, OPERATIONS)
+VERSIONS: Final = CopiedTable(
+    "versions",
+    "version_boundary",
+    (
+        _CopiedColumns(
+            "resource_versions",
+            (
+                *("applied_at", "tenant_no", "version", "type_no", "source_no", "kind", "digest", "resource"),
+                *("request", "former"),
+            ),
+            "copy_versions",
+        ),
+    ),
+)
+TABLES: Final = (RESOURCES, OPERATIONS, VERSIONS)
 
 
 class _CopiedChunk(msgspec.Struct, frozen=True):
@@ -89,8 +101,10 @@ async def copy_chunk(
 ) -> _CopiedChunk:
     """Copy one chunk; *target* is in the transaction that has checked the mover's token."""
     arguments: list[object] = [tenant_id, *after, *(end or (None, None))]
-    if table.have_places:
+    if table is OPERATIONS:
         arguments += await find_copied_place(target, tenant_id)
+    if table is VERSIONS:
+        arguments += await number_names(source, target, tenant_id)
     if table is RESOURCES:
         await mark_bulk_change(target, BulkChange.COPIED, tenant_id)
     row_count = byte_count = 0
@@ -106,6 +120,15 @@ async def find_copied_place(target: Connection, tenant_id: str) -> tuple[int, in
     """Return where this transaction copies rows of the log: the first batch, and the tenant's number."""
     row = await target.fetchrow(QUERIES["find_copied_place"], tenant_id)
     return row["batch_id"], row["tenant_no"]
+
+
+async def number_names(source: ShardPool, target: Connection, tenant_id: str) -> tuple[list[str], list[str], int]:
+    """Return the names that the source has numbers for, their numbers on the target, and the tenant's number there."""
+    async with source.connection() as connection:
+        names = await connection.fetch(QUERIES["list_history_names"])
+    rows = await target.fetch(QUERIES["number_history_names"], [row["name"] for row in names])
+    numbers = {row["name"]: str(row["number"]) for row in rows}
+    return list(numbers), list(numbers.values()), await target.fetchval(QUERIES["read_tenant_number"], tenant_id)
 
 
 async def _copy_part(
@@ -167,6 +190,7 @@ class Changes(msgspec.Struct, frozen=True):
     log: Sequence[Any] = ()
     resources: Sequence[Any] = ()
     gone: Collection[ResourceKey] = ()
+    keys: Collection[ResourceKey] = ()  # of resources: the source may have more versions of them
     rejections: Sequence[Any] = ()
 
     @property
@@ -266,8 +290,32 @@ async def _read_pages(
             yield page
 
 
+async def copy_newer_versions(
+    source: ShardPool, target: Connection, tenant_id: str, keys: Iterable[tuple[str, str]]
+) -> None:
+    """Copy the versions behind the newest ones on the target; *keys* are resource types, and keys of the log."""
+    types, resources = _columns(sorted(keys)) or ([], [])
+    if not types:
+        return
+    await number_names(source, target, tenant_id)
+    is_last = False
+    while not is_last:
+        newest = await target.fetch(QUERIES["find_newest_versions"], tenant_id, types, resources)
+        async with source.connection() as connection:
+            rows = await connection.fetch(
+                QUERIES["read_newer_versions"],
+                tenant_id,
+                types,
+                resources,
+                [str(row["version"]) for row in newest],
+                PAGE_ROWS,
+            )
+        await target.execute(QUERIES["write_versions"], tenant_id, [row["whole"] for row in rows])
+        is_last = len(rows) < PAGE_ROWS
+
+
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
-    """Write *changes* in a transaction that has checked the mover's token; the caller marks changed resources."""
+    """Write *changes*, but for versions, in a transaction that has checked the token; the caller marks resources."""
     if changes.gone:
         await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
     if changes.resources:
@@ -289,7 +337,7 @@ async def read_resources(
         return Changes(log)
     found = await connection.fetch(QUERIES["read_resources"], tenant_id, *_columns(sorted(keys)))
     there = {(row["resource_type"], row["resource_id"]) for row in found}
-    return Changes(log, found, set(keys) - there)
+    return Changes(log, found, set(keys) - there, keys)
 
 
 def _key_of(row: Any) -> LogKey:

@@ -175,7 +175,7 @@ class Mover(TransferEngine[Certificate]):
         tenant_id = self._tenant_id
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
             size = await count_rows(self._shard, tenant_id)
-            row_total = size.get("resources", 0) + size.get("operations", 0)
+            row_total = sum(size.get(table.name, 0) for table in TABLES)
             self.status = msgspec.structs.replace(self.status, row_total=row_total)
         for table in TABLES:
 

@@ -14,12 +14,12 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.postgres.pool import COUNT_S, Pools, ShardPool
+from simplu_worker.shards.postgres.pool import COUNT_S, Connection, Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Capacity, Locator, StaticMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling import read_tenant
+from simplu_worker.shards.settling import TransferRefusedError, read_tenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import run_at_once
 from simplu_worker.transfers import QUERIES
@@ -186,6 +186,7 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     resources: int | None = None
     byte_count: int | None = None
     operations: int | None = None
+    versions: int | None = None
 
 
 async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
@@ -217,6 +218,24 @@ async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: s
             f"shard {target_id} lacks the tenant's business type {tenant.business_type}; write it there with "
             "`simplu-worker types apply`, then move the tenant"
         )
+    async with pools.pool_of(target_id).connection() as connection:
+        await check_histories(pools.pool_of(source_id), connection, tenant_id, tenant.business_type)
+
+
+async def check_histories(source: ShardPool, target: Connection, tenant_id: str, business_type: str) -> frozenset[str]:
+    """Return the resource types with a history of a tenant's type.
+
+    Raises `TransferRefusedError` unless both shards keep the same ones: versions would be missing.
+    """
+    kept = await target.fetch(QUERIES["list_histories"], business_type)
+    async with source.connection() as connection:
+        of_source = await connection.fetch(QUERIES["list_histories"], business_type)
+    if list(map(dict, kept)) != list(map(dict, of_source)):
+        raise TransferRefusedError(
+            f"{tenant_id}: its shard {source.address.shard_id} and the other one keep different histories for the type "
+            f"{business_type}; the tenant stays where it is; run: simplu-worker types apply, then move it"
+        )
+    return frozenset(row["resource_type"] for row in kept)
 
 
 async def check_copy(pool: ShardPool) -> None:

@@ -20,7 +20,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
+from simplu_worker.shards.log import BulkChange, BulkOrigin, key_of_id, mark_bulk_change
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -39,8 +39,14 @@ from simplu_worker.shards.usage import carry_usage
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.engine import Journal, TransferEngine, run_in_pages
-from simplu_worker.transfers.moving.copying import Changes, LogKey, read_last_changes, write_changes
-from simplu_worker.transfers.moving.places import sum_counts
+from simplu_worker.transfers.moving.copying import (
+    Changes,
+    LogKey,
+    copy_newer_versions,
+    read_last_changes,
+    write_changes,
+)
+from simplu_worker.transfers.moving.places import check_histories, sum_counts
 from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY, Move, continued_progress, warm_progress
 from simplu_worker.vocabulary import TenantState, TransferKind, TransferStep
 
@@ -192,6 +198,7 @@ class MoveTarget:
         self._move = move
         self._source = source
         self._server: Server | None = None  # that has all that this mover has written
+        self._kept: AbstractSet[str] = frozenset()  # resource types with a history
 
     @property
     def journal(self) -> Journal:
@@ -209,6 +216,7 @@ class MoveTarget:
         async with self._source.shard.connection() as connection:
             arrival_on_source = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
         async with self.shard.transaction() as connection:
+            self._kept = await check_histories(self._source.shard, connection, tenant_id, source.business_type)
             target = await read_tenant(connection, tenant_id, locked=True)
             _check_names(self._move, source, target)
             arrival = await read_transfer(connection, tenant_id, TransferKind.ARRIVAL)
@@ -252,7 +260,13 @@ class MoveTarget:
             await self.check_token(connection)
             if changes.resources or changes.gone:
                 await mark_bulk_change(connection, BulkChange.COPIED, self._move.tenant_id)
-            await write_changes(connection, self._move.tenant_id, changes)
+            await self._write(connection, changes)
+
+    async def _write(self, connection: Connection, changes: Changes) -> None:
+        tenant_id = self._move.tenant_id
+        await write_changes(connection, tenant_id, changes)
+        keys = [(name, key_of_id(resource_id)) for name, resource_id in changes.keys if name in self._kept]
+        await copy_newer_versions(self._source.shard, connection, tenant_id, keys)
 
     async def note(self, progress: Progress) -> None:
         """Note how far the copy is."""
@@ -272,7 +286,11 @@ class MoveTarget:
         if fenced.changes:
             await mark_bulk_change(connection, BulkChange.COPIED, tenant_id)
         for one in fenced.changes:
-            await write_changes(connection, tenant_id, one)
+            await self._write(connection, one)
+        if await check_histories(self._source.shard, connection, tenant_id, source.business_type) != self._kept:
+            raise RetryableError("a history has begun since the rows were copied")
+        marks = [(name, "") for name in self._kept]
+        await copy_newer_versions(self._source.shard, connection, tenant_id, marks)
         progress = msgspec.structs.replace(fenced.progress, target_server=server)
         await self.journal.note(connection, TransferStep.READY, progress)
         return server
@@ -306,7 +324,7 @@ def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:
 DROP_ROWS: Final = 5_000  # deleted by one statement
 UNREAD_S: Final = 10.0  # for a destination of the feed that is not down
 UNREAD_POLL_S: Final = 0.2
-DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections")
+DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_versions")
 
 log = structlog.get_logger(__name__)
 

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import REGION, client_of
 from support.citrus.cases import routed_shards
 from support.postgres.databases import PoolMaker, ShardMaker
+from support.postgres.histories import keep_history
 from support.postgres.move_cases import TENANT_ID, ask, fill, move, roll_back, settings_of, stop_in_copy
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
@@ -129,10 +130,13 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
 ) -> None:
     monkeypatch.setattr(eraser, "PAGE_ROWS", page_rows)
     address = await make_shard("a")
+    pool = ShardPool(address, size=1)
+    await keep_history(pool, "patient")
+    await pool.close()
     reads = await plant(address)
     settings = settings_of(tmp_path, address)
     before = await planted(address)
-    assert before == {"resources": 1, "log_outcomes": 4}
+    assert before == {"resources": 1, "log_outcomes": 4, "resource_versions": 1}
     whole, other, note = [await result_of(address, reads[name]) for name in ("list", "other", "note")]
 
     plan = await terminal.erase(settings, apply=False)
@@ -150,6 +154,13 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
     short = await result_of(address, reads["short"])
     assert (short["items"], short["erased"]) == ([], 1)
     assert [await result_of(address, reads[name]) for name in ("other", "note")] == [other, note]
+    assert [one["shards"][0]["versions"] for one in (plan.json, done.json)] == [min(2, page_rows), 2]
+    rows = await ask(address, "SELECT change, document, source FROM resource_history WHERE resource_id = $1", PERSON)
+    assert [tuple(row.values()) for row in rows] == [
+        ("create", None, "kinesis"),
+        ("patch", None, "kinesis"),
+        ("delete", None, "erasure"),
+    ]
     kept = await ask(address, 'SELECT "resourceName" AS type, "resourceId" AS id FROM resources ORDER BY 1')
     assert [(row["type"], row["id"]) for row in kept] == [("note", PERSON), ("patient", "other")]
 
@@ -166,7 +177,7 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
         "resourceType": "patient",
         "resourceIdSha256": hashlib.sha256(PERSON.encode()).hexdigest()[:16],
     }
-    assert event["outcome"] == {"resources": 1, "results": 4, "letters": 0, "shardsWithoutAnswer": 0}
+    assert event["outcome"] == {"resources": 1, "results": 4, "versions": 2, "letters": 0, "shardsWithoutAnswer": 0}
 
 
 @pytest.mark.parametrize("name", ["patient", "patients"])

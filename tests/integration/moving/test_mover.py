@@ -12,6 +12,7 @@ from msgspec import structs
 from support.moves.failpoints import set_failpoint
 from support.moves.world import OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
+from support.postgres.histories import history_of, keep_history
 from support.postgres.plans import plan_of
 from support.postgres.tenant_cases import fetch, operation
 from support.postgres.trouble import waiters
@@ -107,6 +108,9 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
     for key in map(str, range(1, 401)):
         data: Any = resources.get(("patient", key))
         assert (None if data is None else data["n"]) == world.values.get(key), key
+    history = await history_of(world.shard_pools["b"], TENANT_ID)
+    for key, written in world.history.items():
+        assert history["patient", key][1:] == written
     assert len(await world.case("b").log()) == 500 + world.applied
     back = certificates[1]
     assert (
@@ -215,7 +219,7 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await world.case("b").resources() == before
     assert await fetch(world.shard_pools["a"], LEFT, timedelta()) == []
     certificate = await world.move("b", "a")
-    assert (certificate.rows_copied, certificate.comparison.verdict) == (3500, "equal")
+    assert (certificate.rows_copied, certificate.comparison.verdict) == (6501, "equal")
     assert await world.case("a").resources() == before
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") is None  # it is at home there
 
@@ -279,13 +283,13 @@ async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: W
         await world.mover(options=structs.replace(OPTIONS, max_pause_s=0.0)).run()
     (failed,) = await world.journal("a")
     assert (failed.step, failed.outcome, failed.target_shard_id) == ("open", "failed", "b")
-    assert (failed.phase, failed.row_count) == ("catch up", 3500)
+    assert (failed.phase, failed.row_count) == ("catch up", 6501)
     assert "expected a pause" in (failed.error or "")
 
     certificate = await world.move()
     (ended,) = await world.journal("a")
     assert (ended.outcome, ended.error, ended.is_unfinished) == ("moved", None, False)
-    assert (ended.rows_copied, ended.pause_s) == (3500, certificate.pause_s)
+    assert (ended.rows_copied, ended.pause_s) == (6501, certificate.pause_s)
 
     assert (await world.move()).pause_s is None
     (again,) = await world.journal("a")
@@ -390,6 +394,7 @@ async def test_cleanup_deletes_what_a_tenant_left_that_is_not_on_its_next_shard_
     await world.move()
     if since == "moved on":
         world.shard_pools["c"] = world.pools.ensure_pool(await make_shard("c"))
+        await keep_history(world.shard_pools["c"], "patient")
         await world.move("b", "c")
     else:
         await fetch(world.shard_pools["b"], "DELETE FROM resources")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from support.postgres.databases import ShardMaker
+from support.postgres.histories import Version
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_worker.operations.operation import Disposition
@@ -29,7 +30,7 @@ from simplu_worker.shards.types import ChangeResult, ResourceRename
 from simplu_worker.transfers.engine import TransferStatus
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions
-from simplu_worker.vocabulary import TransferKind
+from simplu_worker.vocabulary import OperationKind, TransferKind
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
 TENANT_ID = "clinic-main"
@@ -63,6 +64,7 @@ class World:
         self.statuses: list[TransferStatus] = []
         self.values: dict[str, int] = {}
         self.applied = 0
+        self.history: dict[str, list[Version]] = {}  # by key, of what is written while the tenant moves
 
     def changes_on(self, shard_id: str) -> ResourceChanges:
         shards = tuple(MappedShard(name, pool.address.connection_string) for name, pool in self.shard_pools.items())
@@ -125,9 +127,14 @@ class World:
         kind = "update" if key in self.values else "create"
         if kind == "update" and chance.random() < 0.2:
             del self.values[key]
-            return self.case("a").operation("delete", key)
-        self.values[key] = value
-        return self.case("a").operation(kind, key, {"n": value})
+            made = self.case("a").operation("delete", key)
+        else:
+            self.values[key] = value
+            made = self.case("a").operation(kind, key, {"n": value})
+        of_key = self.history.setdefault(key, [])
+        document = {"n": value} if made.kind is not OperationKind.DELETE else None
+        of_key.append((len(of_key) + 2, made.kind, made.request_id, document))
+        return made
 
 
 @asynccontextmanager

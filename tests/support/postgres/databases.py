@@ -109,6 +109,9 @@ EMPTYING = "".join(
         "log_forgotten",
         "usage",
         "usage_progress",
+        "resource_versions",
+        "history_names",
+        "history_types",
     )
 )
 EMPTY_SCHEMA = """

@@ -288,6 +288,300 @@ BEGIN ATOMIC
     OFFSET 0;
 END;
 
+-- What resources were (docs/adr/0019-history.md). A row for each change of a resource whose type has a history, written by
+-- the triggers that `types apply` makes. It has the document before the change: the one after it is in the next row, or in
+-- `resources`, so that nothing is stored twice, and what was before the history is its version 0. The order of the columns
+-- leaves no gaps. Readers have the view `resource_history`.
+CREATE TABLE public.resource_versions (
+    applied_at pg_catalog.timestamptz NOT NULL, -- as `log_batches.completed_at`; later than that of the version before
+    tenant_no integer NOT NULL,
+    version integer NOT NULL, -- 1, 2, … of the resource
+    type_no smallint NOT NULL, -- of `history_names`, as the next one
+    source_no smallint NOT NULL,
+    -- c, u, p, d: as in the log, or the effect of what is no operation; b, version 0 of no resource: here the history of
+    -- the type began for a tenant that was there.
+    kind pg_catalog."char" NOT NULL,
+    digest pg_catalog.bytea NOT NULL, -- of this version and of the digest before it: the first 8 bytes
+    resource pg_catalog.bytea NOT NULL, -- keys as in the log; empty of b
+    request pg_catalog.bytea,
+    former pg_catalog.jsonb,
+    PRIMARY KEY (tenant_no, type_no, resource, version)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+-- Numbers of this shard alone for resource types and sources.
+CREATE TABLE public.history_names (
+    number smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name pg_catalog.text COLLATE pg_catalog."C" NOT NULL UNIQUE
+);
+-- Which resources have a history, by the files of business types.
+CREATE TABLE public.history_types (
+    business_type pg_catalog.text NOT NULL,
+    resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    type_no smallint NOT NULL,
+    members pg_catalog.text[], -- of documents that are kept; null: all
+    PRIMARY KEY (business_type, resource_type)
+);
+
+-- What a history keeps of a document.
+CREATE FUNCTION public.simplu_kept(data pg_catalog.jsonb, members pg_catalog.text[]) RETURNS pg_catalog.jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN members IS NULL OR data IS NULL THEN data
+    ELSE (
+        SELECT coalesce(pg_catalog.jsonb_object_agg(member.key, member.value), '{}')
+        FROM pg_catalog.jsonb_each(data) AS member
+        WHERE member.key = ANY(members)
+    )
+END;
+
+-- The digest of a version: the same on every shard. STABLE, as `concat` is: else the planner does not put it in line.
+CREATE FUNCTION public.simplu_version_digest(
+    before pg_catalog.bytea, version integer, applied_at pg_catalog.timestamptz, resource pg_catalog.bytea,
+    request pg_catalog.bytea, names pg_catalog.text, document pg_catalog.jsonb
+) RETURNS pg_catalog.bytea
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN pg_catalog.substr(
+    pg_catalog.sha256(
+        coalesce(before, '') || pg_catalog.int4send(version) || pg_catalog.timestamptz_send(applied_at)
+        || pg_catalog.int4send(pg_catalog.octet_length(resource)) || resource
+        || pg_catalog.int4send(pg_catalog.octet_length(coalesce(request, ''))) || coalesce(request, '')
+        || pg_catalog.convert_to(pg_catalog.concat(names, e'\x1f', document::pg_catalog.text), 'UTF8')
+    ),
+    1, 8
+);
+
+-- The functions of the three triggers, which differ in where the changed rows are. A change of a key is the end of one
+-- resource and the beginning of another. Nothing is written while a tenant's rows come or go: a move brings its versions. The
+-- operation of a change is in the log before it: of several in a batch for one resource the first one that has not
+-- failed, and has no version yet. With the rights of the owner, so that whoever may change resources may do so here.
+DO $made$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN
+        SELECT *
+        FROM (
+            VALUES
+                (
+                    'inserted', 'new_rows',
+                    'SELECT id, "resourceName", "resourceId", NULL::pg_catalog.jsonb AS former, data AS latter
+                    FROM new_rows'
+                ),
+                (
+                    'updated', 'new_rows',
+                    'SELECT
+                        coalesce(new_rows.id, old_rows.id) AS id,
+                        coalesce(new_rows."resourceName", old_rows."resourceName") AS "resourceName",
+                        coalesce(new_rows."resourceId", old_rows."resourceId") AS "resourceId",
+                        old_rows.data AS former, new_rows.data AS latter
+                    FROM old_rows
+                    FULL JOIN new_rows
+                        ON new_rows.id = old_rows.id AND new_rows."resourceName" = old_rows."resourceName"
+                        AND new_rows."resourceId" = old_rows."resourceId"'
+                ),
+                (
+                    'deleted', 'old_rows',
+                    'SELECT id, "resourceName", "resourceId", data AS former, NULL::pg_catalog.jsonb AS latter
+                    FROM old_rows'
+                )
+        ) AS functions (event, rows, changes)
+    LOOP
+        EXECUTE pg_catalog.format($text$
+CREATE FUNCTION public.simplu_keep_%1$I() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $body$
+DECLARE
+    own record;
+    reason text := coalesce(nullif(current_setting('simplu.change', true), ''), 'administrator');
+BEGIN
+    IF NOT EXISTS (SELECT FROM %2$s JOIN public.history_types ON resource_type = "resourceName") THEN
+        RETURN NULL;
+    END IF;
+    SELECT batch_id, completed_at, row_count, types, origins INTO own
+    FROM public.log_batches
+    WHERE kind = 'o' AND batch_id = pg_current_xact_id()::text::bigint + (SELECT batch_offset FROM public.shard_meta);
+    INSERT INTO public.history_names (name)
+    SELECT DISTINCT split_part(origin, '/', 1)
+    FROM unnest(own.origins || reason) AS origin
+    WHERE NOT EXISTS (SELECT FROM public.history_names WHERE name = split_part(origin, '/', 1))
+    ON CONFLICT DO NOTHING;
+
+    WITH sent AS MATERIALIZED (
+        SELECT DISTINCT ON (tenant_no, type_at, resource)
+            tenant_no, own.types[type_at] AS resource_type, resource, kind, request,
+            split_part(own.origins[origin_at], '/', 1) AS source
+        FROM (
+            SELECT log_rows.*, count(*) OVER (PARTITION BY tenant_no, type_at, resource) > 1 AS is_repeated
+            FROM public.log_rows
+            WHERE batch_id = own.batch_id AND kind IN ('c', 'u', 'p', 'd')
+        ) AS logged
+        WHERE
+            NOT EXISTS (
+                SELECT
+                FROM public.log_outcomes
+                WHERE
+                    log_outcomes.batch_id = logged.batch_id AND log_outcomes.position = logged.position
+                    AND error IS NOT NULL
+            )
+            AND NOT (
+                is_repeated
+                AND request = ANY(ARRAY(
+                    SELECT versions.request
+                    FROM public.resource_versions AS versions
+                    WHERE
+                        versions.tenant_no = logged.tenant_no AND versions.resource = logged.resource
+                        AND versions.type_no = (
+                            SELECT number FROM public.history_names WHERE name = own.types[logged.type_at]
+                        )
+                        AND versions.applied_at >= own.completed_at -- one of before a restore has the request too
+                    ORDER BY versions.version DESC
+                    LIMIT own.row_count
+                ))
+            )
+        ORDER BY tenant_no, type_at, resource, logged.position
+    )
+    INSERT INTO public.resource_versions (
+        applied_at, tenant_no, version, type_no, source_no, kind, digest, resource, request, former
+    )
+    SELECT
+        made.applied_at, changed.tenant_no, made.version, changed.type_no,
+        (SELECT number FROM public.history_names WHERE name = made.source),
+        made.kind,
+        public.simplu_version_digest(
+            last.digest, made.version, made.applied_at, changed.resource, sent.request,
+            concat_ws(e'\x1f', changed.tenant_id, changed.resource_type, made.kind, made.source), changed.latter
+        ),
+        changed.resource, sent.request, changed.former
+    FROM (
+        SELECT
+            tenants.number AS tenant_no, tenants.id AS tenant_id, kept.type_no, kept.resource_type,
+            public.simplu_key(changes."resourceId") AS resource,
+            CASE -- the function is no part of the plan, and would cost each document a call
+                WHEN kept.members IS NULL THEN changes.former ELSE public.simplu_kept(changes.former, kept.members)
+            END AS former,
+            CASE
+                WHEN kept.members IS NULL THEN changes.latter ELSE public.simplu_kept(changes.latter, kept.members)
+            END AS latter
+        FROM (
+            %3$s
+        ) AS changes
+        JOIN public.tenants ON tenants.id = changes.id AND tenants.state IN ('active', 'fenced')
+        JOIN public.history_types AS kept
+            ON kept.business_type = tenants.business_type AND kept.resource_type = changes."resourceName"
+    ) AS changed
+    FULL JOIN sent -- by hash: the planner expects few rows, for which it would take nested loops
+        ON sent.tenant_no = changed.tenant_no AND sent.resource_type = changed.resource_type
+        AND sent.resource = changed.resource
+    LEFT JOIN LATERAL (
+        SELECT version, applied_at, digest
+        FROM public.resource_versions
+        WHERE tenant_no = changed.tenant_no AND type_no = changed.type_no AND resource = changed.resource
+        ORDER BY version DESC
+        LIMIT 1
+    ) AS last ON true
+    CROSS JOIN LATERAL (
+        SELECT
+            coalesce(last.version, 0) + 1 AS version,
+            greatest(
+                coalesce(own.completed_at, clock_timestamp()), last.applied_at + interval '1 microsecond'
+            ) AS applied_at,
+            coalesce(sent.source, reason) AS source,
+            coalesce(
+                sent.kind,
+                CASE WHEN changed.former IS NULL THEN 'c' WHEN changed.latter IS NULL THEN 'd' ELSE 'u' END::"char"
+            ) AS kind
+        OFFSET 0
+    ) AS made
+    WHERE coalesce(changed.tenant_no, 0) <> 0;
+    RETURN NULL;
+END
+$body$$text$, made.event, made.rows, made.changes);
+    END LOOP;
+END
+$made$;
+
+-- For `types apply`, before the first history of a shard begins.
+CREATE FUNCTION public.simplu_make_history_triggers() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOCK TABLE public.resources IN SHARE ROW EXCLUSIVE MODE;
+    IF NOT EXISTS (SELECT FROM public.history_types) THEN
+        CREATE TRIGGER simplu_keep_inserted AFTER INSERT ON public.resources
+        REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION public.simplu_keep_inserted();
+        CREATE TRIGGER simplu_keep_updated AFTER UPDATE ON public.resources
+        REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT
+        EXECUTE FUNCTION public.simplu_keep_updated();
+        CREATE TRIGGER simplu_keep_deleted AFTER DELETE ON public.resources
+        REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION public.simplu_keep_deleted();
+    END IF;
+END
+$$;
+
+-- All versions as readers see them. Of b there is none. `document` is that after the change. Version 0 is what was there
+-- before the first change that the history has: its time is not known.
+CREATE VIEW public.resource_history WITH (security_barrier) AS
+SELECT
+    tenants.id AS tenant_id, kept.resource_type, public.simplu_id(shown.resource) COLLATE pg_catalog."C" AS resource_id,
+    shown.version,
+    CASE shown.kind WHEN 'c' THEN 'create' WHEN 'u' THEN 'update' WHEN 'p' THEN 'patch' WHEN 'd' THEN 'delete' END AS change,
+    public.simplu_id(shown.request) AS request_id,
+    (SELECT history_names.name FROM public.history_names WHERE history_names.number = shown.source_no) AS source,
+    shown.applied_at, shown.replaced_at, shown.document, shown.digest, shown.resource AS resource_key
+FROM public.tenants
+JOIN public.history_types AS kept ON kept.business_type = tenants.business_type
+CROSS JOIN LATERAL (
+    SELECT
+        versions.resource, of_row.version, of_row.kind, of_row.request, of_row.source_no, of_row.applied_at,
+        of_row.replaced_at, of_row.document, of_row.digest
+    FROM public.resource_versions AS versions
+    LEFT JOIN LATERAL (
+        SELECT newer.applied_at, newer.former
+        FROM public.resource_versions AS newer
+        WHERE
+            newer.tenant_no = versions.tenant_no AND newer.type_no = versions.type_no
+            AND newer.resource = versions.resource AND newer.version = versions.version + 1
+    ) AS next ON true
+    CROSS JOIN LATERAL (
+        SELECT
+            versions.version, versions.kind, versions.request, versions.source_no, versions.applied_at,
+            next.applied_at AS replaced_at,
+            CASE
+                WHEN versions.kind = 'd' THEN NULL
+                WHEN next.applied_at IS NOT NULL THEN next.former
+                ELSE (
+                    SELECT public.simplu_kept(resources.data, kept.members)
+                    FROM public.resources
+                    WHERE
+                        resources.id = tenants.id AND resources."resourceName" = kept.resource_type
+                        AND resources."resourceId" = public.simplu_id(versions.resource)
+                )
+            END AS document,
+            versions.digest
+        UNION ALL
+        SELECT 0, NULL, NULL, NULL, NULL, versions.applied_at, versions.former, NULL
+        WHERE versions.version = 1 AND versions.kind <> 'c'
+    ) AS of_row
+    WHERE
+        versions.tenant_no = tenants.number AND versions.type_no = kept.type_no AND versions.version > 0
+    UNION ALL
+    SELECT
+        public.simplu_key(resources."resourceId"), 0, NULL, NULL, NULL, NULL, NULL,
+        public.simplu_kept(resources.data, kept.members), NULL
+    FROM public.resources
+    WHERE
+        resources.id = tenants.id AND resources."resourceName" = kept.resource_type
+        AND NOT EXISTS (
+            SELECT
+            FROM public.resource_versions AS versions
+            WHERE
+                versions.tenant_no = tenants.number AND versions.type_no = kept.type_no
+                AND versions.resource = public.simplu_key(resources."resourceId")
+        )
+) AS shown
+WHERE
+    (SELECT pg_catalog.has_table_privilege('public.resource_versions'::pg_catalog.regclass, 'INSERT'))
+    OR tenants.id = (SELECT pg_catalog.current_setting('simplu.tenant', true));
+
 -- How far each stream shard got, as this shard knows it (architecture, idea 8). Positions are written
 -- `number/sub-number`, or TRIM_HORIZON, or SHARD_END. In the same write-ahead log as the effects: what survives of a
 -- row never claims more than what survives of them. A row is rewritten with every batch, so there is room for it on its
@@ -417,7 +711,8 @@ DECLARE
 BEGIN
     FOREACH named IN ARRAY '{
         tenants,business_controls,limit_buckets,resources,log_batches,log_rows,log_outcomes,stream_positions,
-        position_merges,rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten,usage,usage_progress
+        position_merges,rejections,feed_shards,feed_cursors,feed_refusals,log_forgotten,usage,usage_progress,
+        resource_versions
     }'::pg_catalog.text[] LOOP
         EXECUTE pg_catalog.format(
             'CREATE POLICY simplu_writer ON public.%1$I '

@@ -226,10 +226,18 @@ DELETE FROM public.resources
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2 FOR UPDATE SKIP LOCKED))
 RETURNING "resourceName" AS resource_type, "resourceId" AS resource_id;
 
+-- name: delete_versions
+-- The same of the versions of its resources.
+DELETE FROM public.resource_versions
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM public.resource_versions WHERE tenant_no = :number_of_tenant LIMIT $2 FOR UPDATE SKIP LOCKED
+));
+
 -- name: end_deletion
 -- Mark a tenant without resources as destroyed: its row stays, and its log for the log's retention.
 UPDATE public.tenants
 SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp(), deletion_began_at = NULL
 WHERE
     id = $1 AND state = 'destroying' AND deletion_began_at IS NOT NULL
-    AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);
+    AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1)
+    AND NOT EXISTS (SELECT FROM public.resource_versions WHERE tenant_no = tenants.number);

@@ -86,6 +86,9 @@ CROSS JOIN LATERAL (
 ) AS own
 WHERE EXISTS (SELECT FROM public.tenants WHERE tenants.id = own.tenant_id AND :lives_here);
 
+-- name: name_change
+SELECT pg_catalog.set_config('simplu.change'::pg_catalog.text, $1::pg_catalog.text, true);
+
 -- name: mark_changes
 -- Rows for the resources with the types $2 and the keys $3 of the tenants $1, which this transaction changes for the
 -- origin $4. Their own keys are those of no request.

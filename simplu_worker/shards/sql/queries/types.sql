@@ -66,6 +66,43 @@ SET
     definition = excluded.definition, digest = excluded.digest, is_applied = excluded.is_applied
 WHERE excluded.is_applied OR NOT known.is_applied;
 
+-- name: has_history
+-- Whether the history of the resource type $2 of the business type $1 has begun.
+SELECT EXISTS (SELECT FROM public.history_types WHERE business_type = $1 AND resource_type = $2);
+
+-- name: make_history_triggers
+-- Unless they are there. Nothing writes resources from here to the end of the transaction.
+SELECT public.simplu_make_history_triggers();
+
+-- name: begin_history
+-- With a mark (b) for each tenant whose rows were here before: what it was then is not known. One that is made later has
+-- none, and one that comes by a move brings its own.
+WITH name AS (
+    INSERT INTO public.history_names AS known (name)
+    SELECT pg_catalog.unnest(ARRAY[$2::pg_catalog.text, 'types apply'])
+    ON CONFLICT (name) DO UPDATE SET name = known.name
+    RETURNING number, name
+), type AS (
+    INSERT INTO public.history_types (business_type, resource_type, type_no, members)
+    SELECT $1, $2, name.number, $3::pg_catalog.text[]
+    FROM name
+    WHERE name.name = $2
+    RETURNING business_type, resource_type, type_no
+)
+INSERT INTO public.resource_versions (
+    applied_at, tenant_no, version, type_no, source_no, kind, digest, resource
+)
+SELECT
+    moment.now, tenants.number, 0, type.type_no, (SELECT name.number FROM name WHERE name.name = 'types apply'), 'b',
+    public.simplu_version_digest(
+        NULL, 0, moment.now, '', NULL,
+        pg_catalog.concat_ws(e'\x1f', tenants.id, type.resource_type, 'b', 'types apply'), NULL
+    ),
+    ''
+FROM type
+JOIN public.tenants ON tenants.business_type = type.business_type AND tenants.state IN ('active', 'fenced', 'destroying')
+CROSS JOIN (SELECT pg_catalog.clock_timestamp() AS now OFFSET 0) AS moment;
+
 -- name: remove_business_type
 -- In a transaction that has found it without tenants since `lock_tenants_table`.
 DELETE FROM public.business_types WHERE name = $1;

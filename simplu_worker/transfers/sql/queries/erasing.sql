@@ -63,6 +63,21 @@ SELECT
     (SELECT pg_catalog.count(*) FROM erased) AS result_count, (SELECT pg_catalog.count(*) FROM page) AS row_count,
     (SELECT pg_catalog.encode(request, 'hex') FROM page ORDER BY request DESC LIMIT 1) AS last_key;
 
+-- name: erase_versions
+-- Of $4 versions of the resource with the names $2 and the key $3, the document before each. The versions stay.
+UPDATE public.resource_versions
+SET former = NULL
+WHERE
+    ctid = ANY(ARRAY(
+        SELECT versions.ctid
+        FROM public.resource_versions AS versions
+        JOIN public.history_names ON history_names.number = versions.type_no
+        WHERE
+            versions.tenant_no = :number_of_tenant AND history_names.name = ANY($2::pg_catalog.text[])
+            AND versions.resource = pg_catalog.decode($3, 'hex') AND versions.former IS NOT NULL
+        LIMIT $4
+    ));
+
 -- name: find_erased_since
 SELECT DISTINCT
     log_batches.types[log_rows.type_at] AS resource_type, public.simplu_id(log_rows.resource) AS resource_id

@@ -179,6 +179,10 @@ WHERE ctid = ANY(ARRAY(
 DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
 
+-- name: drop_versions
+DELETE FROM public.resource_versions
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resource_versions WHERE tenant_no = :number_of_tenant LIMIT $2));
+
 -- name: resource_boundary
 -- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.
 SELECT "resourceName" AS first, "resourceId" AS second
@@ -283,6 +287,193 @@ SELECT
     copied_id AS batch_id, requested_at, received_at, $7::integer AS tenant_no, position,
     copied_type_at AS type_at, copied_origin_at AS origin_at, kind, digest, request, resource
 :batches_in_range;
+
+-- fragment: versions_in_range
+-- The versions of $1 behind the key $2, $3, up to $4, $5 if given: a resource type, and the key of a resource with the
+-- number of the version. Type by type, each by the primary key.
+FROM (
+    SELECT DISTINCT resource_type, type_no
+    FROM public.history_types
+    WHERE resource_type >= $2 AND ($4::pg_catalog.text IS NULL OR resource_type <= $4)
+    ORDER BY resource_type
+    OFFSET 0
+) AS types
+CROSS JOIN LATERAL (
+    SELECT resource_versions.*
+    FROM public.resource_versions
+    WHERE
+        resource_versions.tenant_no = :number_of_tenant AND resource_versions.type_no = types.type_no
+        AND (resource_versions.resource, resource_versions.version) > (
+            CASE WHEN types.resource_type = $2 THEN pg_catalog.decode(pg_catalog.split_part($3, '/', 1), 'hex') ELSE '' END,
+            CASE
+                WHEN types.resource_type = $2 THEN nullif(pg_catalog.split_part($3, '/', 2), '')::integer
+                ELSE -1
+            END
+        )
+        AND (resource_versions.resource, resource_versions.version) <= (
+            CASE
+                WHEN types.resource_type = $4 THEN pg_catalog.decode(pg_catalog.split_part($5, '/', 1), 'hex')
+                ELSE '\xff'
+            END,
+            CASE
+                WHEN types.resource_type = $4 THEN nullif(pg_catalog.split_part($5, '/', 2), '')::integer
+                ELSE 0
+            END
+        )
+    ORDER BY resource_versions.resource, resource_versions.version
+    OFFSET 0
+) AS versions
+
+-- name: version_boundary
+-- As `resource_boundary`.
+SELECT
+    ranged.resource_type AS first,
+    pg_catalog.concat(pg_catalog.encode(ranged.resource, 'hex'), '/', ranged.version) AS second
+FROM (
+    SELECT types.resource_type, versions.resource, versions.version
+    FROM (
+        SELECT DISTINCT resource_type, type_no
+        FROM public.history_types
+        WHERE resource_type >= $2
+        ORDER BY resource_type
+        OFFSET 0
+    ) AS types
+    CROSS JOIN LATERAL (
+        SELECT resource_versions.resource, resource_versions.version
+        FROM public.resource_versions
+        WHERE
+            resource_versions.tenant_no = :number_of_tenant AND resource_versions.type_no = types.type_no
+            AND (resource_versions.resource, resource_versions.version) > (
+                CASE
+                    WHEN types.resource_type = $2
+                    THEN pg_catalog.decode(pg_catalog.split_part($3, '/', 1), 'hex') ELSE ''
+                END,
+                CASE
+                    WHEN types.resource_type = $2 THEN nullif(pg_catalog.split_part($3, '/', 2), '')::integer
+                    ELSE -1
+                END
+            )
+        ORDER BY resource_versions.resource, resource_versions.version
+        LIMIT $4
+    ) AS versions
+) AS ranged
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: list_history_names
+SELECT name FROM public.history_names ORDER BY name;
+
+-- name: number_history_names
+-- The numbers of the names $1 on this shard, made where they are missing.
+WITH made AS (
+    INSERT INTO public.history_names (name)
+    SELECT name
+    FROM pg_catalog.unnest($1::pg_catalog.text[]) AS name
+    WHERE name NOT IN (SELECT history_names.name FROM public.history_names)
+    ON CONFLICT (name) DO NOTHING
+    RETURNING name, number
+)
+SELECT name, number FROM made
+UNION ALL
+SELECT name, number FROM public.history_names WHERE name = ANY($1::pg_catalog.text[])
+ORDER BY name;
+
+-- name: read_tenant_number
+SELECT :number_of_tenant;
+
+-- name: list_histories
+-- What is kept for the business type $1.
+SELECT resource_type, members FROM public.history_types WHERE business_type = $1 ORDER BY resource_type;
+
+-- name: copy_versions
+-- With the numbers $7 of the names $6 on the other shard, and that of the tenant, $8.
+SELECT
+    versions.applied_at, $8::integer AS tenant_no, versions.version, type.number::smallint AS type_no,
+    source.number::smallint AS source_no, versions.kind, versions.digest, versions.resource, versions.request,
+    versions.former
+:versions_in_range
+JOIN unnest($6::pg_catalog.text[], $7::pg_catalog.text[]) AS type (name, number) ON type.name = types.resource_type
+JOIN public.history_names AS names ON names.number = versions.source_no
+JOIN unnest($6::pg_catalog.text[], $7::pg_catalog.text[]) AS source (name, number) ON source.name = names.name;
+
+-- name: find_newest_versions
+-- The number of the newest version of each resource with the type $2 and the key $3: -1 without one.
+SELECT
+    coalesce(
+        (
+            SELECT versions.version
+            FROM public.resource_versions AS versions
+            WHERE
+                versions.tenant_no = :number_of_tenant AND versions.resource = pg_catalog.decode(sent.resource, 'hex')
+                AND versions.type_no = (
+                    SELECT history_names.number FROM public.history_names WHERE history_names.name = sent.resource_type
+                )
+            ORDER BY versions.version DESC
+            LIMIT 1
+        ),
+        -1
+    ) AS version
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS sent (resource_type, resource, number)
+ORDER BY sent.number;
+
+-- name: read_newer_versions
+-- At most $5 versions of these resources behind the numbers $4, in order.
+SELECT
+    (
+        pg_catalog.to_jsonb(versions.*) || pg_catalog.jsonb_build_object(
+            'resource_type'::pg_catalog.text, sent.resource_type, 'source'::pg_catalog.text, names.name
+        )
+    )::pg_catalog.text AS whole
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    AS sent (resource_type, resource, version)
+JOIN public.history_names AS type ON type.name = sent.resource_type
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM public.resource_versions
+    WHERE
+        resource_versions.tenant_no = :number_of_tenant AND resource_versions.type_no = type.number
+        AND resource_versions.resource = pg_catalog.decode(sent.resource, 'hex')
+        AND resource_versions.version > sent.version::integer
+    ORDER BY resource_versions.version
+    LIMIT $5
+) AS versions
+JOIN public.history_names AS names ON names.number = versions.source_no
+ORDER BY sent.resource_type, sent.resource, versions.version
+LIMIT $5;
+
+-- name: write_versions
+-- Versions of the tenant $1, each as the JSON of its columns, with its names in place of numbers.
+INSERT INTO public.resource_versions (
+    applied_at, tenant_no, version, type_no, source_no, kind, digest, resource, request, former
+)
+SELECT
+    sent.applied_at, :number_of_tenant, sent.version,
+    (SELECT history_names.number FROM public.history_names WHERE history_names.name = sent.resource_type),
+    (SELECT history_names.number FROM public.history_names WHERE history_names.name = sent.source),
+    sent.kind, sent.digest, sent.resource, sent.request, sent.former
+FROM pg_catalog.unnest($2::pg_catalog.text[]) AS row (document)
+CROSS JOIN LATERAL pg_catalog.jsonb_to_record(row.document::pg_catalog.jsonb) AS sent (
+    applied_at pg_catalog.timestamptz, version integer, kind pg_catalog."char", digest pg_catalog.bytea,
+    resource pg_catalog.bytea, request pg_catalog.bytea, former pg_catalog.jsonb, resource_type pg_catalog.text,
+    source pg_catalog.text
+)
+ON CONFLICT (tenant_no, type_no, resource, version) DO NOTHING;
+
+-- name: checksum_versions
+-- Of the versions in a range that were applied before $6.
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
+FROM (
+    SELECT
+        pg_catalog.concat_ws(
+            e'\x01', types.resource_type, pg_catalog.encode(versions.resource, 'hex'), versions.version, versions.kind,
+            pg_catalog.encode(versions.digest, 'hex'), coalesce(pg_catalog.encode(versions.request, 'hex'), e'\x02'),
+            names.name, versions.applied_at::pg_catalog.text, coalesce(versions.former::pg_catalog.text, e'\x02')
+        ) AS text
+    :versions_in_range
+    JOIN public.history_names AS names ON names.number = versions.source_no
+    WHERE versions.applied_at < $6
+) AS hashed;
 
 -- name: may_copy_into
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
@@ -555,7 +746,11 @@ FROM (
 
 -- name: describe_tenant_size
 -- For a plan: rows, stored bytes of resources, and the time of the last operation. Reads all rows.
-SELECT kept.*, logged.*
+SELECT
+    kept.*, logged.*,
+    (
+        SELECT pg_catalog.count(*) FROM public.resource_versions WHERE resource_versions.tenant_no = :number_of_tenant
+    ) AS versions
 FROM (
     SELECT
         pg_catalog.count(*) AS resources,
