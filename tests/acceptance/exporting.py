@@ -98,6 +98,7 @@ class Trial:
         await self._import()
         half = self._arguments.operations // 2
         async with self._exporting():
+            await self._wait_until_exported()  # what changes during the first comparison may be written twice
             await self._put(0, half)
             differences = await self._odd_writes(half)
             await asyncio.gather(self._put(half, self._arguments.operations), self._disturb())
