@@ -87,7 +87,16 @@ class ShardTime:
 
     def cost_s(self, operation: Operation) -> float:
         """Return the seconds that an operation is expected to take."""
-        return self._cost_of((operation.tenant_id, operation.kind)) + self._byte_s * operation.size_bytes
+        own_s = self._by_tenant.get((operation.tenant_id, operation.kind))
+        return (own_s or self._by_kind[operation.kind]) + self._byte_s * operation.size_bytes
+
+    def costs_s(self, operations: Iterable[Operation]) -> list[float]:
+        """Return the seconds that each of *operations* is expected to take."""
+        by_tenant, by_kind, byte_s = self._by_tenant, self._by_kind, self._byte_s
+        return [  # without calls: for each record of a stream
+            (by_tenant.get((one.tenant_id, one.kind)) or by_kind[one.kind]) + byte_s * one.size_bytes
+            for one in operations
+        ]
 
     def batch_cost_s(self, demand: Demand) -> float:
         """Return the seconds that the operations of a batch are expected to take together."""
@@ -175,8 +184,7 @@ class ShardTime:
         self._shortest_s = min(took_s, SHORTEST_GROWTH * self._shortest_s)
 
     def _cost_of(self, key: TenantKind) -> float:
-        cost_s = self._by_tenant.get(key)
-        return self._by_kind[key[1]] if cost_s is None else cost_s
+        return self._by_tenant.get(key) or self._by_kind[key[1]]
 
     def _remember(self, key: TenantKind, cost_s: float) -> None:
         self._by_tenant.pop(key, None)

@@ -36,27 +36,24 @@ class Coalescer(Generic[Key, Item, Answer]):
     So a burst of single calls costs as few requests as one call with all items, and a lone call waits for no timer.
     *run_batch* returns the answers in the order of the items; its `WorkerError` is raised to all callers of the batch.
     Any other error, or a cancellation, ends only the call that ran the batch: the next caller of the batch runs it
-    again. So an item may be run twice. Behind a batch that runs for *patience_s* nobody waits: `TimeoutError`.
+    again. So an item may be run twice.
     """
 
-    def __init__(
-        self,
-        run_batch: Callable[[Key, Sequence[Item]], Awaitable[Sequence[Answer]]],
-        *,
-        patience_s: float | None = None,
-    ) -> None:
+    def __init__(self, run_batch: Callable[[Key, Sequence[Item]], Awaitable[Sequence[Answer]]]) -> None:
         self._run_batch = run_batch
-        self._patience_s = patience_s
         self._lines: dict[Key, _Line[Item, Answer]] = {}
 
-    async def submit(self, key: Key, items: Sequence[Item]) -> Sequence[Answer]:
-        """Return the answers to *items*, in their order, once their batch has run."""
+    async def submit(self, key: Key, items: Sequence[Item], *, patience_s: float | None = None) -> Sequence[Answer]:
+        """Return the answers to *items*, in their order, once their batch has run.
+
+        Behind a batch that runs for *patience_s* it does not wait: `TimeoutError`.
+        """
         line = self._lines.setdefault(key, _Line())
         batch, start = line.forming, len(line.forming.items)
         batch.items += items
         line.caller_count += 1
         try:
-            await self._take_turn(line)
+            await _take_turn(line, patience_s)
             try:
                 if line.forming is batch:
                     line.forming = _Batch()
@@ -76,19 +73,20 @@ class Coalescer(Generic[Key, Item, Answer]):
             raise batch.answers
         return batch.answers[start : start + len(items)]
 
-    async def _take_turn(self, line: _Line[Item, Answer]) -> None:
-        if self._patience_s is None or not line.turn.locked():
-            await line.turn.acquire()
-            return
-        while True:
-            began_at = line.began_at
-            try:
-                async with asyncio.timeout_at(began_at + self._patience_s):
-                    await line.turn.acquire()
-                    return
-            except TimeoutError:
-                if line.began_at == began_at:  # else the turn is that of another batch
-                    raise
+
+async def _take_turn(line: _Line[Item, Answer], patience_s: float | None) -> None:
+    if patience_s is None or not line.turn.locked():
+        await line.turn.acquire()
+        return
+    while True:
+        began_at = line.began_at
+        try:
+            async with asyncio.timeout_at(began_at + patience_s):
+                await line.turn.acquire()
+                return
+        except TimeoutError:
+            if line.began_at == began_at:  # else the turn is that of another batch
+                raise
 
 
 class SharedAnswer(Generic[Answer]):

@@ -287,7 +287,7 @@ class FairQueue(Generic[EntryT]):
         newest: list[EntryT] = []
         for tenant_id, beyond_s in excess.items():
             entries = list(self._by_tenant.get(tenant_id, ()))
-            ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
+            ends_s = list(accumulate(self._time.costs_s([entry.operation for entry in entries])))
             newest += entries[bisect_right(ends_s, beyond_s) :]
         return newest
 
@@ -387,8 +387,7 @@ class FairQueue(Generic[EntryT]):
             turns.end()
 
     def _costs_of(self, entries: Iterable[EntryT]) -> float:
-        cost_s = self._time.cost_s
-        return sum([cost_s(entry.operation) for entry in entries])
+        return sum(self._time.costs_s([entry.operation for entry in entries]))
 
     def _forget_all(self) -> None:
         self._by_tenant, self._businesses = {}, {}

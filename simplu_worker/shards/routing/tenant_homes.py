@@ -47,9 +47,7 @@ class TenantHomes:
     def __init__(self, locator: Locator, pools: Pools) -> None:
         self._locator = locator
         self._pools = pools
-        self._row_reads: Coalescer[ShardAddress, str, dict[str, Any] | None] = Coalescer(
-            self._read_rows, patience_s=ANSWER_S
-        )
+        self._row_reads: Coalescer[ShardAddress, str, dict[str, Any] | None] = Coalescer(self._read_rows)
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
@@ -133,10 +131,12 @@ class TenantHomes:
 
     async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
         """Return a tenant's row on one shard, or None. Concurrent callers share queries."""
-        try:
-            (row,) = await self._row_reads.submit(address, [tenant_id])
+        pool = self._pools.ensure_pool(address)
+        try:  # the first connection takes longer, while a worker that starts has most to decode
+            patience_s = ANSWER_S if pool.was_found else None
+            (row,) = await self._row_reads.submit(address, [tenant_id], patience_s=patience_s)
         except TimeoutError:
-            raise self._pools.ensure_pool(address).unavailable_error("no answer to the read before") from None
+            raise pool.unavailable_error("no answer to the read before") from None
         return row
 
     async def _read_rows(self, address: ShardAddress, tenant_ids: Sequence[str]) -> list[dict[str, Any] | None]:

@@ -108,11 +108,12 @@ async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
 
 class Work:
     def __init__(self, patience_s: float | None = None) -> None:
+        self.patience_s = patience_s
         self.batches: list[tuple[str, list[str]]] = []
         self.begun = asyncio.Semaphore(0)
         self.permits = asyncio.Semaphore(0)
         self.error: Exception | None = None
-        self.coalescer = Coalescer(self.run_batch, patience_s=patience_s)
+        self.coalescer = Coalescer(self.run_batch)
 
     async def run_batch(self, key: str, items: Sequence[str]) -> list[str]:
         self.batches.append((key, list(items)))
@@ -124,7 +125,9 @@ class Work:
         return [item.upper() for item in items]
 
     async def submit(self, *batches: Sequence[str], key: str = "k") -> list[asyncio.Task[Sequence[str]]]:
-        tasks = [asyncio.create_task(self.coalescer.submit(key, items)) for items in batches]
+        tasks = [
+            asyncio.create_task(self.coalescer.submit(key, items, patience_s=self.patience_s)) for items in batches
+        ]
         await asyncio.sleep(0)
         return tasks
 

@@ -35,6 +35,9 @@ class Known(ShardTime):
     def cost_s(self, operation: Operation) -> float:
         return COSTS.get(operation.tenant_id, 0.001)
 
+    def costs_s(self, operations: Iterable[Operation]) -> list[float]:
+        return list(map(self.cost_s, operations))
+
     def batch_cost_s(self, demand: Demand) -> float:
         return sum(count * COSTS.get(tenant_id, 0.001) for (tenant_id, _), count in demand.counts.items())
 
