@@ -63,6 +63,8 @@ class TenantShares:
 
     def _find_latest(self) -> StreamLane | None:
         lanes, is_apart = self._pipeline.lanes(), self._ownership.is_apart
+        if len(lanes) < 2:
+            return None
         waits_s = {lane: lane.waiting_s(is_apart) for lane in lanes}
         free = [one for one in lanes if one.is_active and not one.is_late and waits_s[one] < TURN_S]
         sizes = {lane: cost_bytes_of(lane.queued) for lane in lanes}
