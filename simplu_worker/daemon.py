@@ -27,6 +27,7 @@ from simplu_worker.feed.feed import keep_reading
 from simplu_worker.memory_tuning import tune_allocator, widen_threads
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.histories import HistoryRetention
 from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_watch import ShardMapReloader, ShardWatch
@@ -171,6 +172,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
     shards, consumers = parts.shards, parts.consumers
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
     tasks: dict[str, Task] = {
+        "histories": HistoryRetention(shards.pools).run,
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.pools, grace, on_change=parts.on_change).run,
         "usage": UsageCount(shards.pools, shards.gateway.times).run,

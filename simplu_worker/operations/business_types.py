@@ -6,7 +6,7 @@ A type is one JSON file (`types apply`), and one row on each shard, which holds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -26,13 +26,22 @@ class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 
 ALL_MEMBERS: Final = "all"
+FOREVER: Final = "forever"
 
 
 class History(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of the versions of resources: *members* are those of documents that are kept, or `all`."""
+    """What is kept of the versions of resources: *members* are those of documents that are kept, or `all`.
 
-    keep: Literal["forever"]
+    *keep* is `forever`, or days as `90d`, since a version was replaced.
+    """
+
+    keep: str
     members: str | Sequence[str] = ALL_MEMBERS
+
+    @property
+    def keep_days(self) -> int | None:
+        """The days; None for ever."""
+        return None if self.keep == FOREVER else int(self.keep.removesuffix("d"))
 
     @property
     def kept_members(self) -> list[str] | None:

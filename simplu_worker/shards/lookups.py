@@ -254,12 +254,12 @@ class ShardLookups:
     async def find_versions(
         self, query: str, business_id: str, location_id: str, resource_type: str, key: str, *arguments: object
     ) -> list[dict[str, Any]] | Absence:
-        """Return the rows of a query of `history.sql` at a tenant's home; $4 is the bound of documents."""
+        """Return the rows of a query of `history.sql` at a tenant's home."""
         names = (tenant_id_of(business_id, location_id), resource_type, key)
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]] | None:
             pool = self._pools.ensure_pool(shard)
-            return await fetch_from_shard(pool, QUERIES[query], *names, RESOURCE_SHOWN_MAX_BYTES, *arguments) or None
+            return await fetch_from_shard(pool, QUERIES[query], *names, *arguments) or None
 
         return await self._directory.ask_home(names[0], fetch) if all(map(is_storable, names)) else Absence.UNREGISTERED
 

@@ -61,6 +61,7 @@ NOT_OF_ONE_TENANT = {
     "count_tenants": "the count alone, for capacity",
     "describe_content": "times alone, of a backup",
     "begin_history": "marks for each tenant of a business type, without its rows",
+    "forget_versions": "versions go by their age, whosever they are",
     "forget_controls": "what is set for businesses without tenants on the shard",
     "set_business_controls": "whether the business has tenants on the shard",
     "find_adopted_shard": "docs/adopting.md: the id of the shard, which the row has in place of a tenant's",

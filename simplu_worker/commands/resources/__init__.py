@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Final
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, parse_time
 from simplu_worker.errors import UsageError
 
 resources = App(name="resources")
@@ -66,10 +67,51 @@ def show_resource(
     """
     from simplu_worker.commands.resources.reading import show_resource
 
+    return common.run(show_resource, (business, location, type_, id_), *_parse_moment(at, version))
+
+
+def _parse_moment(at: str | None, version: int | None) -> tuple[datetime | None, int | None]:
     if (at is None) == (version is None):
         raise UsageError("--at, --version: expected one of them")
-    moment = None if at is None else parse_time("--at", at)
-    return common.run(show_resource, (business, location, type_, id_), moment, version)
+    return None if at is None else parse_time("--at", at), version
+
+
+@resources.command(name="restore")
+def restore_resource(
+    business: str,
+    location: str,
+    type_: str,
+    id_: str,
+    /,
+    *,
+    at: str | None = None,
+    version: Version | None = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Have a resource be again what it was, by an operation on the stream.
+
+    Parameters
+    ----------
+    at
+        At this time, by RFC 3339; no offset means UTC.
+    version
+        In this version.
+    """
+    from simplu_worker.commands.resources.reading import restore_resource
+
+    names, moment = (business, location, type_, id_), _parse_moment(at, version)
+    return common.run(restore_resource, names, *moment, is_apply=apply, as_json=common.as_json)
+
+
+@resources.command(name="audit")
+def audit_versions(
+    business: str, location: str, type_: str | None = None, /, *, common: CommonOptions = NO_OPTIONS
+) -> int:
+    """Check that no version of a tenant's resources is missing, or was changed after it was written."""
+    from simplu_worker.commands.resources.reading import audit_versions
+
+    return common.run(audit_versions, business, location, type_)
 
 
 @resources.command(name="list")

@@ -154,10 +154,15 @@ def read_input(settings: Settings, file: Path | None, *, is_orders: bool) -> lis
         raise WorkerError(
             f"FILE: {file or 'stdin'} cannot be read: {exc.strerror}; name another file, or pipe the lines to -"
         ) from None
-    now = datetime.now(UTC)
     if is_orders:
         rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
-        return parse_events(text, now=now, new_id=_new_id, rules=rules)
+        return parse_events(text, now=datetime.now(UTC), new_id=_new_id, rules=rules)
+    return parse_operations(settings, text)
+
+
+def parse_operations(settings: Settings, text: bytes) -> list[InputLine]:
+    """Return the lines of *text* as operations; a missing request id or timestamp is filled in."""
+    now = datetime.now(UTC)
     limits = {"max_bytes": settings.operation_max_bytes, "list_limit": settings.list_result_limit}
     key_rule = PartitionKeyRule(settings.kinesis_partition_key)
     return parse_lines(text, now=now, new_id=_new_id, key_rule=key_rule, **limits)
@@ -173,7 +178,13 @@ async def send_operations(
     """
     queue = options.queue if options.orders else None
     require_settings(settings, routes=options.wait, stream=queue is None, queue=queue)
-    lines = read_input(settings, file, is_orders=options.orders)
+    return await send_lines(settings, read_input(settings, file, is_orders=options.orders), options, as_json=as_json)
+
+
+async def send_lines(
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions, *, as_json: bool
+) -> output.Answer:
+    """Put *lines* where their operations or events belong; as `send_operations`."""
     invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
     if invalid and not options.force:
         problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
@@ -308,7 +319,11 @@ class Preview(LineReport, frozen=True, kw_only=True):
 
 async def preview_operations(settings: Settings, file: Path | None, *, is_orders: bool) -> output.Answer:
     """Return the next step of a worker with each line; it fails if one would be refused."""
-    lines = read_input(settings, file, is_orders=is_orders)
+    return await preview_lines(settings, read_input(settings, file, is_orders=is_orders))
+
+
+async def preview_lines(settings: Settings, lines: Sequence[InputLine]) -> output.Answer:
+    """Return the next step of a worker with each of *lines*; as `preview_operations`."""
     homes: Mapping[str, str | Absence] = {}
     logged = FoundOperations({})
     refusals: Mapping[int, Finding] = {}

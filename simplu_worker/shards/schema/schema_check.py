@@ -19,7 +19,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.business_types import History
 from simplu_worker.shards.postgres.errors import foreign_numbers_error, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, sql_files
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count, at_home, quote_name, sql_files
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
@@ -109,11 +109,13 @@ async def write_types(
 
 
 async def _write_histories(connection: Connection, business_type: str, histories: Mapping[str, History]) -> None:
-    """Begin those of *histories* that have not begun, for all tenants of the type that are here."""
+    """Begin those of *histories* that have not begun, for all tenants of the type that are here; note their days."""
     for name, history in histories.items():
-        if not await connection.fetchval(QUERIES["has_history"], business_type, name):
+        status = await connection.execute(QUERIES["keep_history"], business_type, name, history.keep_days)
+        if not affected_count(status):
+            what = history.kept_members, history.keep_days
             await connection.execute(QUERIES["make_history_triggers"])
-            await connection.execute(QUERIES["begin_history"], business_type, name, history.kept_members)
+            await connection.execute(QUERIES["begin_history"], business_type, name, *what)
 
 
 _MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")

@@ -19,7 +19,14 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.business_types import ALL_MEMBERS, BusinessType, History, ResourceType, ViewColumn
+from simplu_worker.operations.business_types import (
+    ALL_MEMBERS,
+    FOREVER,
+    BusinessType,
+    History,
+    ResourceType,
+    ViewColumn,
+)
 from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.schema_judge import Schema, find_schema_problem
 from simplu_worker.shards.postgres.queries import quote_name
@@ -34,6 +41,7 @@ SETTINGS: Final = "settings"  # the resource type of `defaultSettings`
 OWN_NAMES: Final = (SETTINGS, "role")  # of resources that the worker makes for each tenant
 _TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _SQL_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # 63 bytes: NAMEDATALEN
+_DAYS: Final = re.compile(r"[1-9]\d{0,3}d")
 _MEMBER: Final = re.compile(r"[\w$@-][\w$@ -]{0,127}")  # no dot: `public.` is replaced in SQL (`queries.at_home`)
 _MEMBER_TEXT: Final = "1 to 128 letters, digits, _, -, $, @ or spaces"
 _decoder = msgspec.json.Decoder(BusinessType)
@@ -174,7 +182,9 @@ def _list_problems(one: ResourceType) -> Iterator[str]:
 def _history_problems(one: ResourceType) -> Iterator[str]:
     if one.history is None:
         return
-    members = one.history.members
+    members, keep = one.history.members, one.history.keep
+    if keep != FOREVER and not _DAYS.fullmatch(keep):
+        yield f"history: keep: expected {FOREVER}, or 1d to 9999d, got {keep[:64]!r}"
     if members != ALL_MEMBERS and (isinstance(members, str) or not members or not all(map(_MEMBER.fullmatch, members))):
         yield f"history: members: expected all, or a list of members of {_MEMBER_TEXT}"
 

@@ -318,6 +318,7 @@ CREATE TABLE public.history_types (
     resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     type_no smallint NOT NULL,
     members pg_catalog.text[], -- of documents that are kept; null: all
+    keep_days integer, -- of versions that were replaced; null: forever
     PRIMARY KEY (business_type, resource_type)
 );
 
@@ -581,6 +582,61 @@ CROSS JOIN LATERAL (
 WHERE
     (SELECT pg_catalog.has_table_privilege('public.resource_versions'::pg_catalog.regclass, 'INSERT'))
     OR tenants.id = (SELECT pg_catalog.current_setting('simplu.tenant', true));
+
+-- Since when each history is known: before, nothing is told of it.
+CREATE VIEW public.resource_histories WITH (security_barrier) AS
+SELECT
+    tenants.id AS tenant_id, kept.resource_type,
+    greatest(
+        coalesce(
+            (
+                SELECT began.applied_at
+                FROM public.resource_versions AS began
+                WHERE
+                    began.tenant_no = tenants.number AND began.type_no = kept.type_no AND began.resource = ''
+                    AND began.version = 0
+            ),
+            tenants.created_at
+        ),
+        pg_catalog.now() - pg_catalog.make_interval(days => kept.keep_days)
+    ) AS known_from
+FROM public.tenants
+JOIN public.history_types AS kept ON kept.business_type = tenants.business_type
+WHERE
+    (SELECT pg_catalog.has_table_privilege('public.resource_versions'::pg_catalog.regclass, 'INSERT'))
+    OR tenants.id = (SELECT pg_catalog.current_setting('simplu.tenant', true));
+
+-- The resources of a type that a tenant had at a time, for readers. It fails where that is not known.
+CREATE FUNCTION public.simplu_as_of(tenant pg_catalog.text, type pg_catalog.text, at pg_catalog.timestamptz)
+RETURNS TABLE (
+    resource_id pg_catalog.text, version integer, applied_at pg_catalog.timestamptz, document pg_catalog.jsonb
+)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    since timestamptz := (
+        SELECT known_from FROM public.resource_histories WHERE tenant_id = tenant AND resource_type = type
+    );
+BEGIN
+    IF since IS NULL THEN
+        RAISE EXCEPTION '% of tenant % has no history here; set simplu.tenant to the tenant, on its home', type, tenant;
+    ELSIF at < since OR at > clock_timestamp() THEN
+        RAISE EXCEPTION 'expected a time from % until now, got %', since, at;
+    END IF;
+    RETURN QUERY
+    SELECT past.resource_id, past.version, past.applied_at, past.document
+    FROM (
+        SELECT DISTINCT ON (history.resource_key) history.*
+        FROM public.resource_history AS history
+        WHERE
+            history.tenant_id = tenant AND history.resource_type = type
+            AND (history.applied_at <= at OR history.applied_at IS NULL)
+        ORDER BY history.resource_key, history.version DESC
+    ) AS past
+    WHERE past.change IS DISTINCT FROM 'delete';
+END
+$$;
 
 -- How far each stream shard got, as this shard knows it (architecture, idea 8). Positions are written
 -- `number/sub-number`, or TRIM_HORIZON, or SHARD_END. In the same write-ahead log as the effects: what survives of a

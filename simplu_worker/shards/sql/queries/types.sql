@@ -66,9 +66,9 @@ SET
     definition = excluded.definition, digest = excluded.digest, is_applied = excluded.is_applied
 WHERE excluded.is_applied OR NOT known.is_applied;
 
--- name: has_history
--- Whether the history of the resource type $2 of the business type $1 has begun.
-SELECT EXISTS (SELECT FROM public.history_types WHERE business_type = $1 AND resource_type = $2);
+-- name: keep_history
+-- Have the history of the resource type $2 of the business type $1 keep $3 days, if it has begun.
+UPDATE public.history_types SET keep_days = $3 WHERE business_type = $1 AND resource_type = $2;
 
 -- name: make_history_triggers
 -- Unless they are there. Nothing writes resources from here to the end of the transaction.
@@ -83,8 +83,8 @@ WITH name AS (
     ON CONFLICT (name) DO UPDATE SET name = known.name
     RETURNING number, name
 ), type AS (
-    INSERT INTO public.history_types (business_type, resource_type, type_no, members)
-    SELECT $1, $2, name.number, $3::pg_catalog.text[]
+    INSERT INTO public.history_types (business_type, resource_type, type_no, members, keep_days)
+    SELECT $1, $2, name.number, $3::pg_catalog.text[], $4::integer
     FROM name
     WHERE name.name = $2
     RETURNING business_type, resource_type, type_no

@@ -382,7 +382,7 @@ SELECT :number_of_tenant;
 
 -- name: list_histories
 -- What is kept for the business type $1.
-SELECT resource_type, members FROM public.history_types WHERE business_type = $1 ORDER BY resource_type;
+SELECT resource_type, members, keep_days FROM public.history_types WHERE business_type = $1 ORDER BY resource_type;
 
 -- name: copy_versions
 -- With the numbers $7 of the names $6 on the other shard, and that of the tenant, $8.
@@ -459,7 +459,7 @@ CROSS JOIN LATERAL pg_catalog.jsonb_to_record(row.document::pg_catalog.jsonb) AS
 ON CONFLICT (tenant_no, type_no, resource, version) DO NOTHING;
 
 -- name: checksum_versions
--- Of the versions in a range that were applied before $6.
+-- Of the versions in a range that were applied before $6, and that a history keeps for another day.
 SELECT
     pg_catalog.count(*) AS row_count,
     coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
@@ -468,11 +468,37 @@ FROM (
         pg_catalog.concat_ws(
             e'\x01', types.resource_type, pg_catalog.encode(versions.resource, 'hex'), versions.version, versions.kind,
             pg_catalog.encode(versions.digest, 'hex'), coalesce(pg_catalog.encode(versions.request, 'hex'), e'\x02'),
-            names.name, versions.applied_at::pg_catalog.text, coalesce(versions.former::pg_catalog.text, e'\x02')
+            names.name, versions.applied_at::pg_catalog.text,
+            CASE
+                WHEN versions.applied_at <= due.until THEN e'\x02'
+                ELSE coalesce(versions.former::pg_catalog.text, e'\x02')
+            END
         ) AS text
     :versions_in_range
     JOIN public.history_names AS names ON names.number = versions.source_no
-    WHERE versions.applied_at < $6
+    LEFT JOIN LATERAL (
+        SELECT $6::pg_catalog.timestamptz + pg_catalog.make_interval(days => 1 - kept.keep_days) AS until
+        FROM public.tenants
+        JOIN public.history_types AS kept
+            ON kept.business_type = tenants.business_type AND kept.type_no = types.type_no
+        WHERE tenants.id = $1
+        OFFSET 0
+    ) AS due ON true
+    WHERE
+        versions.applied_at < $6
+        AND (
+            due.until IS NULL OR versions.applied_at > due.until OR versions.version = 0
+            OR (
+                versions.kind <> 'd' AND NOT EXISTS (
+                    SELECT
+                    FROM public.resource_versions AS later
+                    WHERE
+                        later.tenant_no = versions.tenant_no AND later.type_no = versions.type_no
+                        AND later.resource = versions.resource AND later.version = versions.version + 1
+                        AND later.applied_at <= due.until
+                )
+            )
+        )
 ) AS hashed;
 
 -- name: may_copy_into
