@@ -16,6 +16,7 @@ from simplu_local.processes.worker_process import WorkerEndedError, WorkerProces
 from simplu_local.stack.stack import Stack
 
 ORDERS = 500
+HISTORIES = ("dental", "gym")  # business types whose resources keep their versions
 STOP_WITHIN_S = 35.0  # SHUTDOWN_GRACE_SECONDS's default, and some seconds for Python's exit
 
 
@@ -34,7 +35,7 @@ async def run_demo(
     *seed* repeats an earlier run's records. Cancelling the demo stops and removes everything.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    load = TrialLoad(operations, seed, "demo", tenants=tenants, orders=ORDERS)
+    load = TrialLoad(operations, seed, "demo", tenants=tenants, orders=ORDERS, histories=HISTORIES)
     console.print(f"starting {shards} Postgres servers, a local AWS, a local Citrus and {replicas} worker(s) …")
     try:
         async with Stack(shards=shards) as stack:

@@ -121,6 +121,7 @@ def result_table(result: TrialResult) -> Table:
         table.add_row(f"rows on {shard}", str(count))
     table.add_row("rows compared", str(report.rows_compared))
     table.add_row("operations compared", str(report.operations_compared))
+    table.add_row("versions compared", str(report.versions_compared))
     style = "bold red" if report.differences else "bold green"
     table.add_row(Text("differences", style), Text(str(len(report.differences)), style))
     table.add_row("operations/s", f"{report.operations_compared / max(result.elapsed_s, 0.001):.0f}")

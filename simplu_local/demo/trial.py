@@ -12,6 +12,7 @@ from typing import Any
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.stack.aws import put_businesses
+from simplu_local.stack.histories import keep_histories
 from simplu_local.verify.comparison import ComparisonReport
 from simplu_local.verify.shard_checker import ApplyProgress, DeadLetterReader, ShardChecker, read_tenant_ids, shard_urls
 from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
@@ -30,7 +31,8 @@ class TrialLoad:
 
     *late_tenants* are registered after half of the records; *unregistered* tenants never. *stress* adds records of
     extreme size and depth. *rate* is the maximum of records a second. *orders* is the number of order events. Records
-    of a share *packed* of the partition keys are put together, as arrays and lines.
+    of a share *packed* of the partition keys are put together, as arrays and lines. The resources of the business types
+    *histories* keep their versions.
     """
 
     operations: int
@@ -45,6 +47,7 @@ class TrialLoad:
     rate: float | None = None
     orders: int = 0
     packed: float = 0.0
+    histories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ class Trial:
         await self._put_businesses(env)
         await create_tenants(sqs, queue_url, self._early, seed=load.seed)
         await self._wait_for_tenants(self._early)
+        if load.histories:
+            await keep_histories(env, load.histories)
         self._phase = "producing"
         self._started_at = clock()
 

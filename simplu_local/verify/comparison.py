@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import TypeVar
 
 from simplu_local.workload.json_values import JsonValue, canonical_text, parse_json
@@ -57,6 +59,19 @@ class StoredOperation:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version of `resource_history`; *document* is jsonb's text, `None` of a delete."""
+
+    tenant_id: str
+    resource_type: str
+    resource_id: str
+    version: int
+    change: str
+    request_id: str | None
+    document: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredTenant:
     """A row of `tenants`."""
 
@@ -69,12 +84,17 @@ class StoredTenant:
 
 @dataclass(slots=True)
 class ShardContent:
-    """The content of one shard; *name* identifies it in reports and contains no secret."""
+    """The content of one shard; *name* identifies it in reports and contains no secret.
+
+    *histories* are the types of businesses and of resources whose versions are kept.
+    """
 
     name: str
     tenants: list[StoredTenant] = field(default_factory=list)
     rows: list[StoredRow] = field(default_factory=list)
     operations: list[StoredOperation] = field(default_factory=list)
+    histories: set[tuple[str, str]] = field(default_factory=set)
+    versions: list[StoredVersion] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +113,7 @@ class ComparisonReport:
     differences: list[str] = field(default_factory=list)
     rows_compared: int = 0
     operations_compared: int = 0
+    versions_compared: int = 0
     succeeded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -124,6 +145,10 @@ def compare(
             operations = [operation for operation in shard.operations if operation.tenant_id == tenant_id]
             report.differences += _row_differences(tenant_id, tenant, rows)
             report.differences += _operation_differences(tenant_id, tenant, operations)
+            versions = [version for version in shard.versions if version.tenant_id == tenant_id]
+            kept = {name for kind, name in shard.histories if kind == tenant.business_type}
+            report.differences += _version_differences(tenant_id, tenant, kept, versions)
+            report.versions_compared += len(versions)
             report.rows_compared += len(rows)
             report.operations_compared += len(operations)
             report.succeeded += sum(operation.status == "succeeded" for operation in operations)
@@ -190,6 +215,33 @@ def _row_differences(tenant_id: str, tenant: TenantModel, stored: Sequence[Store
     expected_derived = Counter((kind, _row_texts(row, tenant)) for kind, row in tenant.derived_rows)
     got_derived = Counter((row.resource_type, _stored_row_texts(row)) for row in derived)
     yield from _compare_values(f"{tenant_id}: resources without ids of their own", expected_derived, got_derived)
+
+
+def _version_differences(
+    tenant_id: str, tenant: TenantModel, kept: AbstractSet[str], stored: Iterable[StoredVersion]
+) -> Iterator[str]:
+    got: defaultdict[tuple[str, str], list[tuple[str, ...]]] = defaultdict(list)
+    for row in sorted(stored, key=lambda row: row.version):
+        document = "" if row.document is None else canonical_text(parse_json(row.document))
+        key = (row.resource_type, row.resource_id)
+        if key != DEFAULT_ROW and not row.resource_id.startswith(DERIVED_ID_PREFIX):
+            got[key].append((str(row.version), row.change, _known_id(row.request_id), document))
+    expected = {
+        key: [
+            (str(number), one.kind, _known_id(one.request_id), "" if one.kind == "delete" else canonical_text(one.data))
+            for number, one in enumerate(versions, 1)
+        ]
+        for key, versions in tenant.versions.items()
+        if key[0] in kept
+    }
+    yield from _key_differences(f"{tenant_id}: history", expected, got)
+    for key, versions in got.items():
+        for wanted, found in zip_longest(expected.get(key, versions), versions, fillvalue=()):
+            yield from _compare_values(f"{tenant_id}: version of {key}", wanted, found)
+
+
+def _known_id(request_id: str | None) -> str:
+    return "" if request_id is None or request_id.startswith(DERIVED_ID_PREFIX) else request_id
 
 
 def _row_texts(row: ModelRow, tenant: TenantModel) -> tuple[str, ...]:

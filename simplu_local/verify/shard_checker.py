@@ -22,6 +22,7 @@ from simplu_local.verify.comparison import (
     StoredOperation,
     StoredRow,
     StoredTenant,
+    StoredVersion,
     compare,
     known_times,
 )
@@ -43,6 +44,12 @@ OPERATIONS_SQL = """
 SELECT tenant_id, request_id, operation, resource_type, resource_id, status, error, result::text AS result,
        requested_at, extract(epoch FROM completed_at - received_at)::float8 AS latency_s
 FROM operations
+"""
+HISTORIES_SQL = "SELECT business_type, resource_type FROM history_types"
+VERSIONS_SQL = """
+SELECT tenant_id, resource_type, resource_id, version, change, request_id, document::text AS document
+FROM resource_history
+WHERE version > 0
 """
 COUNT_SQL = """
 SELECT (SELECT count(*) FROM operations WHERE tenant_id = ANY ($1)),
@@ -236,6 +243,8 @@ async def read_shard(url: str) -> ShardContent:
             content.tenants = [StoredTenant(*row.values()) for row in await connection.fetch(TENANTS_SQL)]
             content.rows = [StoredRow(*row.values()) for row in await connection.fetch(ROWS_SQL)]
             content.operations = [StoredOperation(*row.values()) for row in await connection.fetch(OPERATIONS_SQL)]
+            content.histories = {tuple(row.values()) for row in await connection.fetch(HISTORIES_SQL)}
+            content.versions = [StoredVersion(*row.values()) for row in await connection.fetch(VERSIONS_SQL)]
     finally:
         await connection.close()
     return content

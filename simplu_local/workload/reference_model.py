@@ -78,6 +78,15 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a resource: the change, and the data after it; `None` of a delete."""
+
+    kind: str
+    request_id: str | None
+    data: JsonValue
+
+
+@dataclass(frozen=True, slots=True)
 class LogEntry:
     """One row of `operations`. *error* is `None` when it succeeded; only `read` and `list` have a *result*."""
 
@@ -116,6 +125,7 @@ class TenantModel:
     log: dict[str, LogEntry] = field(default_factory=dict)
     derived: list[LogEntry] = field(default_factory=list)
     derived_rows: list[tuple[str, ModelRow]] = field(default_factory=list)
+    versions: dict[tuple[str, str], list[ModelVersion]] = field(default_factory=dict)  # in order; not of derived rows
 
     def stored_name(self, resource_type: str) -> str:
         """Return the name under which resources are stored that are sent as *resource_type*."""
@@ -188,6 +198,9 @@ class ReferenceModel:
             tenant.rows.pop(key, None)
         else:
             tenant.rows[key] = row
+        if error is None and request.kind in WRITING_KINDS:
+            version = ModelVersion(request.kind, request.request_id, None if row is None else row.data)
+            tenant.versions.setdefault(key, []).append(version)
         return _entry(request, resource_id, error=error, result=result)
 
     def _execute_list(self, tenant: TenantModel, request: OperationRequest) -> LogEntry:

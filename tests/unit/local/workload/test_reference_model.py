@@ -17,6 +17,7 @@ from simplu_local.verify.comparison import (
     StoredOperation,
     StoredRow,
     StoredTenant,
+    StoredVersion,
     compare,
 )
 from simplu_local.workload.json_values import JsonValue
@@ -33,6 +34,7 @@ def test_compare_finds_nothing_when_shards_have_what_models_have() -> None:
     assert report.differences == []
     assert report.operations_compared == workload.model.logged_count()
     assert report.rows_compared == sum(len(shard.rows) for shard in shards)
+    assert report.versions_compared == sum(len(shard.versions) for shard in shards) > 0
     assert sum(report.dead_letters.values()) == len(letters)
 
 
@@ -44,6 +46,12 @@ SPOILT: dict[str, Callable[[list[ShardContent]], object]] = {
     "another error": lambda shards: _put(shards[0].operations, replace(shards[0].operations[-1], error="surprise")),
     "two homes": lambda shards: shards[1].tenants.append(shards[0].tenants[0]),
     "a strange tenant": lambda shards: shards[1].tenants.append(replace(shards[0].tenants[0], tenant_id="who-knows")),
+    "a lost version": lambda shards: shards[0].versions.pop(),
+    "a version too many": lambda shards: shards[0].versions.append(replace(shards[0].versions[-1], version=99)),
+    "another document": lambda shards: _put(shards[0].versions, replace(shards[0].versions[-1], document='{"b": 1}')),
+    "another request": lambda shards: _put(shards[0].versions, replace(shards[0].versions[-1], request_id="other")),
+    "another change": lambda shards: _put(shards[0].versions, replace(shards[0].versions[-1], change="surprise")),
+    "a history that began late": lambda shards: shards[0].versions.clear(),
     "a stray row": lambda shards: shards[1].rows.append(replace(shards[0].rows[-1], tenant_id="who-knows")),
 }
 
@@ -112,6 +120,13 @@ def _fill(shard: ShardContent, tenant_id: str, tenant: TenantModel) -> None:
     for (name, resource_id), row in (tenant.rows | derived).items():
         stored = StoredRow(tenant_id, kind, name, resource_id, _spelt(row.data), row.date, row.last_updated)
         shard.rows.append(stored)
+    shard.histories |= {(kind, name) for name, _ in tenant.versions}
+    shard.versions += [
+        StoredVersion(tenant_id, *key, number, one.kind, one.request_id, None if row is None else _spelt(row))
+        for key, versions in tenant.versions.items()
+        for number, one in enumerate(versions, 1)
+        for row in (one.data if one.kind != "delete" else None,)
+    ]
     named = tenant.log | {f"simplu:{number}": entry for number, entry in enumerate(tenant.derived)}
     shard.operations += [_stored(tenant_id, request_id, entry) for request_id, entry in named.items()]
 
