@@ -42,6 +42,7 @@ from support.rows import fetch, fetch_value
 
 from benchmarks.targets import format_number
 from simplu_local.processes.loopback import poll_until
+from simplu_local.stack.histories import keep_histories
 from simplu_local.workload.workload import Tenant
 
 FILL_SQL = """
@@ -63,6 +64,16 @@ WHERE id = $1 AND tenant_id = $1 AND kind = 'arrival'
 # Of a mover that was killed: the next one need not wait until it counts as killed.
 STOPPED_SQL = "UPDATE transfers SET detail = detail || '{\"stopped\": true}' WHERE tenant_id = $1"
 BEGUN_SQL = "SELECT EXISTS (SELECT FROM operations WHERE tenant_id = $1 AND source = 'kinesis')"
+# Writes of the tenant without a version, and versions without one.
+UNMATCHED_SQL = """
+WITH written AS (
+    SELECT request_id FROM operations
+    WHERE
+        tenant_id = $1 AND status = 'succeeded' AND operation IN ('create', 'update', 'patch', 'delete')
+        AND resource_type LIKE 'type-%'
+), kept AS (SELECT request_id FROM resource_history WHERE tenant_id = $1 AND resource_type LIKE 'type-%')
+(TABLE written EXCEPT TABLE kept) UNION ALL (TABLE kept EXCEPT TABLE written) LIMIT 10
+"""
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
 DISTURBED_REQUEST_S = 0.1  # where no pause is judged: a request takes several milliseconds of processor time
@@ -142,6 +153,7 @@ async def run(arguments: argparse.Namespace) -> int:
         tenant, *others = testbed.tenants_of(testbed.server(0))
         other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
         await fetch(testbed.urls[0], FILL_SQL, tenant.tenant_id, arguments.rows)
+        await keep_histories(testbed.stack.env, {tenant.business_type}, [f"type-{number}" for number in range(TYPES)])
         testbed.start_flow(
             ChainPlan("moving", (tenant,), types=TYPES, resources=2),
             rate=arguments.rate,
@@ -170,6 +182,7 @@ async def run(arguments: argparse.Namespace) -> int:
         differences += await messages.find_differences(
             testbed.urls, testbed.homes[tenant.tenant_id], within_s=APPLIED_WITHIN_S
         )
+        differences += await find_wrong_versions(testbed, tenant)
         control, moving = [await testbed.measure_phase(phase, other_plan, testbed.urls) for phase in testbed.phases]
         if arguments.log is not None:
             arguments.log.write_bytes(testbed.worker.log_path.read_bytes())
@@ -312,6 +325,16 @@ async def find_differences(testbed: Testbed) -> list[str]:
     await asyncio.sleep(SETTLE_S)
     await run_command(testbed, "tenants", "cleanup", "--older-than", "0s", "--apply", "--json")
     return await testbed.find_last_differences(within_s=APPLIED_WITHIN_S, other_types=RESOURCE_TYPES)
+
+
+async def find_wrong_versions(testbed: Testbed, tenant: Tenant) -> list[str]:
+    """Return what is wrong with the history of a tenant: each write has its version, and each version its digest."""
+    unmatched = await fetch(testbed.homes[tenant.tenant_id], UNMATCHED_SQL, tenant.tenant_id)
+    found = [f"a write without a version, or a version without one: {row['request_id']}" for row in unmatched]
+    audit = await run_command(testbed, "resources", "audit", *ids(tenant), "--json")
+    if not audit["versions"]:
+        found.append("no versions")
+    return [*found, *map(str, audit["problems"])]
 
 
 async def start_command(testbed: Testbed, *arguments: str, **env: str) -> asyncio.subprocess.Process:
