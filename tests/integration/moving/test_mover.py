@@ -12,19 +12,21 @@ from msgspec import structs
 from support.moves.failpoints import set_failpoint
 from support.moves.world import OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
-from support.postgres.histories import history_of, keep_history
+from support.postgres.histories import AGE, history_of, keep_history
 from support.postgres.plans import plan_of
 from support.postgres.tenant_cases import fetch, operation
 from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.histories import HistoryRetention
 from simplu_worker.shards.log import note_rejections
 from simplu_worker.shards.postgres import pool as pool_module
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, SupersededError, read_tenant
 from simplu_worker.shards.types import Rejection
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers import QUERIES
 from simplu_worker.transfers.moving.checksums import Comparison, check_former_rows, compare_shards
 from simplu_worker.transfers.moving.mover import Mover
@@ -348,6 +350,30 @@ async def test_rows_are_not_compared_that_are_not_those_of_the_move_any_more(
         await fetch(target, "UPDATE tenants SET epoch = epoch + 1")
     with pytest.raises(PermanentError, match="as of the move"):
         await check_former_rows(source, target, TENANT_ID, await world.arrival("b"))
+
+
+@pytest.mark.slow(0.5)
+async def test_histories_with_days_are_equal_though_one_shard_has_deleted_more(world: World) -> None:
+    source, target = world.shard_pools["a"], world.shard_pools["b"]
+    await fetch(source, "UPDATE resources SET data = '{}' WHERE \"resourceId\" < '5'")
+    await fetch(source, AGE, TENANT_ID)
+    for pool in (source, target):
+        await keep_history(pool, "patient", keep="90d")
+    await world.move()
+
+    counts = await HistoryRetention(world.pools).take_turn()
+
+    assert counts["a"] == 0 < counts["b"]
+
+    async def are_equal() -> bool:
+        kept = timedelta(days=15)
+        found = await compare_shards(source, target, TENANT_ID, utc_now(), live_on_source=False, log_kept=kept)
+        return found.is_equal
+
+    assert await are_equal()
+    for pool in (source, target):
+        await keep_history(pool, "patient")
+    assert not await are_equal()
 
 
 @pytest.mark.slow(0.3)
