@@ -236,7 +236,8 @@ def _version_differences(
     }
     yield from _key_differences(f"{tenant_id}: history", expected, got)
     for key, versions in got.items():
-        for wanted, found in zip_longest(expected.get(key, versions), versions, fillvalue=()):
+        none = ("",) * len(versions[0])
+        for wanted, found in zip_longest(expected.get(key, versions), versions, fillvalue=none):
             yield from _compare_values(f"{tenant_id}: version of {key}", wanted, found)
 
 

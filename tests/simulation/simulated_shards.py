@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
 from itertools import count
@@ -479,6 +479,9 @@ class KnownTime(ShardTime):
 
     def cost_s(self, operation: Operation) -> float:
         return self._cost_s
+
+    def costs_s(self, operations: Iterable[Operation]) -> list[float]:
+        return [self._cost_s for _ in operations]
 
     def batch_cost_s(self, demand: Demand) -> float:
         return self._cost_s * demand.counts.total()

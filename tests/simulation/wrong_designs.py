@@ -746,7 +746,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_EndlessPositions), weather=Weather.FEEDS, seed=29
     ),
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
-        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=16
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=80
     ),
     "the oldest operations of a tenant over its share leave memory": WrongDesign(
         _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=153
